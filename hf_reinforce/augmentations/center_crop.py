@@ -1,0 +1,49 @@
+"""CenterCrop: the crop of evaluation policies."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from hf_reinforce import images, schema
+from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_size
+
+
+@dataclass(frozen=True)
+class CenterCrop(ViewAugmentation):
+    """The central `size` x `size` box; black where the image is smaller. Rounds as torchvision's `CenterCrop`.
+
+    Args:
+        size: side of the box in pixels.
+    """
+
+    size: int = 224
+
+    name: ClassVar[str] = "center_crop"
+    field: ClassVar[str | None] = schema.CROP
+    stage: ClassVar[Stage] = "crop"
+
+    def __post_init__(self) -> None:
+        check_size(self.name, self.size)
+
+    @property
+    def feature(self) -> Any:
+        return schema.BOX
+
+    def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
+        return {
+            "top": self._offset(height),
+            "left": self._offset(width),
+            "height": self.size,
+            "width": self.size,
+        }
+
+    def _offset(self, side: int) -> int:
+        if side < self.size:  # torchvision pads floor(missing / 2) in front
+            return -((self.size - side) // 2)
+        return round((side - self.size) / 2.0)
+
+    def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
+        side = round(self.size * scale)
+        return images.resize(images.crop(image, params), side, side)

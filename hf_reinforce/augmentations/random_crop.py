@@ -1,0 +1,51 @@
+"""RandomCrop with padding, the augmentation of small images (He et al., 2015, section 4.2)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from hf_reinforce import images, schema
+from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_size
+
+
+@dataclass(frozen=True)
+class RandomCrop(ViewAugmentation):
+    """A `size` x `size` box of the image padded with black on every side.
+
+    The box is stored in pixels of the image that the operation sees, so it may lie partly outside. An image that is
+    smaller than `size` even with its padding is centred in the box.
+
+    Args:
+        size: side of the box in pixels.
+        padding: black pixels added on every side.
+    """
+
+    size: int = 32
+    padding: int = 4
+
+    name: ClassVar[str] = "random_crop"
+    field: ClassVar[str | None] = schema.CROP
+    stage: ClassVar[Stage] = "crop"
+
+    def __post_init__(self) -> None:
+        check_size(self.name, self.size)
+        if self.padding < 0:
+            raise ValueError(f"{self.name}: padding must be >= 0, not {self.padding}.")
+
+    @property
+    def feature(self) -> Any:
+        return schema.BOX
+
+    def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
+        top, left = (self._offset(rng, side) for side in (height, width))
+        return {"top": top, "left": left, "height": self.size, "width": self.size}
+
+    def _offset(self, rng: np.random.Generator, side: int) -> int:
+        room = side + 2 * self.padding - self.size
+        return int(rng.integers(0, room + 1)) - self.padding if room >= 0 else (side - self.size) // 2
+
+    def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
+        side = round(self.size * scale)
+        return images.resize(images.crop(image, params), side, side)

@@ -1,0 +1,140 @@
+"""Encoded bytes to uint8 pixels: the only place that decodes, crops and resizes.
+
+Generation and replay both come through here, so a stored target belongs to the very pixels that a student sees.
+An image is a uint8 RGB tensor [3, H, W] in channels-last memory, which is what PIL and the antialiased uint8 resize of
+torch both want.
+"""
+
+import io
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+import xxhash
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from hf_reinforce.schema import MAX_IMAGE_SIDE
+
+Box = dict[str, int]
+Encoded = bytes | memoryview
+
+PIXEL_BACKEND = {"decoder": "pil", "resize": "torch uint8 antialias", "rand_augment": "pil"}
+"""What makes the pixels; recorded in `reinforcement.json`."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used: unreadable, truncated or too large."""
+
+
+def image_hash(encoded: Encoded) -> str:
+    """xxh3-64 of the encoded bytes as 16 hex digits, the key for joining and for checking."""
+    return xxhash.xxh3_64_hexdigest(encoded)
+
+
+def read_encoded(item: dict[str, Any]) -> Encoded:
+    """The encoded bytes of one value of an image column, `{"bytes": ..., "path": ...}`.
+
+    Raises:
+        ImageError: if there are neither bytes nor a readable file.
+    """
+    if item["bytes"] is not None:
+        return item["bytes"]  # type: ignore[no-any-return]
+    try:
+        with fsspec.open(item["path"], "rb") as file:
+            return file.read()  # type: ignore[no-any-return]
+    except (OSError, ValueError, TypeError) as error:
+        raise ImageError(f"the file cannot be read ({error}).") from error
+
+
+def decode(encoded: Encoded) -> Tensor:
+    """Decodes an image file to RGB.
+
+    EXIF orientation is applied; alpha is dropped; grayscale, palette, CMYK and 16-bit images become 8-bit RGB; of an
+    animation the first frame is taken.
+
+    Args:
+        encoded: the bytes of a file in any format that Pillow reads.
+
+    Returns:
+        uint8 tensor [3, H, W], values 0 to 255, channels-last memory.
+
+    Raises:
+        ImageError: if the bytes are not a complete image, or a side exceeds 32,767 pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if max(image.size) > MAX_IMAGE_SIDE:
+                raise ImageError(
+                    f"the image has {image.width}x{image.height} pixels; boxes are stored as int16, "
+                    f"so no side may exceed {MAX_IMAGE_SIDE}."
+                )
+            return from_pil(_to_rgb(ImageOps.exif_transpose(image)))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever their parser runs into
+        raise ImageError(f"the image cannot be decoded ({type(error).__name__}: {error}).") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits of gray, possibly in a 32-bit container: keep the high byte
+        gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """PIL RGB image to a uint8 tensor [3, H, W] in channels-last memory."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 tensor [3, H, W] to a PIL RGB image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def crop(image: Tensor, box: Box) -> Tensor:
+    """Cuts a box; pixels outside of the image are black.
+
+    Args:
+        image: uint8 [3, H, W].
+        box: `top, left, height, width` in pixels; may lie partly or wholly outside.
+
+    Returns:
+        uint8 [3, height, width]; a view of `image` when the box lies inside.
+    """
+    top, left, height, width = box["top"], box["left"], box["height"], box["width"]
+    full_height, full_width = image.shape[-2:]
+    y0, y1 = max(top, 0), min(top + height, full_height)
+    x0, x1 = max(left, 0), min(left + width, full_width)
+    if (y1 - y0, x1 - x0) == (height, width):
+        return image[:, y0:y1, x0:x1]
+    padded = image.new_zeros((height, width, 3)).permute(2, 0, 1)
+    if y1 > y0 and x1 > x0:
+        padded[:, y0 - top : y1 - top, x0 - left : x1 - left] = image[:, y0:y1, x0:x1]
+    return padded
+
+
+def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
+    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width]."""
+    if tuple(image.shape[-2:]) == (height, width):
+        return image
+    mode: Any = InterpolationMode(interpolation)
+    resized: Tensor = F.resize(image, [height, width], interpolation=mode, antialias=True)
+    return resized
+
+
+def scale_box(box: Box, scale: float) -> Box:
+    """A box in pixels of a view, moved to a view `scale` times its size; edges are rounded."""
+    if scale == 1.0:
+        return box
+    top, left = round(box["top"] * scale), round(box["left"] * scale)
+    bottom, right = round((box["top"] + box["height"]) * scale), round((box["left"] + box["width"]) * scale)
+    return {"top": top, "left": left, "height": bottom - top, "width": right - left}

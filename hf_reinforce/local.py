@@ -1,0 +1,26 @@
+"""Names of data sets and models: a Hub id, a folder, or a local copy of what a Hub id names."""
+
+import os
+from pathlib import Path
+
+LOCAL_VARIABLE = "HF_REINFORCE_LOCAL"
+"""Folders, separated as in PATH, that hold local copies of Hub repositories under the last part of their id."""
+
+
+def resolve(name: str) -> str:
+    """Where a Hub id or a folder is to be loaded from.
+
+    Args:
+        name: a folder, or a Hub id such as `uoft-cs/cifar100`.
+
+    Returns:
+        `name` itself if it is a folder; the first `DIR/cifar100` that exists, for `DIR` in the environment variable
+        `HF_REINFORCE_LOCAL`; else `name`, which the Hub clients then look up.
+    """
+    if Path(name).exists():
+        return name
+    for folder in os.environ.get(LOCAL_VARIABLE, "").split(os.pathsep):
+        copy = Path(folder) / name.rsplit("/", 1)[-1]
+        if folder and copy.exists():
+            return str(copy)
+    return name

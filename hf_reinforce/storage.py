@@ -1,0 +1,189 @@
+"""Parquet shards of a reinforced data set, and fast reading of its columns.
+
+A shard is the unit of resumption: it is written to a temporary name, flushed to the disk and renamed, so a file with a
+shard's name is a finished shard.
+"""
+
+import errno
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from hf_reinforce import schema
+
+
+def shard_name(split: str, index: int, num_shards: int | None) -> str:
+    """`train-00000-of-00128.parquet`; without the total when it is not known in advance."""
+    total = "" if num_shards is None else f"-of-{num_shards:05d}"
+    return f"{split}-{index:05d}{total}.parquet"
+
+
+def write_shard(path: Path, table: pa.Table) -> None:
+    """Writes a table as one Parquet file: all of it or nothing.
+
+    Values that come from a codebook are dictionary-encoded (a byte each), class ids plain, boxes split into byte
+    streams; all of it compressed with zstd.
+
+    Raises:
+        OSError: if the disk is full or cannot be written; finished shards are not affected.
+    """
+    leaves = _leaf_paths(table.schema)
+    dictionary = [leaf for leaf in leaves if _encoding(leaf) == "DICTIONARY"]
+    encodings = {leaf: _encoding(leaf) for leaf in leaves if _encoding(leaf) not in ("DICTIONARY", None)}
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(
+                table,
+                file,
+                compression="zstd",
+                compression_level=9,
+                use_dictionary=dictionary,
+                column_encoding=encodings,
+                write_page_index=True,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise OSError(
+            error.errno,
+            f"Shard {path.name} could not be written: {reason}. Finished shards are kept; run the same command again "
+            "to continue.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _leaf_paths(arrow_schema: pa.Schema) -> list[str]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(arrow_schema.empty_table(), sink)
+    parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [parquet.column(index).path for index in range(len(parquet))]
+
+
+def _encoding(leaf: str) -> str | None:
+    parts = leaf.split(".")
+    if parts[0] == schema.TEACHER_LOGITS:
+        return "PLAIN" if schema.LABEL in parts[1:] else "DICTIONARY"
+    if parts[0] == schema.AUGMENTATION_PARAMS:
+        return "BYTE_STREAM_SPLIT" if schema.CROP in parts else "DICTIONARY"
+    return None if parts[0] in (schema.SOURCE_ROW, schema.IMAGE_HASH) else "DICTIONARY"
+
+
+View = Callable[[int], Any]
+
+
+class ColumnReader:
+    """Reads single values of a column from memory-mapped Arrow, without building the rest of the row.
+
+    Args:
+        dataset: any map-style data set; it may have been selected, shuffled or concatenated.
+        column: name of the column.
+        num_samples: when given, the column is a list of this length and `reader(row, slot)` reads one of its items.
+    """
+
+    def __init__(self, dataset: Dataset, column: str, num_samples: int | None = None) -> None:
+        self.column = column
+        self.num_samples = num_samples
+        self._dataset = dataset
+        self._chunks = dataset.data.column(column).chunks
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)]).tolist()
+        indices = dataset._indices  # the only way to see through a selection without copying the data
+        self._indices = None if indices is None else indices.column(0).to_numpy()
+        self._views: dict[int, View] = {}
+
+    def __reduce__(self) -> Any:
+        # A memory-mapped data set travels to a worker as the name of its file; its chunks would travel as copies.
+        return type(self), (self._dataset, self.column, self.num_samples)
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Chunk of a row, and its position in the chunk."""
+        if self._indices is not None:
+            row = int(self._indices[row])
+        chunk = bisect_right(self._starts, row) - 1
+        return chunk, row - self._starts[chunk]
+
+    def __call__(self, row: int, slot: int | None = None) -> Any:
+        chunk, position = self.locate(row)
+        view = self._views.get(chunk)
+        if view is None:
+            array = self._chunks[chunk]
+            view = _view(array) if self.num_samples is None else _view(_list_items(array))
+            self._views[chunk] = view
+        return view(position if slot is None else position * (self.num_samples or 0) + slot)
+
+
+def _list_items(array: Any) -> Any:
+    size = array.type.list_size
+    return array.values.slice(array.offset * size, len(array) * size)
+
+
+def _view(array: Any) -> View:
+    """A function from index to Python value over one Arrow array."""
+    kind = array.type
+    if array.null_count == len(array):
+        return lambda index: None
+    if pa.types.is_struct(kind):
+        value = _struct_view(array)
+    elif pa.types.is_fixed_size_list(kind):
+        item, size = _view(_list_items(array)), kind.list_size
+        value = lambda index: [item(index * size + offset) for offset in range(size)]
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        # memoryview indexing returns Python numbers, several times faster than NumPy scalars
+        numbers: Any = memoryview(np.frombuffer(array.buffers()[1], dtype=kind.to_pandas_dtype()).data)
+        value, start = numbers.__getitem__, array.offset
+        if start:
+            value = numbers[start:].__getitem__
+    elif pa.types.is_boolean(kind):
+        value = _bits(array.buffers()[1], array.offset)
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        value = lambda index: memoryview(array[index].as_buffer())
+    else:
+        return lambda index: array[index].as_py()
+    if array.null_count == 0:
+        return value
+    valid = _bits(array.buffers()[0], array.offset)
+    return lambda index: value(index) if valid(index) else None
+
+
+def _struct_view(array: Any) -> View:
+    fields = [(array.type.field(i).name, _view(array.field(i))) for i in range(array.type.num_fields)]
+    return lambda index: {name: view(index) for name, view in fields}
+
+
+def _bits(buffer: Any, offset: int) -> Callable[[int], bool]:
+    data = memoryview(buffer)
+    return lambda index: bool(data[(offset + index) >> 3] >> ((offset + index) & 7) & 1)
+
+
+def append_reinforcements(old: pa.Table, new: pa.Table) -> pa.Table:
+    """Rows of `old` with the reinforcements of `new` behind their own.
+
+    Raises:
+        ValueError: if the two are not about the same images.
+    """
+    for name in (schema.SOURCE_ROW, schema.IMAGE_HASH):
+        if old.column(name).to_pylist() != new.column(name).to_pylist():
+            raise ValueError(
+                "The images are not those that the existing reinforcements belong to; "
+                "reinforce the same revision of the source, or choose another output folder."
+            )
+    for name in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS):
+        lists = [table.column(name).combine_chunks() for table in (old, new)]
+        sizes = [array.type.list_size for array in lists]
+        values = pa.concat_arrays([_list_items(array) for array in lists])
+        first = np.arange(len(old))[:, None] * sizes[0] + np.arange(sizes[0])
+        second = len(old) * sizes[0] + np.arange(len(old))[:, None] * sizes[1] + np.arange(sizes[1])
+        values = values.take(pa.array(np.concatenate([first, second], axis=1).reshape(-1)))
+        joined = pa.FixedSizeListArray.from_arrays(values, sum(sizes))
+        old = old.set_column(old.column_names.index(name), name, joined)
+    return old

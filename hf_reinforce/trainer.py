@@ -1,0 +1,300 @@
+"""`KDTrainer`: transformers' Trainer with distillation from stored targets, from an online teacher, or none.
+
+The three methods see the same augmentations and differ in one flag, so they can be compared.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from hf_reinforce.dataset import AugmentedDataset, EpochSampler, batch_targets
+from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.schedules import TimmSchedule
+from hf_reinforce.students import student_preprocessing
+from hf_reinforce.targets import sparse_kl, top_k_targets
+from hf_reinforce.teachers import Preprocessing, Teacher
+
+EMA_FILE = "ema.safetensors"
+
+
+@dataclass
+class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments of `KDTrainer`.
+
+    Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
+    (logits of a whole evaluation are never held), `logging_nan_inf_filter=False` (it costs a synchronisation a step).
+
+    Args:
+        method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
+        temperature: temperature of the distillation loss; the paper uses 1.
+        hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
+        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
+        timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
+        timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
+    """
+
+    method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the distillation loss."})
+    hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
+    timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
+    timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be > 0, not {self.temperature}.")
+        if not 0 <= self.hard_label_weight <= 1 or not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                "hard_label_weight must lie in [0, 1] and ema_decay in [0, 1); they are "
+                f"{self.hard_label_weight} and {self.ema_decay}."
+            )
+
+
+METHODS = ("reinforced", "online", "plain")
+
+
+class KDTrainer(Trainer):  # type: ignore[misc]
+    """Trains a student.
+
+    Args:
+        model: the student: a transformers classifier, or a module that maps images [B, 3, S, S] to logits [B, C].
+        args: see `KDTrainingArguments`.
+        train_dataset: a `ReinforcedDataset`, or an `AugmentedDataset` for `plain` and `online`.
+        eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
+        teacher: for `method="online"`.
+        preprocessing: the student's normalisation and input size, default its own at the size of the views.
+        kwargs: as `transformers.Trainer`.
+
+    Raises:
+        ValueError: if the method lacks its teacher, its targets or its labels.
+    """
+
+    loss_is_scaled_for_ga = False
+    data_collator: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: KDTrainingArguments,
+        train_dataset: AugmentedDataset | None = None,
+        eval_dataset: AugmentedDataset | None = None,
+        teacher: Teacher | None = None,
+        preprocessing: Preprocessing | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.method == "online" and teacher is None:
+            raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
+        any_dataset = train_dataset or eval_dataset
+        if any_dataset is not None:
+            kwargs.setdefault("data_collator", any_dataset.collate)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = _RunningMetrics()
+        super().__init__(
+            model=model.to(memory_format=torch.channels_last),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self._preprocessing = preprocessing
+        self.teacher = None if teacher is None else teacher.to(args.device)
+        self.ema: Any = None
+        if args.ema_decay:
+            from timm.utils import ModelEmaV3
+
+            self.ema = ModelEmaV3(model, decay=args.ema_decay)
+            self.add_callback(_EmaCallback(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, AugmentedDataset):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(dataset, seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        # Training batches may be mixed and carry targets; evaluation has a collator of its own.
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        previous, self.data_collator = self.data_collator, getattr(dataset, "collate", self.data_collator)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = previous
+
+    def _images(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The B mixed views of a batch, float, values 0 to 255."""
+        images: Tensor = inputs["pixel_values"].float()
+        if "partner" in inputs:
+            own = images[: len(inputs["partner"])]
+            policy: AugmentationPolicy = self.train_dataset.policy
+            return policy.mix(own, images[inputs["partner"]], inputs)
+        return images
+
+    def _logits(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
+        preprocessing = self._preprocessing or student_preprocessing(model, images.shape[-1])
+        outputs: Any = model(preprocessing(images).contiguous(memory_format=torch.channels_last))
+        return (outputs.logits if hasattr(outputs, "logits") else outputs), outputs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The method's loss on one batch, a mean over its samples."""
+        images = self._images(inputs)
+        logits, outputs = self._logits(model, images)
+        args = self.args
+        if args.method == "plain":
+            loss = self._label_loss(logits, inputs)
+        else:
+            loss = self._distillation_loss(logits, images, inputs)
+            if args.hard_label_weight:
+                loss = (1 - args.hard_label_weight) * loss + args.hard_label_weight * self._label_loss(logits, inputs)
+        return (loss.mean(), outputs) if return_outputs else loss.mean()
+
+    def _label_loss(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if "labels" not in inputs:
+            raise ValueError(
+                f"method={self.args.method!r} with these settings needs labels, and the data set has none."
+            )
+        smoothing = self.args.label_smoothing_factor
+        logits = logits.float()
+        own = F.cross_entropy(logits, inputs["labels"], reduction="none", label_smoothing=smoothing)
+        if "partner" not in inputs:
+            return own
+        other = F.cross_entropy(logits, inputs["partner_labels"], reduction="none", label_smoothing=smoothing)
+        policy: AugmentationPolicy = self.train_dataset.policy
+        share = policy.own_share(inputs)
+        return share * own + (1 - share) * other
+
+    def _distillation_loss(self, logits: Tensor, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if self.args.method == "online":
+            answer = self.teacher(images)  # type: ignore[misc]
+            return sparse_kl(logits, top_k_targets(answer, answer.shape[-1]), self.args.temperature)
+        if "target_label" not in inputs:
+            raise ValueError('method="reinforced" needs a reinforced data set; this one has no stored targets.')
+        return sparse_kl(logits, batch_targets(inputs), self.args.temperature)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss (cross-entropy), logits and labels of an evaluation batch."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits, _ = self._logits(model, self._images(inputs))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels).detach()
+        return (loss, None, None) if prediction_loss_only else (loss, logits.detach(), labels)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.args.timm_optimizer is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from timm.optim import create_optimizer_v2
+
+        self.optimizer = create_optimizer_v2(
+            self.model if model is None else model,
+            opt=self.args.timm_optimizer,
+            lr=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            momentum=0.9,
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.timm_scheduler is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = TimmSchedule(
+            self.optimizer if optimizer is None else optimizer,
+            self.args.timm_scheduler,
+            num_training_steps,
+            self.args.get_warmup_steps(num_training_steps),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # -- exponential moving average -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """The student with its averaged weights, where there are any."""
+        if self.ema is None:
+            yield
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.ema.module.state_dict())
+        try:
+            yield
+        finally:
+            model.load_state_dict(trained)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.compute_metrics, _RunningMetrics):
+            self.compute_metrics.reset()
+        with self._averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the student: with averaged weights, unless it is for a checkpoint, which keeps both."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        with self._averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ema is not None:
+            state = load_file(Path(resume_from_checkpoint) / EMA_FILE, device=str(self.args.device))
+            self.ema.module.load_state_dict(state)
+
+
+class _EmaCallback(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, trainer: KDTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model), step=state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            weights = {
+                name: value.clone().contiguous() for name, value in self.trainer.ema.module.state_dict().items()
+            }
+            save_file(weights, folder / EMA_FILE)
+
+
+class _RunningMetrics:
+    """`compute_metrics` for `batch_eval_metrics=True`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._metrics = ClassificationMetrics()
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        logits, labels = (torch.as_tensor(item) for item in (prediction.predictions, prediction.label_ids))
+        self._metrics.update(logits, labels)
+        return self._metrics.compute() if compute_result else {}

@@ -1,0 +1,90 @@
+"""Reinforces a data set: a teacher looks at many augmentations of every image, and its answers become columns.
+
+    python recipes/reinforce.py recipes/cifar100_plus/reinforce.yaml
+    accelerate launch recipes/reinforce.py --dataset_name ethz/food101 --teacher_name_or_path timm/resnet50.a1_in1k ...
+
+Run the same command again to continue after an interruption, or with a larger --num_samples to add reinforcements.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+
+from arguments import option, parse, required
+
+
+@dataclass
+class ReinforceArguments:
+    dataset_name: str = required("Hub id, folder of Parquet files, or ImageFolder.")
+    teacher_name_or_path: list[str] = required("Hub id or folder of a classifier; several make an ensemble.")
+    output_dir: str = required("Folder of the Hub repository to write; the policy's name becomes its configuration.")
+    dataset_config_name: str | None = option("Hub configuration of the data set.")
+    dataset_revision: str | None = option("Hub revision of the data set.")
+    split: str = option("Split to reinforce.", "train")
+    image_column_name: str | None = option("Image column, default the only one.")
+    label_column_name: str | None = option("Label column, default the only ClassLabel column; '' for none.")
+    teacher_checkpoint: str | None = option("Weights of a teacher that is a bare timm architecture.")
+    teacher_revision: str | None = option("Hub revision of the teachers.")
+    teacher_weights: list[float] = option("Weights of an ensemble, default equal.", [])
+    teacher_temperature: float = option("Temperature of the teacher's softmax.", 1.0)
+    teacher_dtype: str = option("float32, bfloat16 or float16; docs/guide.md says what they cost.", "float32")
+    class_map: str | None = option("identity, or JSON: the teacher's class for each class of the data set.")
+    policy: str = option("Named policy, or a YAML file.", "randaug")
+    image_size: int = option("Side of a view in pixels, for a named policy.", 224)
+    num_samples: int = option("N, reinforcements per image.", 50)
+    top_k: int = option("K, stored classes per reinforcement.", 10)
+    seed: int = option("Seed of the augmentation parameters.", 0)
+    max_samples: int | None = option("Reinforce the first so many rows.")
+    shard_size: int = option("Rows per Parquet file.", 4096)
+    embed_images: bool = option("Store the images too.", False)
+    on_error: str = option("raise, or skip images that cannot be decoded and record them.", "raise")
+    num_workers: int = option("Threads that decode and augment.", 2)
+    batch_size: int = option("Views per forward pass of the teacher.", 64)
+    device: str | None = option("Device of the teacher, default the one of this process.")
+
+
+def main() -> None:
+    (args,) = parse(__doc__, [ReinforceArguments])
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
+    from hf_reinforce import load_policy, load_teacher, reinforce
+    from hf_reinforce.hub import load_source
+
+    try:
+        dataset = load_source(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
+        if args.max_samples is not None:
+            dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+        teacher = load_teacher(
+            args.teacher_name_or_path,
+            checkpoint=args.teacher_checkpoint,
+            revision=args.teacher_revision,
+            weights=args.teacher_weights or None,
+            temperature=args.teacher_temperature,
+        ).to("cpu", args.teacher_dtype)
+        reinforce(
+            dataset,
+            teacher,
+            load_policy(args.policy, args.image_size),
+            args.output_dir,
+            num_samples=args.num_samples,
+            top_k=args.top_k,
+            seed=args.seed,
+            image_column=args.image_column_name,
+            label_column=args.label_column_name,
+            class_map=args.class_map if args.class_map in (None, "identity") else json.loads(args.class_map),
+            source_name=args.dataset_name,
+            source_config=args.dataset_config_name,
+            source_revision=args.dataset_revision,
+            split=args.split,
+            shard_size=args.shard_size,
+            embed_images=args.embed_images,
+            on_error=args.on_error,
+            num_workers=args.num_workers,
+            batch_size=args.batch_size,
+            device=args.device,
+        )
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
