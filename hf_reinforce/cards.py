@@ -1,9 +1,12 @@
 """Dataset cards, rendered from what is in the folder and nothing else."""
 
+import zlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -36,12 +39,11 @@ class Statistics:
 
 def statistics(folder: Path, config: ReinforcementConfig) -> Statistics:
     """Statistics of a configuration; those of the targets are over the first 4,096 rows."""
-    shards = sorted(folder.glob("*.parquet"))
+    shards = sorted(folder.glob("[!.]*.parquet"))
     files = [pq.ParquetFile(shard) for shard in shards]
     label = config.source.label_column
-    columns = [schema.TEACHER_LOGITS, *([label] if label else [])]
-    first = next(files[0].iter_batches(batch_size=_SAMPLE_ROWS, columns=columns))
-    items = first.column(schema.TEACHER_LOGITS).flatten()
+    first = _first_rows(files, [schema.TEACHER_LOGITS, *([label] if label else [])])
+    items = first.column(schema.TEACHER_LOGITS).combine_chunks().flatten()
     value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, config.top_k).astype(np.float64)
     tail = items.field(schema.TAIL).to_numpy().astype(np.float64)
     masses = np.exp(np.concatenate([value, tail[:, None]], axis=1))
@@ -59,11 +61,34 @@ def statistics(folder: Path, config: ReinforcementConfig) -> Statistics:
     )
 
 
+def _first_rows(files: Sequence[pq.ParquetFile], columns: list[str]) -> pa.Table:
+    batches, missing = [], _SAMPLE_ROWS
+    for file in files:
+        for batch in file.iter_batches(batch_size=missing, columns=columns) if file.metadata.num_rows else ():
+            batches.append(batch.slice(0, missing))
+            missing -= len(batches[-1])
+            if missing == 0:
+                return pa.Table.from_batches(batches).combine_chunks()
+    return pa.Table.from_batches(batches).combine_chunks()
+
+
+def _version(folder: Path, config: ReinforcementConfig) -> str:
+    """Three numbers that change with the contents: `datasets` keeps a folder's rows in its cache by them."""
+    digest = zlib.crc32((folder / CONFIG_FILE).read_bytes()) % 1_000_000
+    return f"{config.schema_version}.{config.num_samples}.{digest}"
+
+
 def write_dataset_card(folder: str | Path) -> None:
-    """Writes `README.md` for a folder of configurations, as the Hub wants it.
+    """Writes `README.md` for a folder of configurations: `dataset_card` of all that are finished."""
+    dataset_card(folder).save(Path(folder) / "README.md")
+
+
+def dataset_card(folder: str | Path, config_names: Collection[str] | None = None) -> DatasetCard:
+    """The card of a folder of configurations, as the Hub wants it.
 
     Args:
         folder: holds one subfolder with `reinforcement.json` and Parquet files for each configuration.
+        config_names: the configurations to describe, default all that are finished.
 
     Raises:
         FileNotFoundError: if there is no finished configuration.
@@ -71,7 +96,11 @@ def write_dataset_card(folder: str | Path) -> None:
     folder = Path(folder)
     found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     configs = {path.name: ReinforcementConfig.load(path) for path in found}
-    configs = {name: config for name, config in configs.items() if config.complete}
+    configs = {
+        name: config
+        for name, config in configs.items()
+        if config.complete and (config_names is None or name in config_names)
+    }
     if not configs:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")
     stats = {name: statistics(folder / name, config) for name, config in configs.items()}
@@ -89,12 +118,13 @@ def write_dataset_card(folder: str | Path) -> None:
         configs=[
             {
                 "config_name": name,
+                "version": _version(folder / name, config),
                 "data_files": [{"split": config.source.split, "path": f"{name}/{config.source.split}-*.parquet"}],
             }
             for name, config in configs.items()
         ],
     )
-    card = DatasetCard.from_template(
+    return DatasetCard.from_template(
         data,
         template_path=str(_TEMPLATE),
         configs=configs,
@@ -102,4 +132,3 @@ def write_dataset_card(folder: str | Path) -> None:
         folder_name=folder.resolve().name,
         first=first,
     )
-    card.save(folder / "README.md")

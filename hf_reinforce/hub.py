@@ -1,14 +1,17 @@
-"""Data sets by Hub id or folder: sources, reinforced data sets joined with them, and publishing."""
+"""Data sets by Hub id or folder: sources, and reinforced data sets joined with them."""
 
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
+from hf_reinforce.joining import check_missing, source_positions
 from hf_reinforce.local import resolve
 
 
@@ -25,14 +28,22 @@ def load_source(
         kwargs: further arguments of `datasets.load_dataset`.
 
     Raises:
-        ValueError: if there is no such data set, configuration or split; the message names those there are.
+        ValueError: if there is no such data set, revision, configuration or split, it may not be read or is damaged;
+            the message names what there is, or says what to do.
     """
     path = resolve(name)
     try:
         revision = None if Path(path).exists() else revision
         return datasets.load_dataset(path, config_name, split=split, revision=revision, **kwargs)
     except (FileNotFoundError, ConnectionError) as error:
+        if "gated dataset" in str(error):  # datasets has no class for it, and drops the cause
+            raise ValueError(_gated(name)) from error
         raise ValueError(f"There is no data set {name!r}, neither as a folder nor on the Hub: {error}") from error
+    except DatasetGenerationError as error:
+        raise ValueError(
+            f"A file of {name!r} cannot be read, probably because it was cut short: {error.__cause__ or error} "
+            "Delete it from the cache to download it again, or ask whoever published it to publish it again."
+        ) from error
 
 
 def load_reinforced(
@@ -42,9 +53,13 @@ def load_reinforced(
     source: Dataset | str | None = None,
     revision: str | None = None,
     max_rows: int | None = None,
+    allow_missing: bool = False,
     **kwargs: Any,
 ) -> ReinforcedDataset:
     """A reinforced data set joined with its images.
+
+    The images are found by row, or by their hashes where the source was reordered, filtered or sharded anew. Nothing
+    is copied.
 
     Args:
         name_or_path: Hub id, or a folder that `reinforce` wrote.
@@ -52,18 +67,19 @@ def load_reinforced(
         source: the data set with the images, or the Hub id or folder of it; default the recorded one.
         revision: Hub revision of the reinforced data set.
         max_rows: use the first so many rows.
+        allow_missing: leave out rows whose image is not in the source.
         kwargs: arguments of `ReinforcedDataset`, such as `image_size`, `seed` and `selection`.
 
     Raises:
-        ValueError: if the configuration is missing, unfinished or ambiguous, or the source cannot be found.
+        ValueError: if the configuration is missing, unfinished or ambiguous, if the source or a revision cannot be
+            found or read, or if images are missing; the message says what to do.
     """
     path = resolve(name_or_path)
     config_name, config = _load_config(path, config_name, revision)
     if not config.complete:
         raise ValueError(f"{name_or_path} is not finished; run the command that reinforces it again to complete it.")
     record = config.source
-    local = Path(path).exists()
-    reinforced = datasets.load_dataset(path, config_name, split=record.split, revision=None if local else revision)
+    reinforced = _load_rows(name_or_path, config_name, record.split, revision)
     if max_rows is not None:
         reinforced = reinforced.select(range(min(max_rows, len(reinforced))))
     if config.embed_images:
@@ -74,7 +90,18 @@ def load_reinforced(
         if record.name is None:
             raise ValueError(f"{name_or_path} does not record where its images are; pass source=.")
         source = load_source(record.name, record.config_name, record.split, record.revision)
-    return ReinforcedDataset(reinforced, config, source, **kwargs)
+    positions = source_positions(reinforced, source, config)
+    check_missing(positions, reinforced, config, allow_missing)
+    return ReinforcedDataset(reinforced, config, source, source_rows=positions, **kwargs)
+
+
+def _load_rows(name_or_path: str, config_name: str, split: str, revision: str | None) -> Dataset:
+    folder = Path(resolve(name_or_path)) / config_name
+    if not folder.exists():
+        return load_source(name_or_path, config_name, split, revision)
+    # Known by name and card, a folder could be taken for an earlier one of the same name; known by its files, not.
+    files = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
+    return load_source("parquet", split=split, data_files={split: files})
 
 
 def is_reinforced(name_or_path: str, config_name: str | None = None) -> bool:
@@ -86,56 +113,37 @@ def is_reinforced(name_or_path: str, config_name: str | None = None) -> bool:
 
 
 def _load_config(path: str, config_name: str | None, revision: str | None) -> tuple[str, ReinforcementConfig]:
-    if Path(path).exists():
-        names = sorted(file.parent.name for file in Path(path).glob(f"*/{CONFIG_FILE}"))
-    else:
-        files = HfApi().list_repo_files(path, repo_type="dataset", revision=revision)
+    local = Path(path).exists()
+    try:
+        files = (
+            [f"{file.parent.name}/{file.name}" for file in Path(path).glob(f"*/{CONFIG_FILE}")]
+            if local
+            else HfApi().list_repo_files(path, repo_type="dataset", revision=revision)
+        )
         names = sorted(file.split("/")[0] for file in files if file.count("/") == 1 and file.endswith(CONFIG_FILE))
-    if config_name is None and len(names) == 1:
-        config_name = names[0]
-    if config_name not in names:
-        raise ValueError(f"{path} has the configurations {names}; name one of them with config_name.")
-    if Path(path).exists():
-        return config_name, ReinforcementConfig.load(Path(path) / config_name)
-    file = hf_hub_download(path, f"{config_name}/{CONFIG_FILE}", repo_type="dataset", revision=revision)
+        if config_name is None and len(names) == 1:
+            config_name = names[0]
+        if config_name is None or config_name not in names:
+            raise ValueError(f"{path} has the configurations {names}; name one of them with config_name.")
+        if local:
+            return config_name, ReinforcementConfig.load(Path(path) / config_name)
+        file = hf_hub_download(path, f"{config_name}/{CONFIG_FILE}", repo_type="dataset", revision=revision)
+    except GatedRepoError as error:
+        raise ValueError(_gated(path)) from error
+    except RevisionNotFoundError as error:
+        branches = HfApi().list_repo_refs(path, repo_type="dataset")
+        known = [ref.name for ref in (*branches.branches, *branches.tags)]
+        raise ValueError(f"{path} has no revision {revision!r}; its branches and tags are {known}.") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"There is no data set {path!r}, neither as a folder nor on the Hub. If it is private, log in with "
+            "`hf auth login` first."
+        ) from error
     return config_name, ReinforcementConfig.load(Path(file).parent)
 
 
-def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Uploads a folder that `reinforce` wrote, as it is.
-
-    Files that are already there are not sent again.
-
-    Args:
-        folder: the folder of the repository.
-        repo_id: `owner/name`; created if it does not exist.
-        private: whether a new repository is private.
-        revision: branch to upload to.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ValueError: if the folder holds no finished configuration.
-    """
-    configs = {
-        path.parent.name: ReinforcementConfig.load(path.parent) for path in Path(folder).glob(f"*/{CONFIG_FILE}")
-    }
-    unfinished = [name for name, config in configs.items() if not config.complete]
-    if not configs or unfinished:
-        raise ValueError(f"{folder} has no configuration to publish, or unfinished ones: {unfinished}.")
-    message = "Add " + ", ".join(
-        f"{name} (N={config.num_samples}, K={config.top_k}, {' + '.join(t['name'] for t in config.teachers)})"
-        for name, config in sorted(configs.items())
+def _gated(name: str) -> str:
+    return (
+        f"{name!r} may only be read by those who accepted its conditions: accept them on its page on the Hub, then "
+        "log in with `hf auth login`, or set HF_TOKEN."
     )
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    commit = api.upload_folder(
-        folder_path=folder,
-        repo_id=repo_id,
-        repo_type="dataset",
-        revision=revision,
-        commit_message=message,
-        ignore_patterns=["**/.*", ".*"],
-    )
-    return str(commit.commit_url)

@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import torch
 import xxhash
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -75,6 +75,8 @@ def decode(encoded: Encoded) -> Tensor:
             return from_pil(_to_rgb(ImageOps.exif_transpose(image)))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its own message holds an address in memory
+        raise ImageError("the image cannot be decoded: its bytes are in no format that Pillow reads.") from error
     except Exception as error:  # Pillow's plugins raise whatever their parser runs into
         raise ImageError(f"the image cannot be decoded ({type(error).__name__}: {error}).") from error
 

@@ -48,7 +48,7 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
     axes = figure.subplots(2 * len(positions), views + 1, squeeze=False, height_ratios=[2, 1.1] * len(positions))
     for row, position in enumerate(positions):
         top, bottom = axes[2 * row], axes[2 * row + 1]
-        top[0].imshow(dataset.image(position).permute(1, 2, 0))
+        top[0].imshow(dataset.image(position).permute(1, 2, 0).numpy())
         top[0].set_title(_title(dataset, position), fontsize=8)
         bottom[0].axis("off")
         for slot in range(views):
@@ -85,6 +85,7 @@ def _bars(axis: "object", dataset: ReinforcedDataset, position: int, slot: int) 
 def _describe(params: dict[str, object]) -> str:
     parts = []
     for step in params.get(schema.RAND_AUGMENT) or ():  # type: ignore[attr-defined]
-        parts.append(f"{schema.RAND_AUGMENT_OPERATIONS[step['op']]} {step['magnitude']:.2g}")
+        op, magnitude = schema.RAND_AUGMENT_OPERATIONS[step["op"]], step["magnitude"]
+        parts.append(f"{op} {magnitude:.3g}" if magnitude else op)
     parts += [name for name in (schema.HFLIP, schema.ERASE, schema.MIXUP, schema.CUTMIX) if params.get(name)]
     return "\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)) or "crop"

@@ -23,7 +23,7 @@ class TimmSchedule(torch.optim.lr_scheduler.LRScheduler):
         self._timm, _ = create_scheduler_v2(
             optimizer,
             sched=name,
-            num_epochs=num_training_steps,
+            num_epochs=max(1, num_training_steps - num_warmup_steps),
             decay_epochs=max(1, num_training_steps // 3),
             warmup_epochs=num_warmup_steps,
             warmup_lr=0.0,

@@ -40,15 +40,17 @@ def write_shard(path: Path, table: pa.Table) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            pq.write_table(
-                table,
+            with pq.ParquetWriter(
                 file,
+                table.schema,
                 compression="zstd",
                 compression_level=9,
                 use_dictionary=dictionary,
                 column_encoding=encodings,
                 write_page_index=True,
-            )
+            ) as writer:
+                if len(table):  # readers refuse an empty row group, but not a file without any
+                    writer.write_table(table, row_group_size=len(table))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

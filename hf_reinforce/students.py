@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.local import resolve
-from hf_reinforce.teachers import Preprocessing
 
 WHOLE_IMAGE_SIZE = 160
 """Up to this input size a student sees whole images in evaluation, above it the usual central crop of 0.875."""
@@ -64,6 +64,7 @@ def create_student(
             path,
             revision=revision,
             ignore_mismatched_sizes=True,
+            num_labels=num_labels,  # a timm configuration overlooks the names
             **labels,
             **({"model_args": dict(model_args)} if model_args else {}),
         )

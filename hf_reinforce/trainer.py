@@ -3,27 +3,25 @@
 The three methods see the same augmentations and differ in one flag, so they can be compared.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from hf_reinforce.dataset import AugmentedDataset, EpochSampler, batch_targets
+from hf_reinforce.classifiers import Preprocessing
+from hf_reinforce.dataset import batch_targets
+from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.schedules import TimmSchedule
 from hf_reinforce.students import student_preprocessing
 from hf_reinforce.targets import sparse_kl, top_k_targets
-from hf_reinforce.teachers import Preprocessing, Teacher
-
-EMA_FILE = "ema.safetensors"
+from hf_reinforce.teachers import Teacher
+from hf_reinforce.views import AugmentedDataset, EpochSampler
 
 
 @dataclass
@@ -31,7 +29,9 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     """Arguments of `KDTrainer`.
 
     Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
-    (logits of a whole evaluation are never held), `logging_nan_inf_filter=False` (it costs a synchronisation a step).
+    (logits of a whole evaluation are never held), `max_grad_norm=0` (the recipes of the paper and of timm do not clip,
+    and clipping at 1 turns SGD into something else), `logging_nan_inf_filter=False` (it costs a synchronisation at
+    every step).
 
     Args:
         method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
@@ -48,12 +48,15 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
     timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
     timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
         if self.temperature <= 0:
@@ -106,6 +109,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             kwargs.setdefault("data_collator", any_dataset.collate)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = _RunningMetrics()
+        # Trainer looks for `model.config` when labels are smoothed, which a plain module need not have.
+        smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
         super().__init__(
             model=model.to(memory_format=torch.channels_last),
             args=args,
@@ -113,15 +118,13 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
         self.teacher = None if teacher is None else teacher.to(args.device)
-        self.ema: Any = None
-        if args.ema_decay:
-            from timm.utils import ModelEmaV3
-
-            self.ema = ModelEmaV3(model, decay=args.ema_decay)
-            self.add_callback(_EmaCallback(self))
+        self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -149,7 +152,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         return images
 
     def _logits(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
-        preprocessing = self._preprocessing or student_preprocessing(model, images.shape[-1])
+        student = self.accelerator.unwrap_model(model)
+        preprocessing = self._preprocessing or student_preprocessing(student, images.shape[-1])
         outputs: Any = model(preprocessing(images).contiguous(memory_format=torch.channels_last))
         return (outputs.logits if hasattr(outputs, "logits") else outputs), outputs
 
@@ -232,21 +236,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # -- exponential moving average -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
-        """The student with its averaged weights, where there are any."""
-        if self.ema is None:
-            yield
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        trained = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.ema.module.state_dict())
-        try:
-            yield
-        finally:
-            model.load_state_dict(trained)
+    def _averaged_weights(self) -> Any:
+        """Context in which the student has its averaged weights, where there are any."""
+        return nullcontext() if self.ema is None else self.ema.applied(self.model)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.compute_metrics, _RunningMetrics):
@@ -256,33 +248,27 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the student: with averaged weights, unless it is for a checkpoint, which keeps both."""
-        if _internal_call:
+        if _internal_call and output_dir is not None:  # push_to_hub calls it without a folder
             super().save_model(output_dir, _internal_call)
             return
         with self._averaged_weights():
             super().save_model(output_dir, _internal_call)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # safetensors refuses channels-last memory; PreTrainedModel.save_pretrained sees to it itself
+        if state_dict is None:
+            state_dict = self.accelerator.unwrap_model(self.model).state_dict()
+        super()._save(output_dir, {name: value.contiguous() for name, value in state_dict.items()})
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.ema is not None:
-            state = load_file(Path(resume_from_checkpoint) / EMA_FILE, device=str(self.args.device))
-            self.ema.module.load_state_dict(state)
-
-
-class _EmaCallback(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, trainer: KDTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model), step=state.global_step)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            weights = {
-                name: value.clone().contiguous() for name, value in self.trainer.ema.module.state_dict().items()
-            }
-            save_file(weights, folder / EMA_FILE)
+            self.ema.load(resume_from_checkpoint)
 
 
 class _RunningMetrics:

@@ -69,6 +69,25 @@ def _help(description: str, classes: Sequence[type], further_help: str) -> str:
     return "\n".join([*lines, "", further_help.strip()]).rstrip()
 
 
+def class_map(text: str | None) -> Any:
+    """The value of `--class_map`: nothing, `identity`, or a list or object in JSON.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if text in (None, "identity"):
+        return text
+    import json
+
+    try:
+        found = json.loads(text or "")
+    except ValueError as error:
+        raise ValueError(f"--class_map must be identity, or a list or object in JSON, not {text!r}.") from error
+    if not isinstance(found, (list, dict)):
+        raise ValueError(f"--class_map must be identity, or a list or object in JSON, not {text!r}.")
+    return found
+
+
 def option(help: str, default: Any = None) -> Any:
     """A dataclass field with a help text."""
     if isinstance(default, list):

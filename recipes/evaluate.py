@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import option, parse, required
+from arguments import class_map, option, parse, required
 
 
 @dataclass
@@ -64,8 +64,7 @@ def evaluate(args):
         raise ValueError(f"{args.dataset_name}, split {args.split!r}, has no rows or no labels to evaluate on.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_teacher(args.model_name_or_path, checkpoint=args.model_checkpoint, revision=args.model_revision)
-    class_map = args.class_map if args.class_map in (None, "identity") else json.loads(args.class_map)
-    model = model.with_classes(source.class_names, class_map).to(device)
+    model = model.with_classes(source.class_names, class_map(args.class_map)).to(device)
     # The members of an ensemble look at the same pixels; each resizes them to its own input.
     first = model.members[0].preprocessing
     size = args.image_size or max(member.preprocessing.image_size for member in model.members)

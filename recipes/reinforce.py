@@ -6,11 +6,10 @@
 Run the same command again to continue after an interruption, or with a larger --num_samples to add reinforcements.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 
-from arguments import option, parse, required
+from arguments import class_map, option, parse, required
 
 
 @dataclass
@@ -70,7 +69,7 @@ def main() -> None:
             seed=args.seed,
             image_column=args.image_column_name,
             label_column=args.label_column_name,
-            class_map=args.class_map if args.class_map in (None, "identity") else json.loads(args.class_map),
+            class_map=class_map(args.class_map),
             source_name=args.dataset_name,
             source_config=args.dataset_config_name,
             source_revision=args.dataset_revision,

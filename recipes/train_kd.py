@@ -8,7 +8,7 @@ import json
 import logging
 from dataclasses import dataclass
 
-from arguments import option, parse, required
+from arguments import class_map, option, parse, required
 
 
 @dataclass
@@ -55,6 +55,13 @@ def training_classes() -> list[type]:
 
 
 def main() -> None:
+    try:
+        train_and_evaluate()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def train_and_evaluate():
     data, model_args, args = parse(__doc__, [DataArguments, ModelArguments], training_classes, FURTHER)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
     from transformers import set_seed
@@ -82,7 +89,7 @@ def main() -> None:
     teacher = None
     if model_args.teacher_name_or_path and args.method == "online":
         teacher = load_teacher(model_args.teacher_name_or_path, checkpoint=model_args.teacher_checkpoint)
-        teacher = teacher.with_classes(names, _class_map(model_args.class_map)).to(
+        teacher = teacher.with_classes(names, class_map(model_args.class_map)).to(
             args.device, model_args.teacher_dtype
         )
     trainer = KDTrainer(
@@ -118,7 +125,7 @@ def training_data(data, method, seed):
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
     from hf_reinforce.hub import is_reinforced, load_source
 
-    if is_reinforced(data.dataset_name, data.dataset_config_name):
+    if is_reinforced(data.dataset_name):
         stored = load_reinforced(
             data.dataset_name,
             data.dataset_config_name,
@@ -132,7 +139,9 @@ def training_data(data, method, seed):
         )
         if method == "reinforced":
             return stored
-        return AugmentedDataset(stored.image_source(), stored.policy, data.image_size, seed)
+        fresh = AugmentedDataset(stored.image_source(), stored.policy, data.image_size, seed)
+        fresh.config = stored.config
+        return fresh
     if method == "reinforced" or data.policy is None:
         raise SystemExit(
             f"{data.dataset_name} is not a reinforced data set; reinforce it with recipes/reinforce.py, or choose "
@@ -161,10 +170,6 @@ def evaluation_data(data, train, preprocessing):
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
     policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
     return AugmentedDataset(ImageSource.of(rows, data.image_column_name, data.label_column_name), policy)
-
-
-def _class_map(text):
-    return text if text in (None, "identity") else json.loads(text)
 
 
 if __name__ == "__main__":

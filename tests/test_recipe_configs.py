@@ -7,11 +7,13 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import HfArgumentParser
 
-from hf_reinforce import KDTrainingArguments, load_policy
+from hf_reinforce import AugmentationPolicy, KDTrainingArguments, load_policy
 from hf_reinforce.policies import POLICY_NAMES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-CONFIGS = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "accelerate")
+FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "accelerate")
+POLICIES = [path for path in FILES if path.name == "policy.yaml"]
+CONFIGS = [path for path in FILES if path not in POLICIES]
 TRAINING = ("teacher.yaml", "student.yaml")
 FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")
 VARIANTS = ("rrc", "mixing", "randaug", "mixing_randaug")
@@ -48,10 +50,15 @@ def read(monkeypatch):
 
 
 def test_every_data_set_has_its_files():
-    expected = {"cifar100_plus", "flowers102_plus", "food101_plus"}
-    names = {(folder, name) for folder in expected for name in ("teacher", "reinforce", "student")}
+    names = {(folder, name) for folder in FOLDERS[:3] for name in ("teacher", "reinforce", "student")}
     names |= {("imagenet_plus", name) for name in (*VARIANTS, "student")}
-    assert {(path.parent.name, path.stem) for path in CONFIGS} == names
+    assert {(path.parent.name, path.stem) for path in CONFIGS if path.parent.name in FOLDERS} == names
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=config_id)
+def test_policy_file_is_a_policy(path):
+    policy = load_policy(str(path))
+    assert AugmentationPolicy.from_dict(policy.to_dict()) == policy
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=config_id)
@@ -83,7 +90,7 @@ def test_student_reads_what_reinforce_wrote(folder, read):
     assert data.dataset_config_name in {run.policy for run in written}
 
 
-@pytest.mark.parametrize("folder", [name for name in FOLDERS if name != "imagenet_plus"])
+@pytest.mark.parametrize("folder", FOLDERS[:3])
 def test_reinforce_uses_the_teacher_that_was_trained_on_the_same_data(folder, read):
     data, _, args = read(RECIPES / folder / "teacher.yaml")
     run = read(RECIPES / folder / "reinforce.yaml")

@@ -1,0 +1,39 @@
+"""Accuracy and calibration as an `evaluate` module: `evaluate.load(path of this file)`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+
+from hf_reinforce.metrics import ClassificationMetrics
+
+_DESCRIPTION = "Top-1 and top-5 accuracy, expected calibration error, negative log-likelihood and Brier score."
+_CITATION = "Guo et al., On Calibration of Modern Neural Networks, ICML 2017."
+_INPUTS = """
+Args:
+    predictions: log-probabilities or logits, one list of C floats for each sample.
+    references: class indices.
+    num_bins: equal-width bins of the calibration error.
+Returns:
+    accuracy, accuracy_top5, ece in [0, 1]; nll in nats; brier in [0, 2]; num_samples.
+"""
+
+
+class ClassificationCalibration(evaluate.Metric):  # type: ignore[misc]
+    """`ClassificationMetrics` behind the interface of `evaluate`."""
+
+    def _info(self) -> Any:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any, num_bins: int = 15) -> dict[str, float]:
+        metrics = ClassificationMetrics(num_bins)
+        metrics.update(torch.as_tensor(predictions), torch.as_tensor(references))
+        return metrics.compute()

@@ -1,0 +1,231 @@
+"""Reads archives of the original implementation (apple/ml-dr) without running anything that is inside them.
+
+An archive is a tar, a tar.gz or an extracted folder with one `{index}.pth.tar` for each image and a `config.pth.tar`.
+Each of these is a pickle, usually inside a zip that `torch.save` made. A pickle can name any importable function and
+have it called; here the names are looked up in a list of two, which build NumPy numbers, and every other name is
+refused. No member is ever written to the disk.
+"""
+
+import gzip
+import io
+import os
+import pickle
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MAX_RECORD_BYTES = 2**28
+"""Most that one file may hold, compressed or not. The largest published ones, N = 8000, hold about 2 MB."""
+
+_MEMBER = re.compile(r"(?:(\d{1,18})|config)\.pth\.tar")
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_END_OF_TAR = bytes(1024)
+_FORMATS = {
+    **{"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+    **{"f2": "e", "f4": "f", "f8": "d"},
+}  # NumPy's codes of numbers, and those of struct
+
+
+class UnsafePickleError(ValueError):
+    """A file that asks for a class or function that data doesn't need."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive.
+
+    Attributes:
+        name: archive and name inside it, for messages.
+        folder: folder inside the archive.
+        index: index of the image; None for the configuration.
+        data: contents.
+    """
+
+    name: str
+    folder: str
+    index: int | None
+    data: bytes
+
+
+class _Dtype:
+    """Stands for the dtype of a NumPy number."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: Any) -> None:
+        if not isinstance(code, str) or code not in _FORMATS:
+            raise UnsafePickleError(f"it asks for the NumPy dtype {code!r}; only numbers are read.")
+        self.code, self.order = _FORMATS[code], "<"
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", "|", ">"):
+            raise ValueError(f"unknown byte order {state[1]!r}")
+        self.order = ">" if state[1] == ">" else "<"
+
+
+class _MakeDtype:
+    """Stands for `numpy.dtype`. An instance, not a class or function, so a pickle cannot set attributes on it."""
+
+    __slots__ = ()
+
+    def __call__(self, code: Any, *flags: Any) -> _Dtype:
+        return _Dtype(code)
+
+
+class _MakeScalar:
+    """Stands for NumPy's `scalar`, and answers with a Python number."""
+
+    __slots__ = ()
+
+    def __call__(self, dtype: Any, data: Any) -> int | float | bool:
+        if type(dtype) is not _Dtype or type(data) is not bytes:
+            raise UnsafePickleError("it asks for a NumPy scalar that is not a number.")
+        number: int | float | bool = struct.unpack(dtype.order + dtype.code, data)[0]
+        return number
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _MakeDtype(),
+    ("numpy.core.multiarray", "scalar"): _MakeScalar(),
+    ("numpy._core.multiarray", "scalar"): _MakeScalar(),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise UnsafePickleError(
+                f"it asks for {module}.{name}, which such data does not need. It was not called; do not open this "
+                "archive with torch.load, joblib or pickle either."
+            )
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafePickleError(f"it asks for a tensor's storage {str(pid)[:80]!r}; records hold plain numbers.")
+
+
+def safe_load(data: bytes, name: str) -> Any:
+    """The object in a file of `torch.save` (zip or legacy) or `joblib.dump`, made of plain containers and numbers.
+
+    Args:
+        data: contents of the file.
+        name: its name, for messages.
+
+    Raises:
+        UnsafePickleError: if it asks for any class or function but NumPy's numbers; the message names it.
+        ValueError: if it is no such file.
+    """
+    try:
+        if data[:4] == b"PK\x03\x04":
+            return _Unpickler(io.BytesIO(_zip_entry(data))).load()
+        if data[:1] == b"\x78":  # joblib.dump(compress=True)
+            inflate = zlib.decompressobj()
+            data = inflate.decompress(data, MAX_RECORD_BYTES)
+            if not inflate.eof:
+                raise ValueError("the compressed data are incomplete or too large")
+        file = io.BytesIO(data)
+        value = _Unpickler(file).load()
+        if value == _TORCH_MAGIC:  # the legacy format: magic, protocol, system, and then the object
+            _Unpickler(file).load(), _Unpickler(file).load()
+            value = _Unpickler(file).load()
+        return value
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{name} is refused: {error}") from error
+    except Exception as error:  # a damaged pickle raises whatever its opcodes run into
+        raise ValueError(
+            f"{name} cannot be read: it is damaged, or was not written by torch.save or joblib.dump "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _zip_entry(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        entries = [info for info in file.infolist() if PurePosixPath(info.filename).name == "data.pkl"]
+        if len(entries) != 1 or entries[0].file_size > MAX_RECORD_BYTES:
+            raise ValueError(f"{len(entries)} entries named data.pkl, or one above {MAX_RECORD_BYTES} bytes")
+        return file.read(entries[0])
+
+
+def read_members(path: Path, skip: int = 0, only_config: bool = False) -> Iterator[Member]:
+    """The records and configurations of an archive, in its order, one at a time.
+
+    Args:
+        path: tar, tar.gz or an extracted folder.
+        skip: leave out so many records from the start.
+        only_config: leave out all records.
+
+    Raises:
+        ValueError: if it is no archive, is truncated, or has a record that is a link, unusually large, or whose name
+            leads out of the archive.
+    """
+    source = _folder_files(path) if path.is_dir() else _tar_files(path)
+    for name, size, read in source:
+        match = _MEMBER.fullmatch(PurePosixPath(name).name)
+        if match is None:
+            continue
+        index = None if match[1] is None else int(match[1])
+        if index is not None and (only_config or skip > 0):
+            skip -= 1
+            continue
+        if size > MAX_RECORD_BYTES:
+            raise ValueError(f"{path}: {name} has {size} bytes, more than the {MAX_RECORD_BYTES} that are read.")
+        yield Member(f"{path.name}: {name}", str(PurePosixPath(name).parent), index, read())
+
+
+def _folder_files(path: Path) -> Iterator[tuple[str, int, Any]]:
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.is_symlink() and _MEMBER.fullmatch(name):
+                raise ValueError(f"{file} is a link; records must be files.")
+            if file.is_file():
+                yield file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes
+
+
+def _tar_files(path: Path) -> Iterator[tuple[str, int, Any]]:
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(open(path, "rb"))
+            compressed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if compressed:  # gzip must be read from front to back, without ever going back
+                stream = stack.enter_context(gzip.GzipFile(fileobj=raw))
+                tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+            else:
+                tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # a tar file remembers all its members, which are millions
+                parts = PurePosixPath(member.name)
+                if _MEMBER.fullmatch(parts.name) is None:
+                    continue
+                if not member.isreg() or parts.is_absolute() or ".." in parts.parts:
+                    raise ValueError(
+                        f"{path}: {member.name!r} is a link or device, or its name leads out of the archive; "
+                        "published archives hold nothing of the kind, so this one is refused."
+                    )
+                yield member.name, member.size, _reader(tar, member)
+            if compressed:
+                while stream.read(2**20):  # up to the checksum
+                    pass
+            else:
+                raw.seek(-min(len(_END_OF_TAR), raw.seek(0, os.SEEK_END)), os.SEEK_END)
+                if raw.read() != _END_OF_TAR:
+                    raise EOFError("the end-of-archive mark is missing")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated, damaged or no tar archive; download it again ({error}).") from error
+
+
+def _reader(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
+    def read() -> bytes:
+        file = tar.extractfile(member)
+        return b"" if file is None else file.read()
+
+    return read

@@ -1,0 +1,255 @@
+"""Records of the original implementation (apple/ml-dr) as columns: parameters and probabilities.
+
+`docs/import.md` says how its semantics are carried over. Columns are NumPy arrays over records: `field` holds the
+values, `field?` whether there are any, and `partner/field` those of a mixed image's partner.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from hf_reinforce import schema
+from hf_reinforce.augmentations import (
+    HorizontalFlip,
+    MixUp,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+    ViewAugmentation,
+)
+from hf_reinforce.ml_dr_config import TRANSFORMS, WITHOUT_PARAMETERS
+from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.targets import Targets, encode
+
+Columns = dict[str, NDArray[Any]]
+
+PARTNER = "partner/"
+_FLOOR = 1e-7
+"""Smallest mass of the classes outside of the top k: the error of a sum of float32 probabilities."""
+
+_NAMES = {cls: name for name, (cls, _, _) in TRANSFORMS.items()}
+_OP_INDEX = {name: index for index, name in enumerate(schema.RAND_AUGMENT_OPERATIONS)}
+
+
+def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tuple[int, Columns]:
+    """One image's record, `(index, [{"params": ..., "prob": ...}] * N)`, checked, as columns over its reinforcements.
+
+    Returns:
+        The index of the image in the original's data set, and the columns.
+
+    Raises:
+        ValueError: if it is no such record, or not one of this policy and so many classes.
+    """
+    try:
+        index, items = value
+        params, probs = [item["params"] for item in items], [item["prob"] for item in items]
+        if type(index) is not int or not params or any(len(item) != 2 for item in items):
+            raise ValueError("it is no index with a list of params and prob")
+        own, partner, mix, ids = (_compressed if isinstance(params[0], list) else _uncompressed)(params, policy)
+        columns: Columns = {schema.PARTNER_ROW: np.array([-1 if i is None else i for i in ids])}
+        paired = columns[schema.PARTNER_ROW] >= 0
+        if columns[schema.PARTNER_ROW].dtype.kind != "i" or any(i is not None and i < 0 for i in ids):
+            raise ValueError("the index of a partner is not a natural number")
+        for operation in policy.view_operations:
+            columns |= _view_columns(operation, own[operation.name], "", policy.image_size)
+            if policy.mix_operations:
+                columns |= _view_columns(operation, partner[operation.name], PARTNER, policy.image_size)
+                if operation.stage == "crop" and not np.array_equal(columns[f"{PARTNER}{schema.CROP}?"], paired):
+                    raise ValueError("a mixed image has no crop of its partner")
+        mixed = np.zeros(len(items), dtype=bool)
+        for mixing in policy.mix_operations:
+            found = _mix_columns(mixing, mix[mixing.name], policy.image_size)
+            columns |= found
+            mixed |= found[f"{mixing.field}?"]
+        if not columns[f"{schema.CROP}?"].all() or not np.array_equal(mixed, paired):
+            raise ValueError("a crop is missing, or a partner is named where nothing is mixed, or the reverse")
+        return index, columns | _target_columns(probs, num_classes)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"it does not have the expected structure ({type(error).__name__}: {error})") from error
+
+
+Parsed = tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]], dict[str, Sequence[Any]], Sequence[Any]]
+
+
+def _compressed(params: list[Any], policy: AugmentationPolicy) -> Parsed:
+    """Positional parameters: the partner's index in policies that mix, then a value or a pair for each transform."""
+    views, mixing = [op.name for op in policy.view_operations], [op.name for op in policy.mix_operations]
+    width = len(views) + len(mixing) + bool(mixing)
+    if {len(item) for item in params} != {width}:
+        raise ValueError(
+            f"it has {len(params[0])} parameters where policy {policy.name!r} stores {width}, "
+            "so it was made with another policy"
+        )
+    columns: list[Sequence[Any]] = list(zip(*params, strict=True))
+    if not mixing:
+        return dict(zip(views, columns, strict=True)), {}, {}, [None] * len(params)
+    ids, columns = columns[0], columns[1:]
+    pairs = [
+        [(value, None) if i is None else value for i, value in zip(ids, column, strict=True)]
+        for column in columns[: len(views)]
+    ]
+    own: dict[str, Sequence[Any]] = {name: [a for a, _ in column] for name, column in zip(views, pairs, strict=True)}
+    partner: dict[str, Sequence[Any]] = {
+        name: [b for _, b in column] for name, column in zip(views, pairs, strict=True)
+    }
+    return own, partner, dict(zip(mixing, columns[len(views) :], strict=True)), ids
+
+
+def _uncompressed(params: list[Any], policy: AugmentationPolicy) -> Parsed:
+    """Parameters by name, each with the value of the image and that of the partner, whether it is mixed or not."""
+    mixing = [op.name for op in policy.mix_operations]
+    names = {op.name: _NAMES[type(op)] for op in policy.view_operations}
+    known = {*names.values(), *mixing, *WITHOUT_PARAMETERS, *(["id2"] if mixing else [])}
+    for item in params:
+        if not item.keys() <= known:
+            raise ValueError(f"it has parameters of {sorted(item.keys() - known)}, which {policy.name!r} does not use")
+    mix: dict[str, Sequence[Any]] = {name: [item[name] for item in params] for name in mixing}
+    if schema.CUTMIX in mix:
+        mix[schema.CUTMIX] = [None if v is None else [v[0], *v[1]] for v in mix[schema.CUTMIX]]
+    mixed = [any(item[name] is not None for name in mixing) for item in params]
+    own: dict[str, Sequence[Any]] = {name: [item[key][0] for item in params] for name, key in names.items()}
+    partner: dict[str, Sequence[Any]] = {
+        name: [item[key][1] if m else None for item, m in zip(params, mixed, strict=True)]
+        for name, key in names.items()
+    }
+    for column in (own, partner):
+        if RandAugment.name in column:
+            column[RandAugment.name] = [
+                None if steps is None else [(_OP_INDEX[op], magnitude) for op, magnitude in steps]
+                for steps in column[RandAugment.name]
+            ]
+    return own, partner, mix, [item["id2"] if m else None for item, m in zip(params, mixed, strict=True)]
+
+
+def _numbers(
+    what: str, values: Sequence[Any], shape: tuple[int, ...], kinds: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values that may be None as an array [R, *shape], and which of them are not."""
+    valid = np.fromiter((value is not None for value in values), bool, len(values))
+    array = np.array([value for value in values if value is not None]) if valid.any() else np.zeros((0, *shape), int)
+    if array.shape[1:] != shape or (array.dtype.kind not in kinds and valid.any()):
+        raise ValueError(f"{what} is not {' x '.join(map(str, shape)) or 'one'} of the expected type")
+    if valid.all():
+        return array, valid
+    result = np.zeros((len(values), *shape), array.dtype)
+    result[valid] = array
+    return result, valid
+
+
+def _view_columns(operation: ViewAugmentation, values: Sequence[Any], prefix: str, image_size: int) -> Columns:
+    name, low, high = operation.name, 0, image_size
+    if isinstance(operation, Resize):
+        sizes = {tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in values if v is not None}
+        if not sizes <= {(operation.size,), (operation.size, operation.size)}:
+            raise ValueError(f"it was resized to {sizes}, not to {operation.size} pixels")
+        return {}
+    if isinstance(operation, HorizontalFlip):
+        array, valid = _numbers(name, values, (), "b")
+        return {f"{prefix}{schema.HFLIP}": array.astype(bool), f"{prefix}{schema.HFLIP}?": valid}
+    if isinstance(operation, RandAugment):
+        array, valid = _numbers(name, values, (operation.num_ops, 2), "if")
+        ops = array[..., 0]
+        if not np.isfinite(array).all() or ((ops < 0) | (ops >= len(_OP_INDEX)) | (ops != np.floor(ops))).any():
+            raise ValueError(f"an operation of {name} is not one of 0 to {len(_OP_INDEX) - 1}, or has no magnitude")
+        return {f"{prefix}{schema.RAND_AUGMENT}": array, f"{prefix}{schema.RAND_AUGMENT}?": valid}
+    if isinstance(operation, RandomCrop):
+        offsets, valid = _numbers(name, values, (2,), "i")
+        array = np.concatenate([offsets - operation.padding, np.full_like(offsets, operation.size)], axis=1)
+        low, high = -operation.padding, schema.MAX_IMAGE_SIDE
+    else:
+        array, valid = _numbers(name, values, (4,), "i")
+    if isinstance(operation, RandomResizedCrop):
+        high = schema.MAX_IMAGE_SIDE
+    if isinstance(operation, RandomErasing):
+        valid = valid & (array[:, 0] != -1)  # no box was found
+    boxes = array[valid]
+    if (boxes[:, :2] < low).any() or (boxes[:, 2:] < 1).any() or (boxes[:, :2] + boxes[:, 2:] > high).any():
+        raise ValueError(f"a box of {name} lies outside of {low} to {high} pixels")
+    return {f"{prefix}{operation.field}": array, f"{prefix}{operation.field}?": valid}
+
+
+def _mix_columns(operation: Any, values: Sequence[Any], image_size: int) -> Columns:
+    if isinstance(operation, MixUp):
+        array, valid = _numbers(operation.name, values, (), "if")
+        if not ((array >= 0) & (array <= 1)).all():
+            raise ValueError("a weight of mixup does not lie in [0, 1]")
+        return {operation.field: array[:, None], f"{operation.field}?": valid}
+    array, valid = _numbers(operation.name, values, (5,), "if")
+    edges = array[:, 1:]  # x is the row and y the column: top, left, bottom, right
+    if (edges != np.floor(edges)).any() or not ((edges >= 0) & (edges <= image_size)).all():
+        raise ValueError(f"a box of cutmix lies outside of 0 to {image_size} pixels")
+    edges = edges.astype(np.int64)
+    if (edges[:, 2:] < edges[:, :2]).any():
+        raise ValueError("a box of cutmix has a negative side")
+    boxes = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
+    return {operation.field: boxes, f"{operation.field}?": valid}
+
+
+def _target_columns(probs: list[Any], num_classes: int) -> Columns:
+    """Top k sorted by probability (ties by class), and the logarithms of the probabilities and of the rest."""
+    p, label = np.array([pair[0] for pair in probs]), np.array([pair[1] for pair in probs])
+    if any(len(pair) != 2 for pair in probs) or p.ndim != 2 or p.shape != label.shape or label.dtype.kind != "i":
+        raise ValueError("prob is not a list of probabilities with as many classes, of the same length everywhere")
+    if ((label < 0) | (label >= num_classes)).any():
+        raise ValueError(f"it has class {label.max()}, but there are {num_classes} classes")
+    if p.dtype.kind not in "if" or not ((p >= 0) & (p <= 1.001)).all() or (p.sum(axis=1) > 1.001).any():
+        raise ValueError("its probabilities do not lie in [0, 1] or sum to more than 1")
+    by_class = label.argsort(axis=1)
+    p, label = np.take_along_axis(p, by_class, 1), np.take_along_axis(label, by_class, 1)
+    if (label[:, 1:] == label[:, :-1]).any():
+        raise ValueError("it names a class twice")
+    order = (-p).argsort(axis=1, kind="stable")
+    p, label = np.take_along_axis(p, order, 1), np.take_along_axis(label, order, 1)
+    tail = np.log(np.maximum(1.0 - p.sum(axis=1), _FLOOR)) if p.shape[1] < num_classes else np.full(len(p), -np.inf)
+    value = np.log(np.clip(p, 1e-30, 1.0))
+    return {schema.LABEL: label, schema.VALUE: value.astype(np.float32), schema.TAIL: tail.astype(np.float32)}
+
+
+def params_array(columns: Columns, kind: Any, prefix: str = "") -> pa.StructArray:
+    """The `augmentation_params` structs, of Arrow type `kind`."""
+    arrays = []
+    for field in kind:
+        if field.name == schema.PARTNER_ROW:
+            rows = columns[schema.PARTNER_ROW]
+            arrays.append(pa.array(rows, pa.int64(), mask=rows < 0))
+        elif field.name == schema.PARTNER_PARAMS:
+            arrays.append(params_array(columns, field.type, PARTNER))
+        else:
+            values, missing = columns[prefix + field.name], ~columns[f"{prefix}{field.name}?"]
+            arrays.append(_leaf(values, missing, field.type))
+    unmixed = pa.array(columns[schema.PARTNER_ROW] < 0) if prefix else None
+    return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=unmixed)
+
+
+def _leaf(values: NDArray[Any], missing: NDArray[np.bool_], kind: Any) -> pa.Array:
+    if pa.types.is_boolean(kind):
+        return pa.array(values, mask=missing)
+    if pa.types.is_fixed_size_list(kind):
+        steps = _structs(values.reshape(-1, values.shape[-1]), kind.value_type, None)
+        return pa.FixedSizeListArray.from_arrays(steps, type=kind, mask=pa.array(missing))
+    return _structs(values, kind, pa.array(missing))
+
+
+def _structs(values: NDArray[Any], kind: Any, missing: pa.Array | None) -> pa.StructArray:
+    arrays = [pa.array(values[:, i].astype(field.type.to_pandas_dtype())) for i, field in enumerate(kind)]
+    return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=missing)
+
+
+def logits_array(columns: Columns, kind: Any) -> pa.StructArray:
+    """The `teacher_logits` structs, of Arrow type `kind`; rounded to the codebook."""
+    exact = (torch.from_numpy(columns[name]) for name in (schema.LABEL, schema.VALUE, schema.TAIL))
+    stored = encode(Targets(*exact))
+    label_type, value_type = kind.field(schema.LABEL).type, kind.field(schema.VALUE).type
+    label = stored.label.numpy().astype(label_type.value_type.to_pandas_dtype()).reshape(-1)
+    arrays = [
+        pa.FixedSizeListArray.from_arrays(pa.array(label), type=label_type),
+        pa.FixedSizeListArray.from_arrays(pa.array(stored.value.numpy().reshape(-1)), type=value_type),
+        pa.array(stored.tail.numpy()),
+    ]
+    return pa.StructArray.from_arrays(arrays, fields=list(kind))

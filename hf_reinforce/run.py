@@ -1,0 +1,258 @@
+"""One run of `reinforce`: which shards are there, which are missing, and the files beside them."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from hf_reinforce import images, schema
+from hf_reinforce.cards import write_dataset_card
+from hf_reinforce.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
+from hf_reinforce.pixels import check_reference, reference_view
+from hf_reinforce.preview import write_preview
+from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
+from hf_reinforce.reinforcer import Reinforcer
+from hf_reinforce.storage import append_reinforcements, shard_name, write_shard
+
+logger = logging.getLogger(__name__)
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+
+_SKIPPED = b"hf_reinforce.skipped"
+_REFERENCE_VIEWS = 4
+
+
+def _num_samples(shard: Path) -> int:
+    return int(pq.read_schema(shard).field(schema.TEACHER_LOGITS).type.list_size)
+
+
+class Run:
+    """One call of `reinforce`: the shards that are there, those that are missing, and the files beside them."""
+
+    def __init__(
+        self,
+        dataset: AnyDataset,
+        reinforcer: Reinforcer,
+        config: ReinforcementConfig,
+        folder: Path,
+        existing: ReinforcementConfig | None,
+    ) -> None:
+        self.dataset, self.reinforcer, self.config = dataset, reinforcer, config
+        self.folder, self.existing = folder, existing
+        self.existing_samples = config.num_samples if existing is None else existing.num_samples
+        self.extending = self.existing_samples < config.num_samples
+        # New reinforcements are collected here, so that the folder holds a complete data set at any time.
+        self.staging = folder / f".num_samples-{config.num_samples}"
+        num_rows = config.source.num_rows
+        self.num_shards = None if num_rows is None else -(-num_rows // config.shard_size)
+        shuffled = config.shuffled and num_rows is not None
+        self.order: NDArray[np.int64] | None = shuffled_rows(config.seed, num_rows) if shuffled else None  # type: ignore[arg-type]
+
+    def check(self) -> None:
+        """Refuses a folder that holds something else."""
+        if self.existing is None:
+            return
+        different = self.config.differences(self.existing)
+        if different:
+            raise ValueError(
+                f"{self.folder} holds a reinforced data set that was made differently: {'; '.join(different)} "
+                "(asked for, not what is there). Choose another output folder, or ask for the same."
+            )
+        # What is added must come out as what is there did.
+        for stored, view in zip(self.existing.pixels.reference_views, self._reference_views(), strict=False):
+            check_reference(self.existing.pixels, stored, view.checksum)
+        if self.config.num_samples < self.existing_samples:
+            raise ValueError(
+                f"{self.folder} already has {self.existing_samples} reinforcements per image; num_samples can be "
+                f"raised but not lowered to {self.config.num_samples}."
+            )
+        lengths = {_num_samples(shard) for shard in self._shard_files()}
+        unfinished = max(lengths, default=self.existing_samples)
+        if unfinished > self.existing_samples and unfinished != self.config.num_samples:
+            raise ValueError(
+                f"{self.folder} was interrupted while reinforcements were added; finish that first with "
+                f"num_samples={unfinished}."
+            )
+        if self.extending and not self.existing.complete:
+            raise ValueError(
+                f"{self.folder} is not complete yet; finish it with num_samples={self.existing_samples} before "
+                "adding reinforcements."
+            )
+
+    def _shard_files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.config.source.split}-*.parquet"))
+
+    def start(self) -> None:
+        """Makes the folder with its configuration; clears what a killed run has left half-written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.rglob(".*.tmp-*"):
+            path.unlink()
+        if self.existing is None:
+            pixels = replace(self.config.pixels, reference_views=self._reference_views())
+            replace(self.config, pixels=pixels).save(self.folder)
+
+    def _reference_views(self) -> tuple[ReferenceView, ...]:
+        head = next(iter(self.dataset.with_format("arrow").iter(batch_size=PARTNER_BLOCK)), None)
+        if head is None:
+            raise ValueError(f"The split {self.config.source.split!r} has no rows; there is nothing to reinforce.")
+        column = head.column(self.config.source.image_column)
+        views = []
+        for row in range(len(column)):
+            item = column[row].as_py()
+            try:
+                image = images.decode(images.read_encoded(item))
+            except images.ImageError:
+                continue  # it is reported, or skipped, when its block is reinforced
+            views.append(reference_view(self.config.policy, self.config.seed, row, 0, image))
+            if len(views) == _REFERENCE_VIEWS:
+                break
+        return tuple(views)
+
+    def write_shards(self, rank: int, world: int) -> None:
+        """Reinforces the shards of one process that are missing."""
+        folder = self.staging if self.extending else self.folder
+        folder.mkdir(exist_ok=True)
+        if self.extending:
+            self.reinforcer.first_sample = self.existing_samples
+            self.reinforcer.on_error = "skip"  # what could not be decoded then is missing now as well
+        done = 0
+        with self._progress(rank) as progress:
+            try:
+                for index, start, shard in self._shards(rank, world):
+                    name = shard_name(self.config.source.split, index, self.num_shards)
+                    if (folder / name).exists() or self._extended(name):
+                        progress.update(len(shard) * self._added)
+                    else:
+                        self._write_shard(folder / name, start, shard, progress)
+                    done += 1
+            except KeyboardInterrupt:
+                logger.warning(
+                    "Interrupted. %d finished shards of this process are kept in %s; run the same command again to "
+                    "continue.",
+                    done,
+                    folder,
+                )
+                raise
+
+    @property
+    def _added(self) -> int:
+        """Reinforcements that this run adds to each image."""
+        return self.config.num_samples - (self.existing_samples if self.extending else 0)
+
+    def _extended(self, name: str) -> bool:
+        """Whether an interrupted `finish` has already moved this shard into place."""
+        path = self.folder / name
+        return self.extending and path.exists() and _num_samples(path) == self.config.num_samples
+
+    def _shards(self, rank: int, world: int) -> Iterator[tuple[int, int, Dataset]]:
+        """This process's shards: index, position of the first row, and the rows."""
+        size = self.config.shard_size
+        if isinstance(self.dataset, Dataset):
+            rows = len(self.dataset)
+            for index in range(rank, self.num_shards or 0, world):
+                start, stop = index * size, min((index + 1) * size, rows)
+                chosen = range(start, stop) if self.order is None else self.order[start:stop]
+                yield index, start, self.dataset.select(chosen)
+            return
+        info = datasets.DatasetInfo(features=self.dataset.features)
+        blocks: list[pa.Table] = []
+        index = 0
+        for block in self.dataset.with_format("arrow").iter(batch_size=PARTNER_BLOCK):
+            blocks.append(block)
+            if len(blocks) * PARTNER_BLOCK == size:
+                if index % world == rank:
+                    yield index, index * size, Dataset(pa.concat_tables(blocks), info)
+                blocks, index = [], index + 1
+        if blocks and index % world == rank:
+            yield index, index * size, Dataset(pa.concat_tables(blocks), info)
+
+    def _write_shard(self, path: Path, start: int, shard: Dataset, progress: Any) -> None:
+        already = len(self.reinforcer.skipped)
+        features = self.reinforcer.features(shard.features)
+        mapped = (
+            shard.to_iterable_dataset()
+            .with_format("arrow")
+            .map(
+                self.reinforcer,
+                batched=True,
+                batch_size=PARTNER_BLOCK,
+                with_indices=True,
+                fn_kwargs={
+                    "offset": start,
+                    "order": None if self.order is None else self.order[start : start + len(shard)],
+                },
+                remove_columns=[name for name in shard.column_names if name not in features],
+                features=features,
+            )
+        )
+        tables = []
+        for table in mapped.iter(batch_size=PARTNER_BLOCK):
+            tables.append(table)
+            progress.update(len(table) * self._added)
+        whole = pa.concat_tables(tables) if tables else features.arrow_schema.empty_table()
+        skipped = self.reinforcer.skipped[already:]
+        if self.extending:
+            whole = append_reinforcements(pq.read_table(self.folder / path.name), whole)
+            features = schema.reinforced_features(
+                {name: features[name] for name in self.config.source.columns},
+                self.config.policy.feature,
+                self.config.num_samples,
+                self.config.top_k,
+                self.config.num_classes,
+            )
+        arrow = features.arrow_schema
+        metadata = {**(arrow.metadata or {}), _SKIPPED: json.dumps(skipped).encode()}
+        write_shard(path, whole.cast(arrow).replace_schema_metadata(metadata))
+
+    def _progress(self, rank: int) -> Any:
+        rows = self.config.source.num_rows
+        return tqdm(
+            total=None if rows is None else rows * self._added,
+            unit="view",
+            unit_scale=True,
+            desc=f"Reinforcing ({self.config.policy.name})",
+            disable=rank != 0,
+        )
+
+    def finish(self) -> None:
+        """Moves added reinforcements into place, and writes what describes the whole."""
+        if self.extending:
+            for path in sorted(self.staging.glob("*.parquet")):
+                path.replace(self.folder / path.name)
+            shutil.rmtree(self.staging)
+        shards = self._shard_files()
+        if self.num_shards is not None and len(shards) != self.num_shards:
+            raise RuntimeError(
+                f"{self.folder} has {len(shards)} of {self.num_shards} shards; a process has stopped early. Run the "
+                "same command again to continue."
+            )
+        skipped = [
+            SkippedImage(*item)
+            for shard in shards
+            for item in json.loads((pq.read_schema(shard).metadata or {}).get(_SKIPPED, b"[]"))
+        ]
+        if not any(pq.read_metadata(shard).num_rows for shard in shards):
+            raise ValueError(
+                f"No image of the split {self.config.source.split!r} could be decoded; {skipped[0].error}"
+            )
+        pixels = ReinforcementConfig.load(self.folder).pixels
+        config = replace(self.config, pixels=pixels, complete=True, skipped=tuple(skipped))
+        config.save(self.folder)
+        if skipped:
+            logger.warning(
+                "%d images could not be used and are missing; %s lists them.", len(skipped), self.folder / CONFIG_FILE
+            )
+        write_preview(self.folder, config, shards, self.dataset)
+        write_dataset_card(self.folder.parent)
+        logger.info('Done: load_dataset("%s", "%s").', self.folder.parent, config.policy.name)

@@ -1,0 +1,97 @@
+"""Images where they are: encoded bytes and labels of a data set, by row."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Image
+
+from hf_reinforce import images
+from hf_reinforce.images import ImageError
+from hf_reinforce.storage import ColumnReader
+
+
+def find_columns(
+    features: Features, image_column: str | None = None, label_column: str | None = None
+) -> tuple[str, str | None]:
+    """Names of the image column and of the label column, None without labels.
+
+    Args:
+        features: of the data set.
+        image_column: default: the only image column.
+        label_column: default: the only ClassLabel column, else `label` where there is one; `""`: use no labels.
+
+    Raises:
+        ValueError: if there is no such column; the message lists those there are.
+    """
+    candidates = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if image_column is None and len(candidates) == 1:
+        image_column = candidates[0]
+    if image_column is None or image_column not in candidates:
+        raise ValueError(
+            f"The data set has no image column {image_column!r}; its columns are {list(features)}, "
+            f"of which {candidates or 'none'} hold images. Name one with image_column."
+        )
+    if label_column and label_column not in features:
+        raise ValueError(f"The data set has no label column {label_column!r}; its columns are {list(features)}.")
+    if label_column is None:
+        class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        label_column = class_labels[0] if len(class_labels) == 1 else "label" if "label" in features else None
+    if label_column and not pa.types.is_integer(features[label_column].pa_type):
+        raise ValueError(
+            f"The label column {label_column!r} holds {features[label_column]}, not class indices; turn it into a "
+            "ClassLabel with dataset.class_encode_column, or use no labels with label_column=''."
+        )
+    return image_column, label_column or None
+
+
+class ImageSource:
+    """Encoded images and labels of a data set, read straight from memory-mapped Arrow.
+
+    Args:
+        dataset: a map-style data set.
+        image_column: its image column.
+        label_column: its integer label column; None without labels.
+    """
+
+    def __init__(self, dataset: Dataset, image_column: str, label_column: str | None = None) -> None:
+        for column in filter(None, (image_column, label_column)):
+            if column not in dataset.column_names:
+                raise ValueError(f"The data set has no column {column!r}; its columns are {dataset.column_names}.")
+        feature = dataset.features[label_column] if label_column else None
+        self.class_names: tuple[str, ...] | None = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+        self._dataset, self._columns = dataset, (image_column, label_column)
+        self._images = ColumnReader(dataset, image_column)
+        self._labels = None if label_column is None else ColumnReader(dataset, label_column)
+
+    @classmethod
+    def of(cls, dataset: Dataset, image_column: str | None = None, label_column: str | None = None) -> "ImageSource":
+        """An image source whose columns are found by themselves where they are unambiguous.
+
+        Raises:
+            ValueError: as `find_columns`.
+        """
+        return cls(dataset, *find_columns(dataset.features, image_column, label_column))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def select(self, rows: Sequence[int]) -> "ImageSource":
+        """The images of some rows."""
+        return ImageSource(self._dataset.select(rows), *self._columns)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a label column."""
+        return self._labels is not None
+
+    def encoded(self, row: int) -> images.Encoded:
+        """The encoded bytes of an image."""
+        item = self._images(row)
+        try:
+            return images.read_encoded(item or {"bytes": None, "path": None})
+        except ImageError as error:
+            raise ImageError(f"Row {row} (path {(item or {}).get('path')!r}): {error}") from error
+
+    def label(self, row: int) -> int | None:
+        """The label of an image, None without labels."""
+        return None if self._labels is None else int(self._labels(row))

@@ -1,0 +1,208 @@
+"""Images under augmentations, as batches of uint8 views.
+
+Item `epoch * len(dataset) + position` is the image at `position` as epoch `epoch` sees it, so a data set has no state
+that workers could disagree about, and a resumed run sees what it would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hf_reinforce import images
+from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions, shuffled_rows
+from hf_reinforce.sources import ImageSource
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as one epoch sees it: where it is, which reinforcement, and the augmentation's parameters."""
+
+    position: int
+    slot: int
+    params: dict[str, Any]
+    pixels: Tensor
+
+
+class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Images under fresh augmentations: what plain training, online distillation and evaluation look at.
+
+    Epoch `e` uses the very augmentations that reinforcement `e` of a data set with the same seed would hold.
+
+    Args:
+        source: images and labels.
+        policy: makes the views; see `evaluation_policy` for evaluation.
+        image_size: side of the views in pixels, default the policy's.
+        seed: seed of the augmentations.
+
+    Each sample is a dict: `pixel_values` uint8 [3, S, S]; `labels` int, with labels; and for policies that mix
+    `mix_params`, `partner_pixel_values` and `partner_labels`. `collate` batches them.
+    """
+
+    def __init__(
+        self, source: ImageSource, policy: AugmentationPolicy, image_size: int | None = None, seed: int = 0
+    ) -> None:
+        self.source, self.policy, self.image_size, self.seed = source, policy, image_size, seed
+        self._order = shuffled_rows(seed, len(source)) if policy.mix_operations else np.arange(len(source))
+        self._places = np.argsort(self._order)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        batch = BatchViews(self)
+        epochs, positions = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
+        slots = self.slots(epochs, positions)
+        return [
+            self._sample(batch, int(epoch), int(position), int(slot))
+            for epoch, position, slot in zip(epochs, positions, slots, strict=True)
+        ]
+
+    def slots(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which reinforcement each position uses in each epoch."""
+        return epochs
+
+    def partners(self, epoch: int) -> NDArray[np.int64]:
+        """Position of the image that each position is mixed with in an epoch, -1 where there is none."""
+        if not self.policy.mix_operations:
+            return np.full(len(self), -1)
+        found = np.empty(len(self), dtype=np.int64)
+        for start in range(0, len(self), PARTNER_BLOCK):
+            rows = self._order[start : start + PARTNER_BLOCK]
+            found[rows] = rows[partner_positions(self.seed, start // PARTNER_BLOCK, epoch, len(rows))]
+        return found
+
+    def _sample(self, batch: "BatchViews", epoch: int, position: int, slot: int) -> dict[str, Any]:
+        view = batch.view(position, slot)
+        sample: dict[str, Any] = {"pixel_values": view.pixels, **self._label(position)}
+        if self.policy.mix_operations:
+            sample["mix_params"] = view.params
+            partner = self._partner(batch, view)
+            if partner is not None:
+                sample["partner_pixel_values"] = partner.pixels
+                sample |= {f"partner_{name}": value for name, value in self._label(partner.position).items()}
+        return sample
+
+    def _label(self, position: int) -> dict[str, int]:
+        label = self.source.label(position)
+        return {} if label is None else {"labels": label}
+
+    def _partner(self, batch: "BatchViews", view: View) -> View | None:
+        if not self.policy.mixes(view.params):
+            return None
+        start = int(self._places[view.position]) // PARTNER_BLOCK * PARTNER_BLOCK
+        rows = self._order[start : start + PARTNER_BLOCK]
+        pairing = partner_positions(self.seed, start // PARTNER_BLOCK, view.slot, len(rows))
+        return batch.view(int(rows[pairing[self._places[view.position] - start]]), view.slot)
+
+    def image(self, position: int) -> Tensor:
+        """The decoded image at a position, uint8 [3, H, W]."""
+        try:
+            return images.decode(self.source.encoded(position))
+        except images.ImageError as error:
+            raise images.ImageError(f"Row {position}: {error}") from error
+
+    def params(self, position: int, slot: int, image: Tensor) -> dict[str, Any]:
+        """Parameters of one reinforcement."""
+        return self.policy.sample(self.seed, position, slot, *image.shape[1:])
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Batches samples; pass it to a `DataLoader` as `collate_fn`.
+
+        Returns:
+            `pixel_values` uint8 [B + E, 3, S, S], the B samples first, then partners that are in no sample; `labels`
+            int64 [B]. With a policy that mixes: `partner` int64 [B], each sample's partner in `pixel_values`,
+            `partner_labels` int64 [B], and one tensor for each mixing operation. With stored targets: `target_label`
+            [B, K], `target_value` [B, K], `target_tail` [B].
+        """
+        pixels = [sample["pixel_values"] for sample in samples]
+        batch: dict[str, Tensor] = {}
+        if self.policy.mix_operations:
+            where = {id(view): i for i, view in enumerate(pixels)}
+            partner = []
+            for i, sample in enumerate(samples):
+                view = sample.get("partner_pixel_values", pixels[i])
+                if id(view) not in where:
+                    where[id(view)] = len(pixels)
+                    pixels.append(view)
+                partner.append(where[id(view)])
+            batch["partner"] = torch.tensor(partner)
+            batch |= self.policy.collate_mix([sample["mix_params"] for sample in samples])
+        batch["pixel_values"] = torch.stack(pixels)
+        if "labels" in samples[0]:
+            batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
+            if self.policy.mix_operations:
+                partner_labels = [sample.get("partner_labels", sample["labels"]) for sample in samples]
+                batch["partner_labels"] = torch.tensor(partner_labels)
+        for name in ("target_label", "target_value", "target_tail"):
+            if name in samples[0]:
+                batch[name] = torch.as_tensor(np.stack([sample[name] for sample in samples]))
+        return batch
+
+
+class BatchViews:
+    """Decoded images and views of one batch, so that an image and its partner are decoded once."""
+
+    def __init__(self, dataset: AugmentedDataset) -> None:
+        self._dataset = dataset
+        self._images: dict[int, Tensor] = {}
+        self._views: dict[tuple[int, int], View] = {}
+
+    def image(self, position: int) -> Tensor:
+        if position not in self._images:
+            self._images[position] = self._dataset.image(position)
+        return self._images[position]
+
+    def view(self, position: int, slot: int, params: dict[str, Any] | None = None) -> View:
+        """The view of a reinforcement; with `params`, of an augmentation that is stored elsewhere."""
+        key = (position, slot)
+        if params is None and key in self._views:
+            return self._views[key]
+        image, dataset = self.image(position), self._dataset
+        drawn = dataset.params(position, slot, image) if params is None else params
+        view = View(position, slot, drawn, dataset.policy.apply(image, drawn, dataset.image_size).contiguous())
+        if params is None:
+            self._views[key] = view
+        return view
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """Shuffles every epoch, keyed by (seed, epoch); an image and its mixing partner come next to each other.
+
+    Args:
+        dataset: what is sampled.
+        seed: seed of the order.
+    """
+
+    def __init__(self, dataset: AugmentedDataset, seed: int = 0) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is that of epoch `epoch`, counted from 0."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        size = len(self.dataset)
+        place = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(size)
+        partners = self.dataset.partners(self.epoch)
+        paired = (partners >= 0) & (partners != np.arange(size))
+        pair = np.minimum(place, place[partners])
+        # Two images without a partner count as a pair, so that every pair begins at an even place.
+        alone = np.flatnonzero(~paired)
+        alone = alone[np.argsort(place[alone])]
+        pair[alone] = place[alone[np.arange(len(alone)) // 2 * 2]]
+        if len(alone) % 2:
+            pair[alone[-1]] = size
+        order = np.lexsort((place, pair))
+        yield from (self.epoch * size + order).tolist()

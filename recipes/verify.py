@@ -1,0 +1,78 @@
+"""Replays a reinforced data set, asks its teacher again, and compares the answers with the stored targets.
+
+    python recipes/verify.py --dataset_name outputs/cifar100-plus --max_records 1000
+
+For every record: KL(the teacher's answer now || stored target), over the stored classes and the tail. Rounding may
+cost 1e-4; more means that the target does not belong to the pixels.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from arguments import option, parse, required
+
+
+@dataclass
+class VerifyArguments:
+    dataset_name: str = required("Hub id or folder of a reinforced data set.")
+    dataset_config_name: str | None = option("Its configuration, default the only one.")
+    source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
+    teacher_name_or_path: list[str] = option("The teacher, default the recorded one.", [])
+    max_records: int | None = option("Check so many records, spread evenly; default all of them.")
+    device: str | None = option("Device of the teacher, default a GPU where there is one.")
+    output_json: str | None = option("File to write the result to.")
+
+
+def main() -> None:
+    (args,) = parse(__doc__, [VerifyArguments])
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
+    try:
+        result = verify(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    for name, value in result.items():
+        print(f"{name:14} {value}")
+    if args.output_json:
+        Path(args.output_json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if result["above_bound"]:
+        raise SystemExit(1)
+
+
+def verify(args):
+    import torch
+    from tqdm.auto import tqdm
+
+    from hf_reinforce import Teacher, load_reinforced, load_teacher
+    from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
+
+    dataset = load_reinforced(args.dataset_name, args.dataset_config_name, source=args.source_name_or_path)
+    config = dataset.config
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
+    loaded = load_teacher(names, weights=[teacher["weight"] for teacher in config.teachers])
+    found = [member.weight_hash for member in loaded.members]
+    if found != [teacher["weight_hash"] for teacher in config.teachers]:
+        raise ValueError(f"These are other weights than those that answered: {found}.")
+    teacher = Teacher(loaded.members, config.temperature, config.class_map).to(device, config.teachers[0]["dtype"])
+    total = len(dataset) * config.num_samples
+    records = torch.linspace(0, total - 1, min(args.max_records or total, total)).round().long().tolist()
+    divergences = []
+    for start in tqdm(range(0, len(records), 64), desc="Verifying", unit="batch"):
+        pairs = [divmod(record, config.num_samples) for record in records[start : start + 64]]
+        views = torch.stack([dataset.view(position, slot) for position, slot in pairs]).to(device)
+        answer = teacher(views).cpu().double()
+        stored = [dataset.target(position, slot) for position, slot in pairs]
+        target = Targets(
+            *(torch.tensor([item[f"target_{key}"] for item in stored]) for key in ("label", "value", "tail"))
+        )
+        top = answer.gather(-1, target.label)
+        rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)
+        divergences += rounding_kl(Targets(target.label, top, rest), target).tolist()
+    above = sum(divergence > KL_BOUND for divergence in divergences)
+    return {"records": len(records), "max_kl": max(divergences), "bound": KL_BOUND, "above_bound": above}
+
+
+if __name__ == "__main__":
+    main()

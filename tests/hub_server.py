@@ -1,0 +1,267 @@
+"""A small Hub on loopback, for tests that run the real clients (huggingface_hub, datasets, transformers, timm).
+
+    with HubServer() as hub:
+        hub.add_repository("dataset", "me/photos", {"train.parquet": data})
+        hub.faults.append(Fault("PUT /objects/", status=503))
+        ...                                             # clients with HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET=1
+        hub.seen("PUT /objects/")                       # what they asked for
+
+It keeps everything in memory and speaks the part of the Hub's HTTP interface that these clients use: repositories,
+commits of regular and of large files, branches, tags, listings, and downloads with ranges. Whoever has the token may
+write anywhere; without it, private repositories do not exist and files of gated ones are refused.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from hub_storage import HubError, Repository, StoredFile, is_large
+
+TOKEN = "hf_token_of_the_tests"
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests whose "METHOD /path" contains `pattern`, a regular expression."""
+
+    pattern: str
+    status: int | None = None  # answered instead of the real answer
+    drop_after: int | None = None  # bytes of the real answer after which the connection is closed
+    hold: threading.Event | None = None  # the request waits for it, and is then dropped unanswered
+    times: int = 1
+    reached: threading.Event = field(default_factory=threading.Event)  # a request met the fault
+
+
+class HubServer:
+    """The server and everything that it stores."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.objects: dict[str, bytes] = {}  # contents of large files by sha256, in a commit or not yet
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
+        self.lock = threading.RLock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (RequestHandler,), {"hub": self}))
+        self._server.daemon_threads = False  # closing the server waits for the requests
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "HubServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def add_repository(self, kind: str, name: str, files: dict[str, bytes], **options: bool) -> Repository:
+        """Stores a repository; `kind` is `dataset` or `model`, options are `private` and `gated`."""
+        repository = self.repositories[f"{kind}s", name] = Repository(**options)
+        stored = {path: StoredFile(content, is_large(path)) for path, content in files.items()}
+        repository.commit("main", "add files", stored)
+        return repository
+
+    def seen(self, pattern: str) -> list[str]:
+        """The requests so far, as "METHOD /path", that contain a pattern."""
+        return [request for request in self.requests if re.search(pattern, request)]
+
+    def take_fault(self, request: str) -> Fault:
+        """The fault that a request meets; one that does nothing if it meets none."""
+        fault = next((fault for fault in self.faults if fault.times and re.search(fault.pattern, request)), Fault(""))
+        fault.times -= 1
+        fault.reached.set()
+        return fault
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP response; what is not bytes is sent as JSON."""
+
+    content: Any
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class RequestHandler(BaseHTTPRequestHandler):
+    """One request: finds the function for its path in ROUTES, and sends what it answers."""
+
+    hub: HubServer
+    log_message = lambda *_: None
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        request = f"{self.command} {unquote(url.path)}"
+        with self.hub.lock:
+            self.hub.requests.append(request)
+            fault = self.hub.take_fault(request)
+            try:
+                answer = self._find_answer(url.path, fault)
+            except HubError as error:
+                answer = Answer({"error": str(error)}, error.status, error.headers)
+        if fault.hold:
+            fault.hold.wait()
+            return
+        body = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode()
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[: fault.drop_after])
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _find_answer(self, path: str, fault: Fault) -> Answer:
+        if fault.hold or fault.status:
+            raise HubError(fault.status or 500, "injected by the test")
+        for methods, pattern, function in ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and self.command in methods.split():
+                parts = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
+                return function(self, **parts)
+        raise HubError(404, f"no such address: {self.command} {path}")
+
+    def repository(self, kind: str, name: str, write: bool = False) -> Repository:
+        found = self.hub.repositories.get((kind.rstrip("/"), name))
+        if found is None or (found.private and not self.authorised()):
+            raise HubError(404 if self.authorised() else 401, "Repository not found", "RepoNotFound")
+        if write and not self.authorised():
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return found
+
+    def authorised(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def create_repository(self) -> Answer:
+        asked = json.loads(self.body)
+        kind, name = f"{asked.get('type', 'model')}s", f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if not self.authorised():
+            raise HubError(401, "Invalid credentials in Authorization header")
+        described = {"url": f"{self.hub.url}/{kind}/{name}".replace("/models/", "/"), "id": name, "name": name}
+        if (kind, name) in self.hub.repositories:
+            return Answer(described, status=409)
+        private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self.hub.repositories[kind, name] = Repository(private)
+        return Answer(described)
+
+    def repository_info(self, kind: str, name: str, revision: str = "main") -> Answer:
+        repository = self.repository(kind, name)
+        siblings = [{"rfilename": path} for path in repository.files(revision)]
+        state = {"private": repository.private, "gated": "auto" if repository.gated else False, "tags": []}
+        return Answer({"id": name, "sha": repository.find(revision), "siblings": siblings, **state})
+
+    def list_files(self, kind: str, name: str, revision: str, folder: str = "") -> Answer:
+        files = self.repository(kind, name).files(revision)
+        prefix = f"{folder}/" if folder else ""
+        inside = {path: file for path, file in files.items() if path.startswith(prefix)}
+        if folder and not inside:
+            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+        recursive = self.query.get("recursive", "").lower() in ("1", "true")
+        entries: dict[str, dict[str, Any]] = {}
+        for path, file in sorted(inside.items()):
+            slashes = [at for at in range(len(prefix), len(path)) if path[at] == "/"]
+            for at in slashes if recursive else slashes[:1]:
+                entries[path[:at]] = {"type": "directory", "path": path[:at], "oid": "", "size": 0}
+            if recursive or not slashes:
+                entries[path] = {"type": "file", "path": path, "oid": file.oid, "size": len(file.content)}
+                if file.large:
+                    entries[path]["lfs"] = {"oid": file.sha256, "size": len(file.content), "pointerSize": 134}
+        return Answer(list(entries.values()))
+
+    def upload_modes(self, kind: str, name: str, revision: str) -> Answer:
+        files = self.repository(kind, name, write=True).files(revision)
+        answers = []
+        for path in (asked["path"] for asked in json.loads(self.body)["files"]):
+            mode = "lfs" if is_large(path) else "regular"
+            oid = files[path].oid if path in files else None
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return Answer({"files": answers})
+
+    def upload_addresses(self, name: str, kind: str = "models") -> Answer:
+        self.repository(kind, name, write=True)
+        answers = [{"oid": asked["oid"], "size": asked["size"]} for asked in json.loads(self.body)["objects"]]
+        for answer in answers:
+            if answer["oid"] not in self.hub.objects:
+                answer["actions"] = {"upload": {"href": f"{self.hub.url}/objects/{answer['oid']}"}}
+        return Answer({"transfer": "basic", "objects": answers})
+
+    def store_object(self, oid: str) -> Answer:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise HubError(422, "the contents do not have this hash")
+        self.hub.objects[oid] = self.body
+        return Answer({})
+
+    def make_commit(self, kind: str, name: str, revision: str) -> Answer:
+        repository = self.repository(kind, name, write=True)
+        header, *operations = [json.loads(line) for line in self.body.splitlines()]
+        if header["value"].get("parentCommit") not in (None, repository.find(revision)):
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        files = dict(repository.files(revision))
+        for key, value in ((operation["key"], operation["value"]) for operation in operations):
+            if key == "deletedFile":
+                del files[value["path"]]
+            elif key == "lfsFile":
+                files[value["path"]] = StoredFile(self.hub.objects[value["oid"]], large=True)
+            else:
+                files[value["path"]] = StoredFile(base64.b64decode(value["content"]), large=False)
+        oid = repository.commit(revision, header["value"]["summary"], files)
+        return Answer({"commitOid": oid, "commitUrl": f"{self.hub.url}/{kind}/{name}/commit/{oid}"})
+
+    def list_references(self, kind: str, name: str) -> Answer:
+        repository = self.repository(kind, name)
+        listed = {
+            what: [{"name": key, "ref": key, "targetCommit": oid} for key, oid in references.items()]
+            for what, references in (("branches", repository.branches), ("tags", repository.tags))
+        }
+        return Answer({**listed, "converts": []})
+
+    def create_reference(self, kind: str, name: str, what: str, revision: str) -> Answer:
+        repository, asked = self.repository(kind, name, write=True), json.loads(self.body)
+        if what == "tag":
+            repository.tags[asked["tag"]] = repository.find(revision)
+        else:
+            repository.branches[revision] = repository.find(asked.get("startingPoint", "main"))
+        return Answer({})
+
+    def download(self, name: str, revision: str, path: str, kind: str = "models") -> Answer:
+        repository = self.repository(kind, name)
+        if repository.gated and not self.authorised():
+            raise HubError(401, f"Access to {name} is restricted. Please log in.", "GatedRepo")
+        file = repository.files(revision).get(path)
+        if file is None:
+            raise HubError(404, f"{path} does not exist", "EntryNotFound")
+        headers = {"X-Repo-Commit": repository.find(revision), "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked is None:
+            return Answer(file.content, headers=headers)
+        start, size = int(asked[1]), len(file.content)
+        content = file.content[start : int(asked[2]) + 1 if asked[2] else size]
+        headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
+        return Answer(content, 206, headers)
+
+
+NAME, REVISION = r"(?P<name>[\w.-]+/[\w.-]+)", r"(?P<revision>[^/]+)"
+API, PAGE = rf"/api/(?P<kind>models|datasets)/{NAME}", rf"/(?P<kind>datasets/)?{NAME}"
+ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
+    ("POST", "/api/validate-yaml", lambda request: Answer({"errors": [], "warnings": []})),
+    ("POST", "/api/repos/create", RequestHandler.create_repository),
+    ("GET", rf"{API}(/revision/{REVISION})?", RequestHandler.repository_info),
+    ("GET", rf"{API}/tree/{REVISION}(/(?P<folder>.*))?", RequestHandler.list_files),
+    ("POST", rf"{API}/preupload/{REVISION}", RequestHandler.upload_modes),
+    ("POST", rf"{PAGE}\.git/info/lfs/objects/batch", RequestHandler.upload_addresses),
+    ("PUT", r"/objects/(?P<oid>\w{64})", RequestHandler.store_object),
+    ("POST", rf"{API}/commit/{REVISION}", RequestHandler.make_commit),
+    ("GET", rf"{API}/refs", RequestHandler.list_references),
+    ("POST", rf"{API}/(?P<what>branch|tag)/{REVISION}", RequestHandler.create_reference),
+    ("GET HEAD", rf"{PAGE}/resolve/{REVISION}/(?P<path>.+)", RequestHandler.download),
+]

@@ -1,0 +1,74 @@
+"""What the small Hub of `hub_server.py` stores: repositories, their commits, and the files of these."""
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a commit. The Hub knows large files by their sha256 and keeps a pointer to them in git."""
+
+    content: bytes
+    large: bool
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def oid(self) -> str:
+        """What clients compare with their own file."""
+        return self.sha256 if self.large else git_hash(self.content)
+
+
+def is_large(path: str) -> bool:
+    """Whether the Hub keeps a file outside git."""
+    return path.endswith((".parquet", ".safetensors", ".bin", ".png"))
+
+
+Files = dict[str, StoredFile]
+
+
+@dataclass
+class Repository:
+    """Files of each commit by its id, messages of the commits in their order, branches and tags by name."""
+
+    private: bool = False
+    gated: bool = False
+    commits: dict[str, Files] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.commit("main", "initial commit", {})
+
+    def find(self, revision: str) -> str:
+        """The commit that a branch, tag or id names."""
+        found = self.branches.get(revision) or self.tags.get(revision) or revision
+        if found not in self.commits:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return found
+
+    def files(self, revision: str = "main") -> Files:
+        return self.commits[self.find(revision)]
+
+    def commit(self, branch: str, message: str, files: Files) -> str:
+        oid = os.urandom(20).hex()
+        self.commits[oid] = files
+        self.messages.append(message)
+        self.branches[branch] = oid
+        return oid
+
+
+class HubError(Exception):
+    """An answer that is an error: status, message, and the code by which clients tell errors apart."""
+
+    def __init__(self, status: int, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message}

@@ -1,0 +1,255 @@
+import copy
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_reinforce.config import (
+    CONFIG_FILE,
+    PixelContract,
+    ReferenceView,
+    ReinforcementConfig,
+    SkippedImage,
+    SourceRecord,
+)
+from hf_reinforce.policies import POLICY_NAMES, named_policy
+
+counts = st.integers(0, 2**40)
+words = st.text(max_size=12)
+maybe_words = st.none() | words
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+teachers = st.fixed_dictionaries(
+    {"name": words, "weight": numbers, "preprocessing": st.fixed_dictionaries({"mean": st.lists(numbers, max_size=3)})}
+)
+configs = st.builds(
+    ReinforcementConfig,
+    policy=st.builds(named_policy, st.sampled_from(POLICY_NAMES), st.integers(16, 300)),
+    num_samples=counts,
+    top_k=counts,
+    num_classes=counts,
+    class_names=st.none() | st.lists(words, max_size=4).map(tuple),
+    seed=st.integers(-(2**63), 2**63),
+    teachers=st.lists(teachers, max_size=3).map(tuple),
+    temperature=numbers,
+    class_map=st.none() | st.lists(counts, max_size=4).map(tuple),
+    source=st.builds(
+        SourceRecord,
+        maybe_words,
+        maybe_words,
+        maybe_words,
+        words,
+        st.none() | counts,
+        words,
+        maybe_words,
+        st.lists(words, max_size=4).map(tuple),
+    ),
+    pixels=st.builds(
+        PixelContract,
+        st.dictionaries(words, words, max_size=3),
+        st.dictionaries(words, words, max_size=3),
+        st.lists(st.builds(ReferenceView, counts, counts, words), max_size=3).map(tuple),
+    ),
+    shard_size=counts,
+    shuffled=st.booleans(),
+    embed_images=st.booleans(),
+    complete=st.booleans(),
+    skipped=st.lists(st.builds(SkippedImage, counts, words), max_size=3).map(tuple),
+)
+
+
+def example(**changes):
+    config = ReinforcementConfig(
+        policy=named_policy("mixing_randaug", 32),
+        num_samples=8,
+        top_k=3,
+        num_classes=5,
+        class_names=("ant", "bee", "cat", "dog", "eel"),
+        seed=7,
+        teachers=({"name": "net", "kind": "module", "weight": 1.0, "preprocessing": {"image_size": 32}},),
+        temperature=1.0,
+        class_map=None,
+        source=SourceRecord("me/pets", None, "abc", "train", 100, "image", "label", ("label",)),
+        pixels=PixelContract({"decoder": "pil"}, {"torch": "2.8"}, (ReferenceView(0, 0, "f" * 16),)),
+        shard_size=64,
+        shuffled=True,
+        skipped=(SkippedImage(4, "Row 4: broken"),),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@settings(max_examples=40)
+@given(config=configs)
+def test_every_configuration_round_trips_through_json(tmp_path_factory, config):
+    assert ReinforcementConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    folder = tmp_path_factory.getbasetemp()
+    config.save(folder)
+    assert ReinforcementConfig.load(folder) == config
+
+
+def test_the_file_is_plain_json(tmp_path):
+    example().save(tmp_path)
+    data = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert next(iter(data)) == "schema_version" and data["schema_version"] == 1
+    assert data["policy"]["name"] == "mixing_randaug"
+    assert data["source"]["columns"] == ["label"] and data["class_map"] is None
+    assert data["skipped"] == [{"row": 4, "error": "Row 4: broken"}]
+
+
+LEVELS = [
+    (),
+    ("policy",),
+    ("policy", "operations", 0, "random_resized_crop"),
+    ("source",),
+    ("pixels",),
+    ("pixels", "reference_views", 0),
+    ("skipped", 0),
+]
+
+
+def at(data, path):
+    for key in path:
+        data = data[key]
+    return data
+
+
+@pytest.mark.parametrize("path", LEVELS, ids=lambda path: ".".join(map(str, path)) or "top")
+def test_unknown_keys_are_refused(tmp_path, path):
+    data = example().to_dict()
+    at(data, path)["surprise"] = 1
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=f"{CONFIG_FILE} cannot be used.*surprise"):
+        ReinforcementConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("path", [path for path in LEVELS if "operations" not in path])
+def test_missing_keys_are_refused(tmp_path, path):
+    whole = example().to_dict()
+    for key in at(whole, path):
+        data = copy.deepcopy(whole)
+        del at(data, path)[key]
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(data))
+        message = "schema version None" if key == "schema_version" else key
+        with pytest.raises(ValueError, match=message):
+            ReinforcementConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["policy", "source", "pixels", "skipped"])
+@pytest.mark.parametrize("value", [None, 3, "text", [1]])
+def test_values_of_another_kind_are_refused(tmp_path, key, value):
+    data = {**example().to_dict(), key: value}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=f"{CONFIG_FILE} cannot be used"):
+        ReinforcementConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_another_schema_version_is_refused_with_what_to_do(tmp_path, version):
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**example().to_dict(), "schema_version": version, "new_key": 1}))
+    with pytest.raises(ValueError, match=f"schema version {version}.*reads version 1.*pip install -U"):
+        ReinforcementConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "[]", "3", "null", '{"schema_version": 1', "\x00"])
+def test_something_that_is_no_configuration_is_refused(tmp_path, text):
+    (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(ValueError, match=CONFIG_FILE):
+        ReinforcementConfig.load(tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / CONFIG_FILE).write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match=CONFIG_FILE):
+        ReinforcementConfig.load(tmp_path)
+
+
+def test_an_unknown_operation_is_refused(tmp_path):
+    data = example().to_dict()
+    data["policy"]["operations"][0] = {"warp": {}}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="Unknown operation 'warp'"):
+        ReinforcementConfig.load(tmp_path)
+
+
+def test_a_folder_without_configuration(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"has no {CONFIG_FILE}"):
+        ReinforcementConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("fail", ["write", "replace"])
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch, fail):
+    example().save(tmp_path)
+    before = (tmp_path / CONFIG_FILE).read_bytes()
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def half_written(path, text, **options):
+        path.write_bytes(text[: len(text) // 2].encode())
+        full()
+
+    if fail == "write":
+        monkeypatch.setattr(Path, "write_text", half_written)
+    else:
+        monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        example(num_samples=9).save(tmp_path)
+    assert (tmp_path / CONFIG_FILE).read_bytes() == before
+    monkeypatch.undo()
+    example(num_samples=9).save(tmp_path)
+    assert ReinforcementConfig.load(tmp_path).num_samples == 9
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]
+
+
+def test_a_configuration_does_not_differ_from_itself():
+    assert example().differences(example()) == []
+    assert example().differences(ReinforcementConfig.from_dict(example().to_dict())) == []
+
+
+def test_what_a_run_only_reports_is_no_difference():
+    other = example(
+        num_samples=20, complete=True, skipped=(), pixels=PixelContract({"decoder": "other"}, {"torch": "3"}, ())
+    )
+    assert example().differences(other) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("policy", named_policy("mixing_randaug", 64)),
+        ("top_k", 4),
+        ("num_classes", 6),
+        ("class_names", ("ant", "bee", "cat", "dog", "fox")),
+        ("seed", 8),
+        ("teachers", ({"name": "net", "kind": "module", "weight": 2.0, "preprocessing": {"image_size": 32}},)),
+        ("temperature", 2.0),
+        ("class_map", (0, 1, 2, 3, 4)),
+        ("source", SourceRecord("me/pets", None, "abc", "test", 100, "image", "label", ("label",))),
+        ("shard_size", 128),
+        ("shuffled", False),
+        ("embed_images", True),
+    ],
+)
+def test_differences_name_the_field_and_both_values(key, value):
+    mine, other = example(**{key: value}), example()
+    (difference,) = mine.differences(other)
+    asked, there = mine.to_dict()[key], other.to_dict()[key]
+    assert difference == f"{key}: {asked!r}, not {there!r}"
+
+
+def test_every_field_is_either_compared_or_only_reported():
+    names = {field.name for field in dataclasses.fields(ReinforcementConfig)}
+    data = example().to_dict()
+    assert set(data) == names
+    reported = {"num_samples", "pixels", "complete", "skipped"}
+
+    class Other:
+        def to_dict(self):
+            return dict.fromkeys(data, "another")
+
+    found = {difference.split(":")[0] for difference in example().differences(Other())}
+    assert found == names - reported

@@ -1,0 +1,81 @@
+"""The documents' code runs, and their commands name flags that exist."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_dataset, tiny_teacher
+
+from hf_reinforce import load_policy, reinforce
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "results.md"]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(path):
+    for block in blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if any(word.startswith("recipes/") and word.endswith(".py") for word in words):
+                yield words
+
+
+def test_readme_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    policy = load_policy(str(ROOT / "recipes" / "digits_plus" / "policy.yaml"))
+    reinforce(
+        tiny_dataset(num_rows=20, labels=10),
+        tiny_teacher(num_classes=10, image_size=32),
+        policy,
+        "outputs/demo/digits-plus",
+        num_samples=2,
+        embed_images=True,
+    )
+    namespace = {}
+    code = blocks(ROOT / "README.md", "python")
+    assert len(code) >= 2
+    for block in code:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert len(namespace["reinforced"]) == 20
+    assert (tmp_path / "outputs" / "student").is_dir()
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.exists()], ids=lambda path: path.name)
+def test_commands_name_flags_that_exist(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    from transformers import HfArgumentParser
+
+    import hf_reinforce
+
+    arguments = importlib.import_module("arguments")
+    found = list(commands(path))
+    assert found
+    for words in found:
+        index = next(i for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py"))
+        recipe = importlib.import_module(Path(words[index]).stem)
+        classes = [cls for name, cls in vars(recipe).items() if name.endswith("Arguments")]
+        if recipe.__name__ == "train_kd":
+            classes.append(hf_reinforce.KDTrainingArguments)
+        parser = HfArgumentParser(classes, allow_abbrev=False)
+        flags = words[index + 1 :]
+        if flags and flags[0].endswith(".yaml"):
+            flags = [*arguments._flags_of_file(str(ROOT / flags[0]), parser), *flags[1:]]
+        parsed, unknown = parser.parse_known_args([flag for flag in flags if flag != "..."])
+        assert not unknown, f"{path.name}: {' '.join(words)}"
+        assert parsed
+    assert "arguments" in sys.modules
+
+
+def test_policy_of_the_guide_is_the_one_in_the_recipes():
+    import yaml
+
+    (block,) = blocks(ROOT / "docs" / "guide.md", "yaml")
+    text = (ROOT / "recipes" / "digits_plus" / "policy.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(block) == yaml.safe_load(text)

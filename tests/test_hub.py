@@ -1,0 +1,195 @@
+"""Data sets by name: sources, reinforced folders, and what is refused before anything is sent or trained."""
+
+import dataclasses
+import shutil
+
+import pytest
+from huggingface_hub import HfApi
+from tiny import NAMES, encode_image, tiny_dataset, tiny_image, tiny_teacher
+
+from hf_reinforce import ReinforcementConfig, load_policy, load_reinforced, preview, push_to_hub, reinforce
+from hf_reinforce.config import CONFIG_FILE
+from hf_reinforce.hub import is_reinforced, load_source
+from hf_reinforce.local import resolve
+
+ROWS, N = 12, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_preview():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "draw", lambda *args: None)  # pictures take longer than the rest
+        yield
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """A folder with the source as Parquet, and the source reinforced under two policies."""
+    folder = tmp_path_factory.mktemp("originals")
+    parquet(folder / "pets", tiny_dataset(ROWS))
+    for policy in ("rrc", "mixing"):
+        options = {"num_samples": N, "top_k": 3, "num_workers": 1, "source_name": str(folder / "pets")}
+        reinforce(tiny_dataset(ROWS), tiny_teacher(), load_policy(policy, 16), folder / "pets-plus", **options)
+    return folder
+
+
+@pytest.fixture
+def plus(originals, tmp_path):
+    """A copy of the reinforced folder that a test may spoil."""
+    return shutil.copytree(originals / "pets-plus", tmp_path / "pets-plus")
+
+
+def parquet(folder, dataset, split="train"):
+    folder.mkdir(exist_ok=True)
+    dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def change_config(folder, **changes):
+    dataclasses.replace(ReinforcementConfig.load(folder), **changes).save(folder)
+
+
+# -- sources ------------------------------------------------------------------------------------------------------
+
+
+def test_source_of_a_parquet_folder(tmp_path):
+    parquet(tmp_path / "pets", tiny_dataset(6))
+    parquet(tmp_path / "pets", tiny_dataset(3), "test")
+    train, test = load_source(str(tmp_path / "pets")), load_source(str(tmp_path / "pets"), split="test")
+    assert (len(train), len(test)) == (6, 3)
+    assert train.features["label"].names == list(NAMES[:5])
+    assert train[4]["label"] == 4 and train[4]["image"].size == tiny_dataset(6)[4]["image"].size
+
+
+def test_source_of_an_image_folder(tmp_path):
+    for split, count in (("train", 4), ("test", 2)):
+        for row in range(count):
+            folder = tmp_path / "pets" / split / NAMES[row % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{row}.png").write_bytes(encode_image(tiny_image(row)))
+    train, test = load_source(str(tmp_path / "pets")), load_source(str(tmp_path / "pets"), split="test")
+    assert (len(train), len(test)) == (4, 2)
+    assert train.features["label"].names == ["ant", "bee"]
+    assert sorted(train["label"]) == [0, 0, 1, 1]
+
+
+def test_local_copy_of_a_hub_id(originals, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_REINFORCE_LOCAL", f"{tmp_path}:{originals}")
+    assert resolve("owner/pets") == str(originals / "pets")
+    assert resolve("owner/birds") == "owner/birds"
+    assert len(load_source("owner/pets", revision="a1b2c3")) == ROWS
+    monkeypatch.setenv("HF_REINFORCE_LOCAL", "")
+    assert resolve("owner/pets") == "owner/pets"
+    assert resolve(str(originals)) == str(originals)
+
+
+def test_missing_source_is_named(tmp_path):
+    with pytest.raises(ValueError, match="There is no data set 'owner/nothing', neither as a folder nor on the Hub"):
+        load_source("owner/nothing")
+    with pytest.raises(ValueError, match="There is no data set"):
+        load_source(str(tmp_path / "nothing"))
+
+
+def test_missing_split_names_those_there_are(originals):
+    with pytest.raises(ValueError, match=r"(?s)validation.*train"):
+        load_source(str(originals / "pets"), split="validation")
+
+
+# -- reinforced data sets -----------------------------------------------------------------------------------------
+
+
+def test_reinforced_folder_finds_its_source(originals):
+    dataset = load_reinforced(str(originals / "pets-plus"), "rrc")
+    assert len(dataset) == ROWS and dataset.config.policy.name == "rrc"
+    source = tiny_dataset(ROWS)
+    assert [dataset[row]["labels"] for row in range(ROWS)] == source["label"]
+    smaller = load_reinforced(
+        str(originals / "pets-plus"), "rrc", max_rows=5, image_size=8, seed=3, selection="random"
+    )
+    assert len(smaller) == 5 and smaller[0]["pixel_values"].shape == (3, 8, 8)
+    assert (smaller.seed, smaller.selection) == (3, "random")
+
+
+def test_source_may_be_given(originals, plus, tmp_path):
+    change_config(plus / "rrc", source=dataclasses.replace(ReinforcementConfig.load(plus / "rrc").source, name=None))
+    with pytest.raises(ValueError, match="does not record where its images are; pass source="):
+        load_reinforced(str(plus), "rrc")
+    for source in (tiny_dataset(ROWS), str(originals / "pets")):
+        assert load_reinforced(str(plus), "rrc", source=source)[3]["labels"] == 3
+
+
+def test_recorded_source_that_is_gone(plus, tmp_path):
+    record = ReinforcementConfig.load(plus / "rrc").source
+    change_config(plus / "rrc", source=dataclasses.replace(record, name=str(tmp_path / "moved")))
+    with pytest.raises(ValueError, match="There is no data set .*moved"):
+        load_reinforced(str(plus), "rrc")
+
+
+def test_only_configuration_is_found_and_several_are_named(plus):
+    with pytest.raises(ValueError, match=r"has the configurations \['mixing', 'rrc'\]; name one of them"):
+        load_reinforced(str(plus))
+    with pytest.raises(ValueError, match=r"has the configurations \['mixing', 'rrc'\]"):
+        load_reinforced(str(plus), "randaug")
+    assert load_reinforced(str(plus), "mixing").config.policy.name == "mixing"
+    shutil.rmtree(plus / "rrc")
+    # The card names the files of a configuration, so it goes with it.
+    from hf_reinforce.cards import write_dataset_card
+
+    write_dataset_card(plus)
+    assert load_reinforced(str(plus)).config.policy.name == "mixing"
+
+
+def test_folder_that_is_not_reinforced(originals):
+    with pytest.raises(ValueError, match=r"has the configurations \[\]"):
+        load_reinforced(str(originals / "pets"))
+
+
+def test_unfinished_data_set_is_refused(plus):
+    change_config(plus / "rrc", complete=False)
+    with pytest.raises(ValueError, match="is not finished; run the command that reinforces it again"):
+        load_reinforced(str(plus), "rrc")
+    assert len(load_reinforced(str(plus), "mixing")) == ROWS
+
+
+def test_is_reinforced(originals, plus, monkeypatch):
+    assert is_reinforced(str(plus)) and is_reinforced(str(plus), "rrc")
+    assert not is_reinforced(str(plus), "randaug")
+    assert not is_reinforced(str(originals / "pets"))
+    monkeypatch.setenv("HF_REINFORCE_LOCAL", str(originals))
+    assert is_reinforced("owner/pets-plus", "mixing")
+
+
+def test_reinforced_copy_of_a_hub_id(originals, monkeypatch):
+    monkeypatch.setenv("HF_REINFORCE_LOCAL", str(originals))
+    assert len(load_reinforced("owner/pets-plus", "rrc", revision="v1")) == ROWS
+
+
+# -- publishing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_is_sent(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("sent")
+
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(HfApi, name, refuse)
+
+
+def test_empty_folder_is_not_published(tmp_path, nothing_is_sent):
+    with pytest.raises(ValueError, match="has no configuration"):
+        push_to_hub(tmp_path, "owner/pets-plus")
+    with pytest.raises(ValueError, match="has no configuration"):
+        push_to_hub(tmp_path / "missing", "owner/pets-plus")
+
+
+def test_unfinished_folder_is_not_published(plus, nothing_is_sent):
+    change_config(plus / "rrc", complete=False)
+    with pytest.raises(ValueError, match="'rrc' is not finished"):
+        push_to_hub(plus, "owner/pets-plus")
+
+
+def test_folder_of_another_schema_is_not_published(plus, nothing_is_sent):
+    file = plus / "rrc" / CONFIG_FILE
+    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(ValueError, match="schema version 2"):
+        push_to_hub(plus, "owner/pets-plus")

@@ -1,0 +1,862 @@
+"""Archives in the original implementation's format, written from its documented structure, are converted exactly."""
+
+import importlib
+import io
+import os
+import pickle
+import random
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset, Features, Image, load_dataset
+from PIL import Image as PILImage
+from tiny import encode_image, tiny_dataset, tiny_image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.autoaugment import _apply_op
+from torchvision.transforms.v2 import functional as F
+
+from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
+from hf_reinforce.dataset import WrongImageError
+from hf_reinforce.ml_dr import import_ml_dr
+from hf_reinforce.ml_dr_config import policy_of
+from hf_reinforce.ml_dr_images import image_folder_order
+from hf_reinforce.ml_dr_pickle import UnsafePickleError, read_members, safe_load
+from hf_reinforce.policies import named_policy
+from hf_reinforce.schema import RAND_AUGMENT_OPERATIONS
+from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
+
+SIZE, CLASSES, NUM_SAMPLES, TOP_K = 32, 5, 6, 3
+MAGNITUDES = [0.0, 0.09, 0.09, 4.35, 4.35, 9.0, 0.27, 0.27, 0.27, 0.27, 7.0, 178.5, 0.0, 0.0]
+CROP = {"random_resized_crop": {"enable": True, "size": SIZE}}
+SMALL_CROP = {"resize": {"size": SIZE}, "random_crop": {"size": SIZE, "padding": 4}}
+FLIP = {"random_horizontal_flip": {"enable": True, "p": 0.5}}
+NORMALIZE = {"to_tensor": {"enable": True}, "normalize": {"mean": [0.485, 0.456, 0.406], "std": [0.2, 0.2, 0.2]}}
+RANDAUG = {"rand_augment": {"enable": True, "p": 1.0}, "random_erase": {"enable": True, "p": 0.25}}
+MIXING = {
+    "mixup": {"enable": True, "alpha": 1.0, "div_by": 2.0, "p": 0.5},
+    "cutmix": {"enable": True, "alpha": 1.0, "p": 0.5},
+}
+VARIANTS = {
+    "rrc": {**CROP, **FLIP, **NORMALIZE},
+    "mixing": {**MIXING, **CROP, **FLIP, **NORMALIZE},
+    "randaug": {"uint8": {"enable": True}, **CROP, **FLIP, **RANDAUG, **NORMALIZE, "mixup": {"enable": False}},
+    "mixing_randaug": {**CROP, **FLIP, **RANDAUG, **MIXING, **NORMALIZE},
+    "small_randaug": {**SMALL_CROP, **FLIP, **RANDAUG, **NORMALIZE},
+}
+ORDER = (
+    "resize",
+    "random_crop",
+    "random_resized_crop",
+    "random_horizontal_flip",
+    "rand_augment",
+    "random_erase",
+    "mixup",
+    "cutmix",
+)
+
+
+# --- what the original draws and stores ------------------------------------------------------------------------------
+
+
+def draw_view(rng, names, height, width):
+    """Parameters of one view: transform -> value, as the original stores it; None where it was skipped."""
+    view = {}
+    if "resize" in names:
+        view["resize"] = SIZE
+        view["random_crop"] = (rng.randrange(9), rng.randrange(9))
+    else:
+        h, w = rng.randint(8, height), rng.randint(8, width)
+        view["random_resized_crop"] = (rng.randint(0, height - h), rng.randint(0, width - w), h, w)
+    view["random_horizontal_flip"] = rng.random() < 0.5
+    if "rand_augment" in names:
+        steps = [rng.randrange(14) for _ in range(2)]
+        signs = [rng.choice((-1, 1)) if 0 < op < 10 else 1 for op in steps]
+        view["rand_augment"] = [(op, sign * MAGNITUDES[op]) for op, sign in zip(steps, signs, strict=True)]
+        top, left = rng.randrange(16), rng.randrange(16)
+        view["random_erase"] = (top, left, rng.randint(1, 16), rng.randint(1, 16)) if rng.random() < 0.5 else None
+    return view
+
+
+def draw(rng, variant, sizes, index, label):
+    """One reinforcement: own and partner's view, mixing parameters, partner, probabilities."""
+    names = {name for name, options in VARIANTS[variant].items() if options.get("enable", True)}
+    partner = rng.randrange(len(sizes))
+    own, other = draw_view(rng, names, *sizes[index]), draw_view(rng, names, *sizes[partner])
+    mix = {}
+    if "mixup" in names:
+        mix["mixup"] = rng.random() / 2 if rng.random() < 0.5 else None
+        top, left, bottom, right = rng.randrange(16), rng.randrange(16), rng.randint(16, 32), rng.randint(16, 32)
+        box = tuple(np.int64(edge) for edge in (top, left, bottom, right))
+        mix["cutmix"] = (np.float64(rng.random()), box) if rng.random() < 0.5 else None
+    logits = torch.tensor([rng.gauss(0, 1) + 4 * (c == label) for c in range(CLASSES)])
+    value, top = logits.softmax(-1).topk(TOP_K)
+    shuffled = rng.sample(range(TOP_K), TOP_K)
+    prob = [value[shuffled].tolist(), top[shuffled].tolist()]
+    return {"own": own, "partner": other, "mix": mix, "id2": partner, "prob": tuple(prob)}
+
+
+def is_mixed(item):
+    return any(value is not None for value in item["mix"].values())
+
+
+def compressed(item):
+    """The positional list of `compress: true`."""
+    mixed = is_mixed(item)
+    result = [item["id2"] if mixed else None] if item["mix"] else []
+    for name in ORDER:
+        if name in item["own"]:
+            result.append([item["own"][name], item["partner"][name]] if mixed else item["own"][name])
+    if item["mix"]:
+        cutmix = item["mix"]["cutmix"]
+        result += [item["mix"]["mixup"], None if cutmix is None else [cutmix[0], *cutmix[1]]]
+    return result
+
+
+def uncompressed(item):
+    """The dict of `compress: false`: pairs always, operations by name, transforms without parameters as ()."""
+    result = {"to_tensor": ((), ()), "normalize": ((), ())}
+    for name, value in item["own"].items():
+        pair = value, item["partner"][name]
+        if name == "rand_augment":
+            pair = tuple([(RAND_AUGMENT_OPERATIONS[op], magnitude) for op, magnitude in steps] for steps in pair)
+        result[name] = pair
+    return {**result, **item["mix"], **({"id2": item["id2"]} if item["mix"] else {})}
+
+
+def saved(value, protocol=4, **options):
+    buffer = io.BytesIO()
+    torch.save(value, buffer, pickle_protocol=protocol, **options)
+    return buffer.getvalue()
+
+
+def record(index, items, layout=compressed):
+    return saved((index, [{"params": layout(item), "prob": item["prob"]} for item in items]))
+
+
+def configuration(variant, **further):
+    augmentation = VARIANTS[variant]
+    return {
+        "dataset": "imagenet",
+        "num_classes": CLASSES,
+        "teacher": {"timm_ensemble": True, "name": "ig_resnext101_32x8d,ig_resnext101_32x16d"},
+        "reinforce": {"num_samples": NUM_SAMPLES, "topk": TOP_K, "compress": True, "image_augmentation": augmentation},
+        **further,
+    }
+
+
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write_archive(path, members):
+    """A tar, a tar.gz or a folder with these members, in this order."""
+    if not path.suffix:
+        for name, data in members.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+        return path
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, data in members.items():
+            add(tar, name, data)
+    return path
+
+
+class Original:
+    """A small data set, and reinforcements of it as the original would have drawn them."""
+
+    def __init__(self, variant, num_rows=8, num_samples=NUM_SAMPLES, seed=0):
+        self.variant, self.source = variant, tiny_dataset(num_rows, labels=CLASSES)
+        self.images = [item["image"].convert("RGB") for item in self.source]
+        self.sizes = [(image.height, image.width) for image in self.images]
+        self.drawn = self.draw(num_samples, seed)
+
+    def draw(self, num_samples, seed):
+        rng = random.Random(seed)
+        return [
+            [draw(rng, self.variant, self.sizes, i, i % CLASSES) for _ in range(num_samples)]
+            for i in range(len(self.sizes))
+        ]
+
+    def members(self, layout=compressed, drawn=None, folder="reinforced_data", with_config=True):
+        """Members of an archive in a shuffled order, its configuration somewhere in between."""
+        drawn = self.drawn if drawn is None else drawn
+        found = {f"{folder}/{i}.pth.tar": record(i, items, layout) for i, items in enumerate(drawn)}
+        if with_config:
+            found[f"{folder}/config.pth.tar"] = saved(configuration(self.variant), protocol=2)
+        names = sorted(found)
+        random.Random(1).shuffle(names)
+        return {name: found[name] for name in names}
+
+    def archive(self, path, **options):
+        return write_archive(path, self.members(**options))
+
+
+def box(values):
+    return dict(zip(("top", "left", "height", "width"), values, strict=True)) if values is not None else None
+
+
+def stored_view(view):
+    """A view's parameters as schema v1 has them."""
+    if "random_crop" in view:
+        top, left = view["random_crop"]
+        crop = box((top - 4, left - 4, SIZE, SIZE))
+    else:
+        crop = box(view["random_resized_crop"])
+    fields = {"crop": crop, "hflip": view["random_horizontal_flip"]}
+    if "rand_augment" in view:
+        fields["rand_augment"] = [{"op": op, "magnitude": float(np.float32(m))} for op, m in view["rand_augment"]]
+        fields["erase"] = box(view["random_erase"])
+    return fields
+
+
+def stored_params(item, id_map=None):
+    params = stored_view(item["own"])
+    if item["mix"]:
+        lam, cutmix = item["mix"]["mixup"], item["mix"]["cutmix"]
+        params["mixup"] = None if lam is None else {"lam": float(np.float32(lam))}
+        params["cutmix"] = None
+        if cutmix is not None:
+            x1, y1, x2, y2 = map(int, cutmix[1])
+            params["cutmix"] = box((x1, y1, x2 - x1, y2 - y1))
+        mixed = is_mixed(item)
+        params["partner_row"] = (item["id2"] if id_map is None else id_map[item["id2"]]) if mixed else None
+        params["partner_params"] = stored_view(item["partner"]) if mixed else None
+    return params
+
+
+def check_target(stored, prob):
+    order = sorted(range(TOP_K), key=lambda i: -prob[0][i])
+    assert stored["label"] == [prob[1][i] for i in order]
+    exact = torch.tensor([[prob[0][i] for i in order]], dtype=torch.float64)
+    targets = Targets(torch.tensor([stored["label"]]), exact.log().float(), (1 - exact.sum(-1)).log().float())
+    found = Targets(targets.label, torch.tensor([stored["value"]]), torch.tensor([stored["tail"]]))
+    assert rounding_kl(targets, found) <= KL_BOUND
+
+
+def replay_original(item, images, index):
+    """The mixed view, 0 to 255, by the original's rules, with torchvision's own functions."""
+
+    def view(image, params):
+        if "random_crop" in params:
+            image = F.resize(F.pil_to_tensor(image), [SIZE], antialias=True)
+            top, left = params["random_crop"]
+            image = F.pad(image, [4])[:, top : top + SIZE, left : left + SIZE]
+        else:
+            top, left, height, width = params["random_resized_crop"]
+            image = F.pil_to_tensor(image)[:, top : top + height, left : left + width]
+            image = F.resize(image, [SIZE, SIZE], antialias=True)
+        image = F.to_pil_image(image)
+        if params["random_horizontal_flip"]:
+            image = F.horizontal_flip(image)
+        for op, magnitude in params.get("rand_augment", ()):
+            image = _apply_op(image, RAND_AUGMENT_OPERATIONS[op], magnitude, InterpolationMode.NEAREST, None)
+        pixels = F.pil_to_tensor(image).float()
+        if params.get("random_erase"):
+            x, y, h, w = params["random_erase"]
+            pixels[:, x : x + h, y : y + w] = 0
+        return pixels
+
+    own, other = view(images[index], item["own"]), view(images[item["id2"]], item["partner"])
+    if item["mix"].get("mixup") is not None:
+        lam = item["mix"]["mixup"]
+        own = lam * own + (1 - lam) * other
+    if item["mix"].get("cutmix") is not None:
+        x1, y1, x2, y2 = item["mix"]["cutmix"][1]
+        own[:, x1:x2, y1:y2] = other[:, x1:x2, y1:y2]
+    return own
+
+
+# --- conversion ------------------------------------------------------------------------------------------------------
+
+FORMS = [(variant, layout, "a.tar") for variant in VARIANTS for layout in (compressed, uncompressed)]
+FORMS += [("mixing_randaug", compressed, "a.tar.gz"), ("rrc", uncompressed, "extracted")]
+
+
+@pytest.mark.parametrize(("variant", "layout", "name"), FORMS, ids=lambda item: getattr(item, "__name__", item))
+def test_every_field_and_pixel_is_carried_over(variant, layout, name, tmp_path):
+    original = Original(variant)
+    archive = original.archive(tmp_path / name, layout=layout)
+    folder = import_ml_dr([archive], original.source, tmp_path / "out", source_name="me/tiny", shard_size=3)
+    config = ReinforcementConfig.load(folder)
+    padded = variant.startswith("small")
+    assert folder.name == variant
+    assert config.policy == load_policy(variant, SIZE)
+    assert (config.num_samples, config.top_k, config.num_classes) == (NUM_SAMPLES, TOP_K, CLASSES)
+    assert [teacher["name"] for teacher in config.teachers] == ["ig_resnext101_32x8d", "ig_resnext101_32x16d"]
+    assert {(t["kind"], t["weight_hash"], tuple(t["preprocessing"]["std"])) for t in config.teachers} == {
+        ("ml-dr", None, (0.2, 0.2, 0.2))
+    }
+    assert config.complete and len(config.pixels.reference_views) == 4
+    assert not (folder / ".import").exists() and (folder / "preview.png").exists()
+    assert padded or len(list(folder.glob("train-*-of-00003.parquet"))) == 3
+
+    rows = load_dataset(str(tmp_path / "out"), variant, split="train")
+    assert rows["source_row"][:] == list(range(8))
+    assert rows["label"][:] == [i % CLASSES for i in range(8)]
+    for i, row in enumerate(rows):
+        assert row["augmentation_params"] == [stored_params(item) for item in original.drawn[i]]
+        for stored, item in zip(row["teacher_logits"], original.drawn[i], strict=True):
+            check_target(stored, item["prob"])
+
+    dataset = load_reinforced(str(tmp_path / "out"), source=original.source)
+    for i in range(8):
+        for slot in range(0, NUM_SAMPLES, 2):
+            expected = replay_original(original.drawn[i][slot], original.images, i)
+            torch.testing.assert_close(dataset.view(i, slot), expected, rtol=0, atol=1e-4)
+    batch = dataset.collate(dataset.__getitems__(list(range(8))))
+    assert batch["target_label"].shape == (8, TOP_K)
+
+
+def test_published_sizes_give_the_named_policies():
+    for variant, augmentation in VARIANTS.items():
+        large = {
+            name: {**options, **({"size": 224} if "size" in options else {})} for name, options in augmentation.items()
+        }
+        if "random_crop" in large:
+            large["random_crop"]["padding"] = 16
+        assert policy_of(large) == named_policy(variant, 224)
+
+
+def test_reinforcements_of_several_archives_and_folders_add_up(tmp_path):
+    original = Original("mixing")
+    parts = [original.drawn, original.draw(2, seed=1), original.draw(3, seed=2)]
+    members = original.members(drawn=parts[1], folder="data/b") | original.members(drawn=parts[0], folder="data/a")
+    archives = [
+        write_archive(tmp_path / "first.tar.gz", members),
+        original.archive(tmp_path / "second.tar", drawn=parts[2], layout=uncompressed),
+    ]
+    import_ml_dr(archives, original.source, tmp_path / "out")
+    rows = load_dataset(str(tmp_path / "out"), "mixing", split="train")
+    for i, row in enumerate(rows):
+        items = [item for part in parts for item in part[i]]
+        assert row["augmentation_params"] == [stored_params(item) for item in items]
+        for stored, item in zip(row["teacher_logits"], items, strict=True):
+            check_target(stored, item["prob"])
+    assert ReinforcementConfig.load(tmp_path / "out" / "mixing").num_samples == NUM_SAMPLES + 5
+
+
+def test_id_map_leads_to_the_rows_of_the_source(tmp_path):
+    original = Original("mixing_randaug")
+    id_map = [5, 0, 7, 2, 1, 6, 3, 4]
+    source = original.source.select(np.argsort(id_map))
+    archive = original.archive(tmp_path / "a.tar")
+    import_ml_dr([archive], source, tmp_path / "out", id_map=id_map)
+    rows = load_dataset(str(tmp_path / "out"), "mixing_randaug", split="train")
+    for index, row in enumerate(id_map):
+        assert rows[row]["augmentation_params"] == [stored_params(item, id_map) for item in original.drawn[index]]
+    dataset = load_reinforced(str(tmp_path / "out"), source=source)
+    expected = replay_original(original.drawn[2][1], original.images, 2)
+    torch.testing.assert_close(dataset.view(7, 1), expected, rtol=0, atol=1e-4)
+    with pytest.raises(WrongImageError):
+        load_reinforced(str(tmp_path / "out"), source=original.source)
+
+
+def test_the_order_of_the_archive_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_reinforce.ml_dr_shards.BUFFERED_RECORDS", 2 * NUM_SAMPLES)
+    original = Original("mixing")
+    members = original.members()
+    for name, order in (("one", members), ("two", dict(sorted(members.items())))):
+        archive = write_archive(
+            tmp_path / f"{name}.tar", {"reinforced_data/._0.pth.tar": b"junk", "README": b"", **order}
+        )
+        import_ml_dr([archive], original.source, tmp_path / name, shard_size=2)
+    for first in sorted((tmp_path / "one" / "mixing").glob("*.parquet")):
+        assert pq.read_table(first).equals(pq.read_table(tmp_path / "two" / "mixing" / first.name))
+
+
+@pytest.mark.parametrize("stop", ["read", "write"])
+def test_an_interrupted_import_goes_on(stop, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_reinforce.ml_dr_shards.BUFFERED_RECORDS", 3 * NUM_SAMPLES)
+    original = Original("mixing")
+    archives = [original.archive(tmp_path / "a.tar.gz"), original.archive(tmp_path / "b.tar")]
+    import_ml_dr(archives, original.source, tmp_path / "whole", shard_size=3)
+    calls, name = [], "safe_load" if stop == "read" else "write_shard"
+    module = importlib.import_module("hf_reinforce.ml_dr_shards")
+    real = getattr(module, name)
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == (14 if stop == "read" else 2):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_ml_dr(archives, original.source, tmp_path / "out", shard_size=3)
+    with pytest.raises(ValueError, match="unfinished import of other archives"):
+        import_ml_dr(archives[:1], original.source, tmp_path / "out", shard_size=3)
+    import_ml_dr(archives, original.source, tmp_path / "out", shard_size=3)
+    # Only what came after the last entry of the journal is done again.
+    assert len(calls) == (14 + 16 - 11 if stop == "read" else 2 + 2)
+    for path in sorted((tmp_path / "whole" / "mixing").glob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "out" / "mixing" / path.name).read_bytes()
+    with pytest.raises(ValueError, match="already holds"):
+        import_ml_dr(archives, original.source, tmp_path / "out", shard_size=3)
+
+
+def test_images_that_cannot_be_replayed_are_left_out(tmp_path):
+    original = Original("mixing", num_samples=12)
+    rotated = PILImage.Exif()
+    rotated[0x0112] = 6
+    rows = [dict(item) for item in original.source.cast_column("image", Image(decode=False))]
+    rows[2]["image"] = {"bytes": encode_image(original.images[2], "JPEG", exif=rotated), "path": None}
+    source = Dataset.from_list(rows, features=original.source.features)
+    id_map = [0, 1, 2, 3, -1, 5, 6, 7]
+    folder = import_ml_dr([original.archive(tmp_path / "a.tar")], source, tmp_path / "out", id_map=id_map)
+    config = ReinforcementConfig.load(folder)
+    assert [(item.row, "EXIF orientation 6" in item.error) for item in config.skipped] == [(2, True)]
+    dataset = load_reinforced(str(tmp_path / "out"), source=source)
+    stored = load_dataset(str(tmp_path / "out"), "mixing", split="train")
+    assert stored["source_row"][:] == [0, 1, 3, 5, 6, 7]
+    replaced = 0
+    for position, row in enumerate(stored):
+        drawn = original.drawn[row["source_row"]]
+        usable = [n for n, item in enumerate(drawn) if not is_mixed(item) or item["id2"] not in (2, 4)]
+        for slot, params in enumerate(row["augmentation_params"]):
+            chosen = slot if slot in usable else next((n for n in usable if n > slot), usable[0])
+            replaced += chosen != slot
+            assert params == stored_params(drawn[chosen])
+            check_target(row["teacher_logits"][slot], drawn[chosen]["prob"])
+            dataset.view(position, slot)
+    assert replaced
+
+
+def test_records_without_any_usable_partner_are_an_error(tmp_path):
+    original = Original("mixing", num_samples=1)
+    item = next(item for items in original.drawn for item in items if is_mixed(item))
+    lost = original.drawn.index([item])
+    item["id2"] = (lost + 1) % 8
+    id_map = [-1 if i == item["id2"] else i for i in range(8)]
+    with pytest.raises(ValueError, match=f"{lost}.pth.tar cannot be imported: all reinforcements of row {lost}"):
+        import_ml_dr([original.archive(tmp_path / "a.tar")], original.source, tmp_path / "out", id_map=id_map)
+
+
+def test_probabilities_that_fill_the_mass(tmp_path):
+    original = Original("rrc")
+    original.drawn[0][0]["prob"] = ([0.0, 1.0, 0.0], [1, 0, 4])  # nothing left
+    original.drawn[0][1]["prob"] = ([0.25, 0.5, 0.2500001], [4, 0, 1])  # a little too much
+    original.drawn[0][2]["prob"] = ([0.2, 0.2, 0.2], [4, 1, 0])  # ties
+    import_ml_dr([original.archive(tmp_path / "a.tar")], original.source, tmp_path / "out")
+    first = load_dataset(str(tmp_path / "out"), "rrc", split="train")[0]["teacher_logits"]
+    assert [item["label"] for item in first[:3]] == [[0, 1, 4], [0, 1, 4], [0, 1, 4]]
+    assert all(np.isfinite([*item["value"], item["tail"]]).all() for item in first)
+    assert [round(float(np.exp(item["tail"])), 2) for item in first[:3]] == [0.0, 0.0, 0.4]
+
+
+def test_top_k_of_all_classes_has_no_tail(tmp_path):
+    original = Original("rrc")
+    for items in original.drawn:
+        for item in items:
+            p, labels = item["prob"]
+            rest = [c for c in range(CLASSES) if c not in labels]
+            item["prob"] = ([*p, *[(1 - sum(p)) / len(rest)] * len(rest)], [*labels, *rest])
+    import_ml_dr([original.archive(tmp_path / "a.tar")], original.source, tmp_path / "out")
+    stored = load_dataset(str(tmp_path / "out"), "rrc", split="train")[3]["teacher_logits"][1]
+    assert stored["tail"] == -np.inf and sorted(stored["label"]) == list(range(CLASSES))
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickles into a call."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+GADGETS = {
+    "os.system": Call(os.system, "touch HACKED"),
+    "torch.load": Call(torch.load, "HACKED"),
+    "builtins.eval": Call(eval, "open('HACKED', 'w')"),
+    "builtins.getattr": Call(getattr, "", "join"),
+    "collections.OrderedDict": __import__("collections").OrderedDict(a=1),
+    "numpy._core.multiarray._reconstruct": np.arange(3),
+    "torch._utils._rebuild_tensor_v2": torch.zeros(2),
+    "pathlib": Path("x"),
+}
+
+
+def zipped(data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("where", ["record", "config", "joblib", "raw", "legacy"])
+@pytest.mark.parametrize("name", GADGETS)
+def test_any_other_class_is_refused_by_name(name, where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    original = Original("rrc", num_rows=2)
+    members = original.members()
+    gadget = GADGETS[name]
+    victim = f"reinforced_data/{'config' if where == 'config' else '1'}.pth.tar"
+    value = (
+        {"reinforce": [{}, (gadget,)]} if where == "config" else (1, [{"params": [[gadget]], "prob": ([1.0], [0])}])
+    )
+    if where in ("record", "config"):
+        members[victim] = saved(value)
+    elif where == "legacy":
+        members[victim] = saved(value, _use_new_zipfile_serialization=False)
+    else:
+        members[victim] = pickle.dumps(value) if where == "raw" else zlib.compress(pickle.dumps(value))
+    write_archive(tmp_path / "a.tar", members)
+    with pytest.raises(UnsafePickleError, match=name.replace(".", r"\.")) as caught:
+        import_ml_dr([tmp_path / "a.tar"], original.source, tmp_path / "out")
+    assert victim in str(caught.value) and "a.tar" in str(caught.value)
+    assert not Path("HACKED").exists()
+
+
+def test_opcodes_cannot_reach_further():
+    stolen = [
+        b"\x80\x04cnumpy\ndtype\n(X\x01\x00\x00\x00OI00\nI01\ntR.",  # the object dtype
+        b"\x80\x04cnumpy\ndtype\n}X\x08\x00\x00\x00__call__I1\nsb.",  # attributes of what is allowed
+        b"\x80\x04cnumpy\ndtype\n)\x81.",  # its __new__
+        b"\x80\x04(cos\nsystem\no.",
+        b"\x80\x04(S'ls'\nios\nsystem\n.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.",
+        b"\x80\x04\x82\x01.",  # extension registry
+        b"\x80\x04cnumpy\ncore.multiarray.scalar\n.",
+        b"\x80\x02Xsomething",
+        b"\x80\x04}(K\x01",
+        b"",
+        b"no pickle",
+        zlib.compress(pickle.dumps([1] * 100))[:-8],
+        zipped(b"\x80\x04K\x01."[:-1]),
+        b"PK\x03\x04 and no more",
+    ]
+    for data in stolen:
+        with pytest.raises(ValueError, match="^there"):
+            safe_load(data, "there")
+
+
+def test_numbers_of_numpy_are_read():
+    values = [np.int64(-3), np.float32(0.5), np.float64(0.1), np.bool_(True), np.uint8(200), np.dtype(">i4").type(7)]
+    for protocol in (3, 4, 5):
+        loaded = safe_load(pickle.dumps(values, protocol), "x")
+        assert loaded == values and {type(value) for value in loaded} == {int, float, bool}
+    old = pickle.dumps(np.int64(5), 4).replace(b"\x16numpy._core.multiarray", b"\x15numpy.core.multiarray")
+    assert safe_load(old.replace(old[2:11], b"", 1) if old[2] == 0x95 else old, "x") == 5
+    big = b"\x80\x04cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\x00\x00\x00i4I00\nI01\ntR"
+    big += b"(I3\nX\x01\x00\x00\x00>NNNI-1\nI-1\nI0\ntbC\x04\x00\x00\x01\x00tR."
+    assert safe_load(big, "x") == 256
+
+
+@pytest.mark.parametrize("kind", ["joblib", "legacy"])
+def test_other_containers_of_plain_data_are_read(kind, tmp_path):
+    joblib = pytest.importorskip("joblib")
+    original = Original("mixing")
+    members = {}
+    for name, data in original.members().items():
+        value = safe_load(data, name)
+        buffer = io.BytesIO()
+        if kind == "joblib":
+            joblib.dump(value, buffer, compress=True)
+        else:
+            torch.save(value, buffer, _use_new_zipfile_serialization=False)
+        members[name] = buffer.getvalue()
+    import_ml_dr([write_archive(tmp_path / "a.tar", members)], original.source, tmp_path / "out")
+    rows = load_dataset(str(tmp_path / "out"), "mixing", split="train")
+    assert rows[5]["augmentation_params"] == [stored_params(item) for item in original.drawn[5]]
+
+
+@pytest.mark.parametrize(
+    "name", ["../0.pth.tar", "/tmp/0.pth.tar", "a/../../0.pth.tar", "symlink", "hardlink", "fifo"]
+)
+def test_members_that_lead_elsewhere_are_refused(name, tmp_path):
+    original = Original("rrc", num_rows=2)
+    path = original.archive(tmp_path / "a.tar")
+    kinds = {"symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE}
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo("reinforced_data/7.pth.tar" if name in kinds else name)
+        info.type, info.linkname = kinds.get(name, tarfile.REGTYPE), "/etc/passwd" if name in kinds else ""
+        tar.addfile(info)
+    with pytest.raises(ValueError, match="is a link or device, or its name leads out of the archive"):
+        import_ml_dr([path], original.source, tmp_path / "out")
+    folder = original.archive(tmp_path / "extracted")
+    (folder / "7.pth.tar").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="is a link"):
+        list(read_members(folder))
+
+
+def test_truncated_archives_are_an_error(tmp_path):
+    original = Original("rrc")
+    for name in ("a.tar", "a.tar.gz"):
+        whole = original.archive(tmp_path / name)
+        data = whole.read_bytes()
+        size = len(data.rstrip(b"\0")) if name == "a.tar" else len(data)
+        for i, stop in enumerate((0, 100, 700, size // 2, size // 512 * 512 - 512, size - 4)):
+            part = tmp_path / f"{i}{name}"
+            part.write_bytes(data[:stop])
+            with pytest.raises(ValueError, match="truncated, damaged or no tar archive|cannot be read"):
+                for member in read_members(part):
+                    safe_load(member.data, member.name)
+    (tmp_path / "page.tar").write_bytes(b"<html>not found</html>" * 100)
+    with pytest.raises(ValueError, match="page.tar is truncated, damaged or no tar archive"):
+        import_ml_dr([tmp_path / "page.tar"], original.source, tmp_path / "out")
+
+
+def break_record(change):
+    def apply(members, original):
+        value = safe_load(members["reinforced_data/3.pth.tar"], "3")
+        members["reinforced_data/3.pth.tar"] = saved(change(value))
+
+    return apply
+
+
+def first(value, **changes):
+    index, items = value
+    return index, [{**items[0], **changes}, *items[1:]]
+
+
+def first_params(value, position, new):
+    params = list(value[1][0]["params"])
+    params[position] = new
+    return first(value, params=params)
+
+
+def drop_record(members, original):
+    del members["reinforced_data/3.pth.tar"]
+
+
+def repeat_record(members, original):
+    members["reinforced_data/03.pth.tar"] = members["reinforced_data/3.pth.tar"]
+
+
+def other_config(members, original):
+    members["other/config.pth.tar"] = saved(configuration("rrc"))
+
+
+FAULTS = {
+    "3.pth.tar cannot be imported: it is the record of image 4": break_record(lambda v: (4, v[1])),
+    "has 5 reinforcements of 3 classes, where others have 6 of 3": break_record(lambda v: (v[0], v[1][1:])),
+    "has 6 reinforcements of 2 classes, where others have 6 of 3": break_record(
+        lambda v: (v[0], [{**item, "prob": (item["prob"][0][:2], item["prob"][1][:2])} for item in v[1]])
+    ),
+    "has class 5, but there are 5 classes": break_record(lambda v: first(v, prob=([0.1, 0.2, 0.3], [1, 5, 2]))),
+    "names a class twice": break_record(lambda v: first(v, prob=([0.1, 0.2, 0.3], [1, 1, 2]))),
+    "sum to more than 1": break_record(lambda v: first(v, prob=([0.9, 0.2, 0.3], [0, 1, 2]))),
+    "do not lie in": break_record(lambda v: first(v, prob=([float("nan"), 0.2, 0.3], [0, 1, 2]))),
+    "expected structure": break_record(lambda v: {"id": v[0]}),
+    "no index with a list": break_record(lambda v: (v[0], [])),
+    "not a list of probabilities": break_record(lambda v: first(v, prob=([0.1, 0.2, 0.3], [0, 1]))),
+    "has 5 parameters where policy 'randaug' stores 4": break_record(
+        lambda v: first(v, params=[*v[1][0]["params"], 1])
+    ),
+    "a crop is missing": break_record(lambda v: first_params(v, 0, None)),
+    "not 4 of the expected type": break_record(lambda v: first_params(v, 0, (1.5, 2, 3, 4))),
+    "box of random_resized_crop": break_record(lambda v: first_params(v, 0, (-1, 0, 10, 10))),
+    "a crop reaches beyond the image": break_record(lambda v: first_params(v, 0, (0, 0, 100, 10))),
+    "horizontal_flip is not one of": break_record(lambda v: first_params(v, 1, "yes")),
+    "operation of rand_augment": break_record(lambda v: first_params(v, 2, [(14, 1.0), (0, 0.0)])),
+    "box of random_erasing": break_record(lambda v: first_params(v, 3, (30, 0, 10, 10))),
+    r"has no records of the images [3]": drop_record,
+    r"several of [3]": repeat_record,
+    "beyond the 8": lambda members, original: members.update(
+        {"reinforced_data/8.pth.tar": record(8, original.drawn[0])}
+    ),
+    "describes the policy": other_config,
+    "does not have reinforce": lambda members, original: members.update(
+        {"reinforced_data/config.pth.tar": saved({"reinforce": None})}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_named(message, tmp_path):
+    original = Original("randaug")
+    members = original.members()
+    FAULTS[message](members, original)
+    config = members.pop("reinforced_data/config.pth.tar")
+    archive = write_archive(tmp_path / "a.tar", {"reinforced_data/config.pth.tar": config, **members})
+    with pytest.raises(ValueError) as caught:
+        import_ml_dr([archive], original.source, tmp_path / "out")
+    assert message in str(caught.value) and "a.tar" in str(caught.value)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+MIX_FAULTS = {
+    "a partner is named where nothing is mixed": lambda p: [3, *[[v, v] for v in p[1:3]], None, None],
+    "weight of mixup": lambda p: [3, *[[v, v] for v in p[1:3]], 1.5, None],
+    "cutmix lies outside": lambda p: [3, *[[v, v] for v in p[1:3]], None, [0.5, 0, 0, 33, 10]],
+    "negative side": lambda p: [3, *[[v, v] for v in p[1:3]], None, [0.5, 10, 0, 5, 10]],
+    "no crop of its partner": lambda p: [3, [p[1], None], [p[2], True], 0.2, None],
+    "not a natural number": lambda p: [-2, *[[v, v] for v in p[1:3]], 0.2, None],
+    "beyond the 8": lambda p: [8, *[[v, v] for v in p[1:3]], 0.2, None],
+}
+
+
+@pytest.mark.parametrize("message", MIX_FAULTS)
+def test_faults_of_mixed_records_are_named(message, tmp_path):
+    original = Original("mixing")
+    items = [{"params": compressed(item), "prob": item["prob"]} for item in original.drawn[0]]
+    where = next(n for n, item in enumerate(original.drawn[0]) if not is_mixed(item))
+    items[where]["params"] = MIX_FAULTS[message](items[where]["params"])
+    members = {**original.members(), "reinforced_data/0.pth.tar": saved((0, items))}
+    with pytest.raises(ValueError, match=f"0.pth.tar cannot be imported: .*{message}"):
+        import_ml_dr([write_archive(tmp_path / "a.tar", members)], original.source, tmp_path / "out")
+
+
+def test_wrong_images_are_noticed(tmp_path):
+    original = Original("randaug", num_samples=30)
+    archive = original.archive(tmp_path / "a.tar")
+
+    def convert(name, **options):
+        return import_ml_dr([archive], original.source, tmp_path / name, **options)
+
+    with pytest.raises(ValueError, match="id map does not lead to the images"):
+        convert("shifted", id_map=[1, 2, 3, 4, 5, 6, 7, 0])
+    small = Original("small_randaug", num_samples=30)
+    archive = small.archive(tmp_path / "b.tar")  # crops of a resized image tell nothing, but the labels do
+    with pytest.raises(ValueError, match="most likely class is the label of the image for only"):
+        convert("shifted", id_map=[1, 2, 3, 4, 5, 6, 7, 0])
+    convert("unchecked", id_map=[1, 2, 3, 4, 5, 6, 7, 0], label_column="", num_classes=CLASSES)
+    for id_map in ([0, 0, *range(2, 8)], list(range(1, 9)), [-2, *range(1, 8)], [0.5] * 8, [[0, 1]], [-1] * 8):
+        with pytest.raises(ValueError, match="The id map must be a list"):
+            convert("out", id_map=id_map)
+
+
+def test_classes_and_policy_are_asked_for_where_they_are_not_known(tmp_path):
+    original = Original("randaug")
+    archive = original.archive(tmp_path / "a.tar", with_config=False)
+    with pytest.raises(ValueError, match="has a config.pth.tar; say which policy"):
+        import_ml_dr([archive], original.source, tmp_path / "out")
+    with pytest.raises(ValueError, match="it has 4 parameters where policy 'rrc' stores 2"):
+        import_ml_dr([archive], original.source, tmp_path / "wrong", policy=load_policy("rrc", SIZE))
+    policy, teachers = load_policy("randaug", SIZE), ["timm/resnext101_32x8d.fb_wsl_ig1b_ft_in1k"]
+    folder = import_ml_dr([archive], original.source, tmp_path / "out", policy=policy, teachers=teachers)
+    assert ReinforcementConfig.load(folder).teachers[0]["name"] == teachers[0]
+    for options in ({"num_classes": 7}, {"label_column": "", "policy": policy}):
+        with pytest.raises(ValueError, match="number of classes must be given once or alike"):
+            import_ml_dr([archive], original.source, tmp_path / "none", **{"policy": policy, **options})
+    with pytest.raises(ValueError, match="missing: .*absent.tar"):
+        import_ml_dr([tmp_path / "absent.tar"], original.source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        ({**CROP, "center_crop": {"size": 32}}, "uses ['center_crop']"),
+        ({"random_resized_crop": {"size": 32, "antialias": False}}, "{'antialias': False}"),
+        ({**SMALL_CROP, "resize": {"size": [32, 32]}}, "uses resize with {'size': [32, 32]}"),
+        ({**CROP, "rand_augment": {"num_magnitude_bins": 10}}, "{'num_magnitude_bins': 10}"),
+        ({**CROP, "random_erase": {"value": 1}}, "{'value': 1}"),
+    ],
+)
+def test_transforms_without_a_counterpart_are_refused(augmentation, message):
+    with pytest.raises(ValueError) as caught:
+        policy_of(augmentation)
+    assert message in str(caught.value)
+
+
+def test_other_options_make_a_policy_of_another_name():
+    policy = policy_of({"random_resized_crop": {"size": [32, 32], "scale": [0.2, 1.0]}, **FLIP})
+    assert policy.name == "imported" and policy.operations[0].scale == (0.2, 1.0)
+
+
+# --- the order of ImageFolder ----------------------------------------------------------------------------------------
+
+
+def test_image_folder_order_is_torchvisions(tmp_path):
+    names = [
+        "n02/n02_5.png",
+        "n01/n01_10.png",
+        "n01/n01_1.png",
+        "n01/sub/n01_0.png",
+        "n02/n02_40.png",
+        "n01/N01_2.png",
+    ]
+    for seed, name in enumerate(names):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny_image(seed).save(path)
+    expected = [
+        str(Path(path).relative_to(tmp_path / "images")) for path, _ in ImageFolder(tmp_path / "images").samples
+    ]
+    labels = [int(name[2]) - 1 for name in names]
+    paths = [str(tmp_path / "images" / name) for name in names]
+    dataset = Dataset.from_dict(
+        {"image": paths, "label": labels},
+        features=Features({"image": Image(), "label": tiny_dataset(2, labels=2).features["label"]}),
+    )
+    assert [names[row] for row in image_folder_order(dataset)] == expected
+    dataset = tiny_dataset(6, labels=2).remove_columns("label").add_column("label", labels).add_column("file", names)
+    assert [names[row] for row in image_folder_order(dataset, "file")] == expected
+    with pytest.raises(ValueError, match="has no file name"):
+        image_folder_order(dataset)
+    with pytest.raises(ValueError, match="same file name"):
+        image_folder_order(dataset.remove_columns("file").add_column("file", ["a"] * 6), "file")
+
+
+def test_names_of_the_hubs_imagenet_sort_as_the_originals():
+    numbers = [10026, 1002, 18, 100]
+    hub = [f"n01440764_{number}_n01440764.JPEG" for number in numbers]
+    dataset = tiny_dataset(4, labels=0).add_column("file", hub)
+    expected = sorted(range(4), key=lambda row: f"n01440764_{numbers[row]}.JPEG")
+    assert image_folder_order(dataset, "file") == expected != sorted(range(4), key=hub.__getitem__)
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+
+def test_recipe(tmp_path, monkeypatch, capsys):
+    recipes = Path(__file__).parent.parent / "recipes"
+    monkeypatch.syspath_prepend(str(recipes))
+    recipe = importlib.import_module("import_ml_dr")
+    original = Original("randaug")
+    (tmp_path / "source" / "data").mkdir(parents=True)
+    original.source.to_parquet(str(tmp_path / "source" / "data" / "train-00000-of-00001.parquet"))
+    (tmp_path / "map.json").write_text("[0, 1, 2, 3, null, 5, 6, 7]")
+    np.save(tmp_path / "map.npy", np.arange(8))
+    archive = original.archive(tmp_path / "a.tar.gz")
+
+    def run(name, *flags):
+        flags = [
+            "--archive",
+            archive,
+            "--source_name_or_path",
+            tmp_path / "source",
+            "--output_dir",
+            tmp_path / name,
+            *flags,
+        ]
+        monkeypatch.setattr(sys, "argv", ["import_ml_dr.py", *map(str, flags)])
+        recipe.main()
+
+    run("list", "--id_map", tmp_path / "map.json", "--teacher_name_or_path", "me/teacher")
+    assert "Done: load_dataset(" in capsys.readouterr().out
+    assert len(load_dataset(str(tmp_path / "list"), "randaug", split="train")) == 7
+    run(
+        "array",
+        "--id_map",
+        tmp_path / "map.npy",
+        "--policy",
+        "randaug",
+        "--image_size",
+        SIZE,
+        "--num_classes",
+        CLASSES,
+    )
+    dataset = load_reinforced(str(tmp_path / "array"))  # with the source that is recorded
+    assert isinstance(dataset, ReinforcedDataset) and len(dataset) == 8
+    with pytest.raises(SystemExit, match="error: Row 0 has no file name"):
+        run("order", "--id_map", "image_folder")
+    with pytest.raises(SystemExit, match="error: .* already holds"):
+        run("list")
+    (tmp_path / "map.json").write_text("{}")
+    with pytest.raises(SystemExit, match="must be a JSON list"):
+        run("dict", "--id_map", tmp_path / "map.json")

@@ -1,0 +1,549 @@
+"""Publishing and loading over HTTP, with the real clients in a process of their own against tests/hub_server.py."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+from hub_server import TOKEN, Fault, HubServer
+from tiny import tiny_dataset, tiny_teacher
+
+from hf_reinforce import ReinforcementConfig, load_policy, push_to_hub, reinforce
+from hf_reinforce.cards import write_dataset_card
+
+ROWS = 150  # three shards of 64 rows
+
+
+class Client:
+    """Calls functions of this file in another process, whose clients were imported for the test's Hub."""
+
+    def __init__(self, hub, cache):
+        self._environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(cache),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._pool = None
+
+    def start(self, function, *args, **kwargs):
+        if self._pool is None:
+            kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            with mock.patch.dict(os.environ, {**kept, **self._environment}, clear=True):
+                self._pool.submit(os.getpid).result()
+        return self._pool.submit(function, *args, **kwargs)
+
+    def __call__(self, function, *args, **kwargs):
+        return self.start(function, *args, **kwargs).result(timeout=120)
+
+    def close(self):
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    caller = Client(hub, tmp_path_factory.mktemp("client"))
+    yield caller
+    caller.close()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log(hub):
+    hub.requests.clear()
+    yield
+    hub.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """The images of the tests."""
+    return tiny_dataset(ROWS, (20, 28))
+
+
+@pytest.fixture(scope="module")
+def photos_on_hub(hub, photos):
+    """Repository of the images. Its newest commit holds them in another order, and not all of them."""
+    original, shuffled = io.BytesIO(), io.BytesIO()
+    photos.to_parquet(original)
+    photos.shuffle(seed=0).select(range(ROWS - 20)).to_parquet(shuffled)
+    repository = hub.add_repository("dataset", "me/photos", {"data/train-0.parquet": original.getvalue()})
+    repository.tags["v1"] = repository.find("main")
+    hub.add_repository("dataset", "me/photos-changed", {"data/train-0.parquet": shuffled.getvalue()})
+    return repository
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photos):
+    """A reinforced data set of two configurations, three shards each."""
+    path = tmp_path_factory.mktemp("reinforced") / "photos-plus"
+    for policy in ("rrc", "mixing"):
+        reinforce(
+            photos,
+            tiny_teacher(),
+            load_policy(policy, 16),
+            path,
+            num_samples=2,
+            top_k=3,
+            source_name="me/photos",
+            source_revision="v1",
+            shard_size=64,
+            device="cpu",
+        )
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy of the folder that a test may change."""
+    return Path(shutil.copytree(folder, tmp_path / "photos-plus"))
+
+
+def stored(hub, name, revision="main"):
+    return {path: file.content for path, file in hub.repositories["datasets", name].files(revision).items()}
+
+
+def local(folder, *configs):
+    files = [file for config in configs for file in (folder / config).iterdir()]
+    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
+
+
+def metadata(content):
+    return yaml.safe_load(content.decode().split("---")[1])
+
+
+def push(folder, repo_id, waits=(0.0, 0.0), **kwargs):
+    """In the client: publishes, with short waits between the tries."""
+    from hf_reinforce import publish
+
+    with mock.patch.object(publish, "_WAITS", waits), mock.patch("time.sleep"):
+        return publish.push_to_hub(folder, repo_id, **kwargs)
+
+
+# What is sent
+
+
+def test_push_sends_the_folder_as_it_is(hub, client, folder):
+    result = client(push, folder, "me/whole")
+    files = stored(hub, "me/whole")
+    card = files.pop("README.md").decode()
+    assert files == local(folder, "rrc", "mixing")
+    assert {change.path for change in result.changes} == {*files, "README.md"}
+    assert result.commit_url.endswith(hub.repositories["datasets", "me/whole"].find("main"))
+    assert 'load_dataset("me/whole", "mixing"' in card and 'load_reinforced("me/whole", "mixing")' in card
+    assert card.replace('"me/whole"', '"photos-plus"') == (folder / "README.md").read_text(encoding="utf-8")
+    message = hub.repositories["datasets", "me/whole"].messages[-1]
+    assert message == "Add mixing (policy mixing, N=2, K=3, TinyNet), rrc (policy rrc, N=2, K=3, TinyNet)"
+    commits = list(hub.repositories["datasets", "me/whole"].commits.values())
+    assert not any(path.endswith((".json", ".md")) for commit in commits[:-1] for path in commit)
+
+    hub.requests.clear()
+    again = client(push, folder, "me/whole")
+    assert again.changes == () and again.commit_url == result.commit_url
+    assert not hub.seen("PUT /objects|commit/|preupload/")
+
+
+def test_dry_run_sends_nothing(hub, client, copy):
+    result = client(push, copy, "me/dry", dry_run=True)
+    assert {(change.path, change.reason) for change in result.changes} == {
+        *((path, "new") for path in local(copy, "rrc", "mixing")),
+        ("README.md", "new"),
+    }
+    sizes = {change.path: change.size for change in result.changes}
+    assert sizes["rrc/train-00000-of-00003.parquet"] == (copy / "rrc/train-00000-of-00003.parquet").stat().st_size
+    assert result.commit_url is None
+    assert not hub.seen("POST|PUT") and ("datasets", "me/dry") not in hub.repositories
+
+
+def test_only_files_that_belong(hub, client, copy):
+    for name in (
+        ".env",
+        "notes.txt",
+        "rrc/.train-00000-of-00003.parquet.tmp-7",
+        "rrc/model.bin",
+        "rrc/.hidden.parquet",
+    ):
+        (copy / name).write_text("secret", encoding="utf-8")
+    (copy / "rrc" / ".num_samples-4").mkdir()
+    (copy / "rrc" / ".num_samples-4" / "train-00000-of-00003.parquet").write_text("half", encoding="utf-8")
+    client(push, copy, "me/clean", config_name="rrc")
+    assert set(stored(hub, "me/clean")) == {"README.md", *local_names(copy)}
+
+
+def local_names(folder):
+    shards = [f"rrc/train-{index:05d}-of-00003.parquet" for index in range(3)]
+    return ["rrc/preview.png", "rrc/reinforcement.json", *shards]
+
+
+def test_changed_configuration_changes_in_one_commit(hub, client, copy, photos):
+    client(push, copy, "me/changed")
+    reinforce(
+        photos.select(range(64)),
+        tiny_teacher(),
+        load_policy("rrc", 16),
+        copy.parent / "other",
+        num_samples=3,
+        top_k=3,
+        device="cpu",
+    )
+    for file in (copy / "rrc").iterdir():
+        file.unlink()
+    for file in (copy.parent / "other" / "rrc").iterdir():
+        (copy / "rrc" / file.name).write_bytes(file.read_bytes())
+    write_dataset_card(copy)
+    before = len(hub.repositories["datasets", "me/changed"].messages)
+    result = client(push, copy, "me/changed")
+    assert len(hub.repositories["datasets", "me/changed"].messages) == before + 1
+    files = stored(hub, "me/changed")
+    del files["README.md"]
+    assert files == local(copy, "rrc", "mixing")
+    reasons = {change.path: change.reason for change in result.changes}
+    assert reasons.pop("rrc/train-00000-of-00001.parquet") == "new"
+    assert {path for path, reason in reasons.items() if reason == "deleted"} == {
+        f"rrc/train-{index:05d}-of-00003.parquet" for index in range(3)
+    }
+    assert reasons["rrc/reinforcement.json"] == reasons["README.md"] == "changed"
+
+
+def test_configurations_on_the_hub_survive(hub, client, copy):
+    client(push, copy, "me/both", config_name="mixing")
+    card = metadata(stored(hub, "me/both")["README.md"])
+    assert [item["config_name"] for item in card["configs"]] == ["mixing"]
+    # somebody adds a licence on the Hub, and another folder the second configuration
+    repository = hub.repositories["datasets", "me/both"]
+    files = dict(repository.files())
+    text = files["README.md"].content.replace(b"---\n", b"---\nlicense: cc-by-4.0\n", 1)
+    files["README.md"] = replace(files["README.md"], content=text)
+    repository.commit("main", "add a licence", files)
+    client(push, copy, "me/both", config_name=["rrc"])
+    files = stored(hub, "me/both")
+    card = metadata(files["README.md"])
+    assert [item["config_name"] for item in card["configs"]] == ["rrc", "mixing"]
+    assert card["license"] == "cc-by-4.0"
+    assert "also holds `mixing`" in files["README.md"].decode()
+    assert local(copy, "mixing", "rrc").items() <= files.items()
+    assert client(push, copy, "me/both", config_name="rrc").changes == ()
+    for config in ("rrc", "mixing"):
+        assert client(load_rows, "me/both", config) == ROWS
+
+
+def test_card_of_the_folder_is_kept(hub, client, copy):
+    card = (copy / "README.md").read_text(encoding="utf-8")
+    (copy / "README.md").write_text(card + "\nMy own words about photos-plus.\n", encoding="utf-8")
+    client(push, copy, "me/own-words")
+    sent = stored(hub, "me/own-words")["README.md"].decode()
+    assert "My own words about photos-plus." in sent and 'load_dataset("me/own-words"' in sent
+
+
+def test_private_branch_and_tag(hub, client, folder):
+    options = {"config_name": "rrc", "revision": "trial", "tag": "v1", "private": True, "commit_message": "Try it"}
+    result = client(push, folder, "me/private", **options)
+    repository = hub.repositories["datasets", "me/private"]
+    assert repository.private and repository.messages[-1] == "Try it"
+    assert repository.tags["v1"] == repository.branches["trial"] == result.commit_url.rsplit("/", 1)[1]
+    assert not repository.files("main") and len(repository.files("trial")) == 6
+    assert client(push, folder, "me/private", **options).changes == ()  # the tag names it already
+    with pytest.raises(ValueError, match="already has a tag 'v1'"):
+        client(push, folder, "me/private", tag="v1")
+    assert not repository.files("main")
+    assert client(load_rows, "me/private", "rrc", revision="v1") == ROWS
+    with pytest.raises(ValueError, match="is public"):
+        hub.add_repository("dataset", "me/public", {})
+        client(push, folder, "me/public", private=True)
+
+
+# What is refused
+
+
+def test_unfinished_and_missing_configurations_are_refused(copy):
+    with pytest.raises(ValueError, match=r"no configuration \['small'\].*those it has are \['mixing', 'rrc'\]"):
+        push_to_hub(copy, "me/refused", config_name="small")
+    replace(ReinforcementConfig.load(copy / "rrc"), complete=False).save(copy / "rrc")
+    with pytest.raises(ValueError, match="'rrc' is not finished; run the command"):
+        push_to_hub(copy, "me/refused")
+    with pytest.raises(ValueError, match="no configuration of a reinforced data set"):
+        push_to_hub(copy.parent / "nowhere", "me/refused")
+
+
+def test_damaged_and_missing_shards_are_refused(copy):
+    shard = copy / "rrc" / "train-00001-of-00003.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="train-00001-of-00003.parquet is damaged.*Delete it and run"):
+        push_to_hub(copy, "me/refused")
+    shard.unlink()
+    with pytest.raises(ValueError, match="holds 86 rows, not 150: shards are missing"):
+        push_to_hub(copy, "me/refused")
+    replace(ReinforcementConfig.load(copy / "mixing"), num_samples=4).save(copy / "mixing")
+    with pytest.raises(ValueError, match="holds 2 reinforcements per image, not 4"):
+        push_to_hub(copy, "me/refused", config_name="mixing")
+
+
+def test_links_are_refused(copy, tmp_path):
+    shard = copy / "rrc" / "train-00001-of-00003.parquet"
+    shard.rename(tmp_path / "elsewhere.parquet")
+    shard.symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(ValueError, match="is a link; replace it by a copy"):
+        push_to_hub(copy, "me/refused")
+
+
+def test_writing_without_the_right_token(hub, client, folder):
+    with pytest.raises(OSError, match="does not let you write to me/forbidden.*hf auth login") as error:
+        client(push, folder, "me/forbidden", token="hf_another_token")
+    assert "hf_another_token" not in str(error.value)
+    assert ("datasets", "me/forbidden") not in hub.repositories
+
+
+# What goes wrong on the way
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("PUT /objects/", status=503),
+        Fault("POST .*/commit/", status=412),
+        Fault("POST .*/commit/", status=503, times=2),
+        Fault("GET .*/tree/", status=500),
+        Fault("PUT /objects/", drop_after=-1),
+    ],
+    ids=["503 on an upload", "412 on a commit", "503 on a commit", "500 on a listing", "answer to an upload lost"],
+)
+def test_passing_errors_are_retried(hub, client, folder, fault):
+    name = f"me/retried-{hashlib.sha1(repr((fault.pattern, fault.status)).encode()).hexdigest()[:8]}"
+    hub.objects.clear()
+    hub.faults.append(fault)
+    client(push, folder, name)
+    assert fault.reached.is_set()
+    files = stored(hub, name)
+    assert local(folder, "rrc", "mixing").items() <= files.items()
+    assert len(metadata(files["README.md"])["configs"]) == 2
+
+
+def test_lasting_errors_say_how_to_continue(hub, client, folder):
+    hub.faults.append(Fault("POST .*/commit/", status=503, times=9))
+    with pytest.raises(OSError, match=r"could not be published completely \(HTTP 503\).*same command again"):
+        client(push, folder, "me/lasting")
+
+
+def test_somebody_else_commits_at_the_same_time(hub, client, copy):
+    """The other's configuration is in the card although it came between the reading of the card and the commit."""
+    client(push, copy, "me/race", config_name="mixing")
+    repository = hub.repositories["datasets", "me/race"]
+    other = dict(repository.files())
+    text = other["README.md"].content.replace(b"configs:\n", b"configs:\n- config_name: theirs\n  data_files: x\n")
+    other["README.md"] = replace(other["README.md"], content=text)
+    waiting = threading.Event()
+    fault = Fault("POST .*/preupload/", hold=waiting)
+    hub.faults.append(fault)
+    result = client.start(push, copy, "me/race", config_name="rrc")
+    assert fault.reached.wait(60)
+    repository.commit("main", "the other's commit", other)
+    waiting.set()
+    result.result(timeout=60)
+    card = metadata(stored(hub, "me/race")["README.md"])
+    assert {item["config_name"] for item in card["configs"]} == {"rrc", "mixing", "theirs"}
+
+
+def start_push(folder, repo_id):
+    """In the client: starts a process that publishes, and returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        push(folder, repo_id)
+        os._exit(0)
+    return pid
+
+
+def test_killed_upload_continues(hub, client, folder):
+    """What the Hub received before the kill is not sent again, and until the end nothing looks finished."""
+    hub.objects.clear()
+    released = threading.Event()
+    fault = Fault("PUT /objects/" + digest(folder / "rrc" / "train-00001-of-00003.parquet"), hold=released)
+    hub.faults.append(fault)
+    pid = client(start_push, folder, "me/killed")
+    assert fault.reached.wait(60)
+    os.kill(pid, signal.SIGKILL)
+    client(os.waitpid, pid, 0)
+    released.set()
+    received = set(hub.objects)
+    assert not any(path.endswith(("README.md", ".json")) for path in stored(hub, "me/killed"))
+
+    hub.requests.clear()
+    client(push, folder, "me/killed")
+    sent = {request.rsplit("/", 1)[1] for request in hub.seen("PUT /objects/")}
+    everything = {digest(folder / path) for path in local(folder, "rrc", "mixing") if not path.endswith(".json")}
+    assert not sent & received
+    assert sent | received == everything and digest(folder / "rrc" / "train-00001-of-00003.parquet") in sent
+    assert local(folder, "rrc", "mixing").items() <= stored(hub, "me/killed").items()
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# Loading
+
+
+def load_rows(name, config, **kwargs):
+    """In the client: the number of rows, loaded and streamed by `datasets` alone."""
+    from datasets import load_dataset
+
+    rows = load_dataset(name, config, split="train", **kwargs)
+    streamed = load_dataset(name, config, split="train", streaming=True, **kwargs)
+    assert sum(1 for _ in streamed) == len(rows)
+    return len(rows)
+
+
+def plain_load(name):
+    from datasets import load_dataset
+
+    rows = load_dataset(name, "rrc", split="train")
+    some = load_dataset(name, "rrc", split="train", streaming=True, columns=["label", "image_hash"])
+    return rows[3], next(iter(some))
+
+
+def joined(name, config="rrc", epoch=0, **kwargs):
+    """In the client: source rows, first sample and one view per image of a data set joined with its images."""
+    from hf_reinforce import load_reinforced
+
+    dataset = load_reinforced(name, config, **kwargs)
+    samples = [dataset[epoch * len(dataset) + position] for position in range(len(dataset))]
+    return (
+        dataset._rows.tolist(),
+        [sample["labels"] for sample in samples],
+        [sample["pixel_values"].numpy() for sample in samples],
+    )
+
+
+@pytest.fixture(scope="module")
+def published(hub, client, folder, photos_on_hub):
+    client(push, folder, "me/photos-plus")
+    return "me/photos-plus"
+
+
+def test_plain_load(client, published, photos):
+    row, some = client(plain_load, published)
+    assert row["label"] == photos[3]["label"] and row["source_row"] == 3
+    assert len(row["augmentation_params"]) == len(row["teacher_logits"]) == 2
+    assert set(some) == {"label", "image_hash"}
+    assert client(load_rows, published, "mixing") == ROWS
+
+
+@pytest.mark.parametrize("config", ["rrc", "mixing"])
+def test_joined_with_the_recorded_source(client, published, photos, folder, config):
+    from hf_reinforce import load_reinforced
+
+    rows, labels, pixels = client(joined, published, config)
+    here = load_reinforced(str(folder), config, source=photos)
+    assert labels == photos.select(rows)["label"]
+    assert all((pixels[position] == here[position]["pixel_values"].numpy()).all() for position in range(ROWS))
+
+
+def test_joined_by_hash(client, published):
+    """A source in another order, without 20 images: missing images are named, the others are the right ones."""
+    with pytest.raises(ValueError, match=r"holds 130 of the 150 .*; 20 are missing: row \d+ \(hash [0-9a-f]{16}\)"):
+        client(joined, published, source="me/photos-changed")
+    rows, labels, pixels = client(joined, published)
+    some, some_labels, some_pixels = client(joined, published, source="me/photos-changed", allow_missing=True)
+    assert len(some) == ROWS - 20 and set(some) < set(rows)
+    position = [rows.index(row) for row in some]
+    assert some_labels == [labels[index] for index in position]
+    assert all((view == pixels[index]).all() for view, index in zip(some_pixels, position, strict=True))
+
+
+def test_mixed_images_whose_partner_is_missing(client, published):
+    """They are replaced by other reinforcements that can be replayed."""
+    views = {view.tobytes() for epoch in (0, 1) for view in client(joined, published, "mixing", epoch)[2]}
+    _, _, some = client(joined, published, "mixing", source="me/photos-changed", allow_missing=True)
+    assert len(some) == ROWS - 20 and {view.tobytes() for view in some} < views
+
+
+def refused(name, config="rrc", login=True, **kwargs):
+    """In the client: the error of `load_reinforced`."""
+    from hf_reinforce import load_reinforced
+
+    with mock.patch.dict(os.environ, {} if login else {"HF_TOKEN": ""}):
+        try:
+            load_reinforced(name, config, **kwargs)
+        except ValueError as error:
+            return str(error)
+    return "nothing went wrong"
+
+
+def test_errors_of_loading_say_what_to_do(hub, client, published):
+    assert "has no revision 'v9'; its branches and tags are ['main']" in client(refused, published, revision="v9")
+    assert "configurations ['mixing', 'rrc']" in client(refused, published, config="small")
+    assert "no data set 'me/nothing'" in client(refused, "me/nothing")
+    hub.add_repository("dataset", "me/gated", stored(hub, published), gated=True)
+    message = client(refused, "me/gated", login=False)
+    assert "'me/gated'" in message and "accept them on its page on the Hub, then log in with `hf auth" in message
+    hub.add_repository("dataset", "me/gated-photos", stored(hub, "me/photos"), gated=True)
+    message = client(refused, published, source="me/gated-photos", login=False)
+    assert "'me/gated-photos' may only be read by those who accepted its conditions" in message
+    assert client(refused, "me/gated") == "nothing went wrong"
+
+
+def test_dropped_download_is_continued(hub, client, folder):
+    hub.add_repository("dataset", "me/dropped", stored(hub, "me/photos-plus"))
+    fault = Fault("GET .*me/dropped/resolve/.*rrc/train-00001", drop_after=1000)
+    hub.faults.append(fault)
+    assert client(load_rows, "me/dropped", "rrc") == ROWS
+    assert fault.reached.is_set()
+
+
+def test_truncated_shard_on_the_hub(hub, client, published, photos_on_hub):
+    files = stored(hub, published)
+    files["rrc/train-00001-of-00003.parquet"] = files["rrc/train-00001-of-00003.parquet"][:-100]
+    hub.add_repository("dataset", "me/truncated", files)
+    message = client(refused, "me/truncated")
+    assert "A file of 'me/truncated' cannot be read, probably because it was cut short" in message
+    assert "publish it again" in message
+
+
+# Students
+
+
+def push_student(name):
+    """In the client: publishes a student, and compares what transformers and timm load with it."""
+    import timm
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    from hf_reinforce.students import create_student
+
+    student = create_student("mobilenetv3_small_050", 5, 32, ["ant", "bee", "cat", "dog", "eel"]).eval()
+    # timm knows the weights by the names that they have without the wrapper; transformers reads both
+    weights = {key.removeprefix("timm_model."): value for key, value in student.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        student.save_pretrained(folder, state_dict=weights, push_to_hub=True, repo_id=name)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = student(images).logits
+        in_transformers = AutoModelForImageClassification.from_pretrained(name)(images).logits
+        in_timm = timm.create_model(f"hf-hub:{name}", pretrained=True).eval()(images)
+    return float((expected - in_transformers).abs().max()), float((expected - in_timm).abs().max())
+
+
+def test_student_loads_in_transformers_and_timm(client):
+    assert client(push_student, "me/student") == (0.0, 0.0)

@@ -1,0 +1,49 @@
+"""Real photos and real pretrained networks, where a checkout has them beside it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+
+from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_teacher, reinforce
+from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+PHOTOS = SHARED / "data" / "imagenet1k_samples256"
+TEACHERS = [SHARED / "teachers" / name for name in ("tf_efficientnet_lite0.in1k", "mobilenet_v2_1.0_224.in1k")]
+
+pytestmark = pytest.mark.skipif(
+    not all(path.exists() for path in (PHOTOS, *TEACHERS)),
+    reason="needs the 1,000 ImageNet photos and the two pretrained networks in ../shared",
+)
+
+
+@pytest.mark.parametrize("policy", ["randaug", "mixing_randaug"])
+def test_ensemble_targets_belong_to_the_pixels_of_real_photos(tmp_path, policy):
+    photos = load_dataset(str(PHOTOS), split="test").select(range(0, 1000, 125))
+    teacher = load_teacher([str(path) for path in TEACHERS])
+    folder = reinforce(
+        photos,
+        teacher,
+        load_policy(policy),
+        tmp_path / "photos-plus",
+        num_samples=2,
+        class_map="identity",
+        split="test",
+    )
+    config = ReinforcementConfig.load(folder)
+    stored = load_dataset(str(tmp_path / "photos-plus"), policy, split="test")
+    dataset = ReinforcedDataset(stored, config, photos)
+    top = []
+    for position in range(len(dataset)):
+        for slot in range(2):
+            answer = teacher(dataset.view(position, slot)[None]).double()
+            record = dataset.target(position, slot)
+            target = Targets(*(torch.as_tensor(record[f"target_{key}"])[None] for key in ("label", "value", "tail")))
+            rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)
+            assert rounding_kl(Targets(target.label, answer.gather(-1, target.label), rest), target) <= KL_BOUND
+            top.append(int(target.label[0, 0]) == stored[position]["label"])
+    if policy == "randaug":
+        assert np.mean(top) >= 0.5  # right networks, right preprocessing: chance is one in a thousand

@@ -1,0 +1,699 @@
+"""Training: the three methods compute what they say, and an interrupted run ends where an uninterrupted one does."""
+
+import functools
+import gc
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from datasets import load_dataset
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from tiny import MEAN, STD, TinyNet, tiny_dataset
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from hf_reinforce import (
+    AugmentedDataset,
+    ImageSource,
+    KDTrainer,
+    KDTrainingArguments,
+    ReinforcedDataset,
+    ReinforcementConfig,
+    load_policy,
+    load_teacher,
+    reinforce,
+    run,
+)
+from hf_reinforce.classifiers import Preprocessing
+from hf_reinforce.dataset import batch_targets
+from hf_reinforce.ema import EMA_FILE
+from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.policies import evaluation_policy
+from hf_reinforce.schedules import TimmSchedule
+from hf_reinforce.students import create_student
+from hf_reinforce.targets import densify
+
+ROWS, N, C, SIZE, BATCH = 24, 2, 5, 16, 4
+STEPS = ROWS // BATCH
+PLAIN, MIXED = "randaug", "mixing_randaug"
+IMAGENET = (torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225)))
+
+
+class Student(nn.Module):
+    """What makes resuming hard: batch statistics, and randomness in the forward pass."""
+
+    def __init__(self, seed=0, dropout=0.3):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 5, stride=3), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(24, C))
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+
+class Constant(nn.Module):
+    """Answers with its bias, whatever the image; so a loss can be worked out on paper."""
+
+    def __init__(self, logits=(0.5, -1.0, 2.0, 0.0, 0.25)):
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, images):
+        self.seen = images
+        return self.bias.expand(len(images), -1)
+
+
+def teacher_of(seed=0):
+    """A tiny teacher that is surer of itself, so that its temperature matters."""
+    network = TinyNet(C, seed)
+    network.head.weight.data *= 3
+    return load_teacher(network, preprocessing=Preprocessing(SIZE, MEAN, STD, "bilinear"))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return tiny_dataset(ROWS, labels=C)
+
+
+@pytest.fixture(scope="module")
+def replay(source, tmp_path_factory):
+    """`replay(policy, **options)`: a ReinforcedDataset that stores every class of the teacher's answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_preview", lambda *args: None)
+
+        @functools.cache
+        def stored(policy):
+            folder = tmp_path_factory.mktemp("plus")
+            options = {"num_samples": N, "top_k": C, "num_workers": 1}
+            path = reinforce(source, teacher_of(), load_policy(policy, SIZE), folder, **options)
+            return load_dataset(str(folder), policy, split="train"), ReinforcementConfig.load(path)
+
+        yield lambda policy=PLAIN, **options: ReinforcedDataset(*stored(policy), source=source, **options)
+
+
+@pytest.fixture(scope="module")
+def evaluation(source):
+    return AugmentedDataset(ImageSource.of(tiny_dataset(21, labels=C)), evaluation_policy(SIZE))
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """`arguments(**changes)`: of a short run on the CPU that saves and says nothing."""
+
+    def arguments(**changes):
+        options = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": BATCH,
+            "per_device_eval_batch_size": 8,
+            "learning_rate": 0.02,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+        }
+        return KDTrainingArguments(**{**options, **changes})
+
+    return arguments
+
+
+@pytest.fixture
+def trainer_of(arguments):
+    """`trainer_of(model, train_dataset, teacher=..., **arguments)`. Ends persistent workers, which gc does slowly."""
+
+    def trainer_of(model, train, *, teacher=None, evaluation=None, preprocessing=None, **changes):
+        return KDTrainer(model, arguments(**changes), train, evaluation, teacher, preprocessing)
+
+    yield trainer_of
+    for item in gc.get_objects():
+        if type(item) is _MultiProcessingDataLoaderIter:
+            item._shutdown_workers()
+
+
+def fresh(source, policy=PLAIN, **options):
+    return AugmentedDataset(ImageSource.of(source), load_policy(policy, SIZE), **options)
+
+
+def epoch_batch(dataset, epoch=0, size=8, first=0):
+    """A batch with pairs and extras."""
+    start = epoch * len(dataset) + first
+    return dataset.collate(dataset.__getitems__(list(range(start, start + size))))
+
+
+def loss_of(trainer, batch, model=None):
+    with torch.no_grad():
+        return float(trainer.compute_loss(trainer.model.eval() if model is None else model, batch))
+
+
+def gradient(trainer, batch):
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, batch).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def flat(model):
+    return torch.cat([value.detach().flatten() for value in model.parameters()])
+
+
+def assert_equal_weights(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+# -- offline equals online ----------------------------------------------------------------------------------------
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("policy", [PLAIN, MIXED])
+def test_stored_targets_give_the_gradients_of_an_online_teacher(policy, temperature, replay, trainer_of):
+    # Tolerance: the codebook moves a target by at most KL = 1e-4, that is 0.7 % of total variation (Pinsker), and the
+    # gradient is linear in the target. Found: at most 0.4 %.
+    tolerance, far = 0.01, 0.05
+    model, dataset = TinyNet(C, 5), replay(policy)
+    stored = trainer_of(model, dataset, method="reinforced", temperature=temperature)
+    online = trainer_of(model, dataset, method="online", teacher=teacher_of(0), temperature=temperature)
+    other = trainer_of(model, dataset, method="online", teacher=teacher_of(1), temperature=temperature)
+    hotter = trainer_of(model, dataset, method="online", teacher=teacher_of(0), temperature=2 * temperature)
+    for epoch in range(N):
+        batch = epoch_batch(dataset, epoch, size=12)
+        assert policy == PLAIN or len(batch["pixel_values"]) > 12
+        expected = gradient(online, batch)
+        assert relative(gradient(stored, batch), expected) < tolerance
+        shuffled = {**batch, **{n: v.flip(0) for n, v in batch.items() if n.startswith("target_")}}
+        assert relative(gradient(stored, shuffled), expected) > far
+        assert relative(gradient(other, batch), expected) > far
+        assert relative(gradient(hotter, batch), expected) > far
+        other_views = {**batch, "pixel_values": batch["pixel_values"].flip(-1)}
+        assert relative(gradient(online, other_views), expected) > far
+
+
+class Replayed(AugmentedDataset):
+    """Fresh augmentations that are those of a reinforced data set, in its order."""
+
+    def __init__(self, reinforced, source):
+        super().__init__(ImageSource.of(source), reinforced.policy, seed=reinforced.config.seed)
+        self.reinforced = reinforced
+
+    def slots(self, epochs, positions):
+        return self.reinforced.slots(epochs, positions)
+
+
+def test_offline_run_ends_where_the_online_run_does(replay, source, trainer_of):
+    start = flat(TinyNet(C, 3))
+
+    def run(train, **options):
+        trainer = trainer_of(TinyNet(C, 3), train, num_train_epochs=4, optim="sgd", learning_rate=0.1, **options)
+        trainer.train()
+        return flat(trainer.model) - start
+
+    views = Replayed(replay(), source)
+    online = run(views, method="online", teacher=teacher_of(0))
+    assert online.norm() > 0.1
+    assert relative(run(replay(), method="reinforced"), online) < 0.01
+    assert relative(run(views, method="online", teacher=teacher_of(0), temperature=0.5), online) > 0.1
+    assert relative(run(views, method="online", teacher=teacher_of(1)), online) > 0.1
+    assert relative(run(views, method="plain"), online) > 0.1
+
+
+def test_online_teacher_sees_the_mixed_views(source, trainer_of):
+    teacher, dataset = teacher_of(), fresh(source, MIXED)
+    trainer = trainer_of(Constant(), dataset, method="online", teacher=teacher)
+    batch = epoch_batch(dataset)
+    views = mixed_by_hand(batch)
+    expected = teacher(views)
+    log_q = Constant().bias.detach().log_softmax(-1)
+    by_hand = (expected.exp() * (expected - log_q)).sum(-1).mean()
+    assert loss_of(trainer, batch) == pytest.approx(float(by_hand), rel=1e-5)
+    unmixed = teacher(batch["pixel_values"][: len(views)].float())
+    assert float((unmixed.exp() * (unmixed - log_q)).sum(-1).mean()) != pytest.approx(float(by_hand), rel=1e-3)
+    assert all(parameter.grad is None for member in teacher.members for parameter in member.model.parameters())
+
+
+# -- losses by hand -----------------------------------------------------------------------------------------------
+
+
+def mixed_by_hand(batch):
+    """The mixed views of a batch, one pixel of one image at a time."""
+    mixed = []
+    for i, partner in enumerate(batch["partner"].tolist()):
+        own, other = batch["pixel_values"][i].float(), batch["pixel_values"][partner].float()
+        lam = float(batch["mixup"][i])
+        top, left, bottom, right = batch["cutmix"][i].tolist()
+        image = lam * own + (1 - lam) * other
+        image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        mixed.append(image)
+    return torch.stack(mixed)
+
+
+def shares_by_hand(batch):
+    """Share of each mixed image that is its own: mixes a white image with a black one and looks how bright it is."""
+    shares = []
+    for lam, (top, left, bottom, right) in zip(batch["mixup"].tolist(), batch["cutmix"].tolist(), strict=True):
+        image = np.full((SIZE, SIZE), lam)
+        image[top:bottom, left:right] = 0
+        shares.append(image.mean())
+    return shares
+
+
+def cross_entropy_by_hand(logits, label, smoothing=0.0):
+    target = np.full(C, smoothing / C)
+    target[label] += 1 - smoothing
+    logits = np.asarray(logits, dtype=np.float64)
+    return float(-(target * (logits - np.log(np.exp(logits).sum()))).sum())
+
+
+def test_student_sees_the_mixed_views_in_its_own_normalisation(source, trainer_of):
+    dataset = fresh(source, MIXED)
+    model = Constant()
+    trainer = trainer_of(model, dataset, method="plain")
+    batch = epoch_batch(dataset)
+    loss_of(trainer, batch)
+    mean, std = (values.view(3, 1, 1) for values in IMAGENET)
+    torch.testing.assert_close(model.seen, (mixed_by_hand(batch) / 255 - mean) / std, rtol=1e-4, atol=1e-4)
+    assert len(model.seen) == 8 < len(batch["pixel_values"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_plain_loss_with_mixing(smoothing, source, trainer_of):
+    dataset, model = fresh(source, MIXED), TinyNet(C, 1)
+    trainer = trainer_of(model, dataset, method="plain", label_smoothing_factor=smoothing)
+    batch = epoch_batch(dataset, epoch=1, size=12)
+    mean, std = (values.view(3, 1, 1) for values in IMAGENET)
+    with torch.no_grad():
+        logits = model((mixed_by_hand(batch) / 255 - mean) / std).numpy()
+    own, other, shares = batch["labels"].tolist(), batch["partner_labels"].tolist(), shares_by_hand(batch)
+    assert any(0.05 < share < 0.95 and a != b for share, a, b in zip(shares, own, other, strict=True))
+    expected = np.mean(
+        [
+            share * cross_entropy_by_hand(row, a, smoothing) + (1 - share) * cross_entropy_by_hand(row, b, smoothing)
+            for row, a, b, share in zip(logits, own, other, shares, strict=True)
+        ]
+    )
+    assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_plain_loss_without_mixing(smoothing, source, trainer_of):
+    dataset = fresh(source)
+    trainer = trainer_of(Constant(), dataset, method="plain", label_smoothing_factor=smoothing)
+    batch = epoch_batch(dataset)
+    logits = Constant().bias.detach().numpy()
+    expected = np.mean([cross_entropy_by_hand(logits, label, smoothing) for label in batch["labels"].tolist()])
+    assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-6)
+
+
+def kl_by_hand(batch, logits, temperature):
+    stored = densify(batch_targets(batch), C).double() / temperature
+    p = stored.exp() / stored.exp().sum(-1, keepdim=True)
+    q = (torch.as_tensor(logits).double() / temperature).exp()
+    q = q / q.sum(-1, keepdim=True)
+    return float((p * (p.log() - q.log())).sum(-1).mean()) * temperature**2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_distillation_loss(temperature, weight, replay, trainer_of):
+    dataset = replay()
+    trainer = trainer_of(Constant(), dataset, temperature=temperature, hard_label_weight=weight)
+    batch = epoch_batch(dataset)
+    logits = Constant().bias.detach()
+    hard = np.mean([cross_entropy_by_hand(logits.numpy(), label) for label in batch["labels"].tolist()])
+    expected = (1 - weight) * kl_by_hand(batch, logits, temperature) + weight * hard
+    assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_hard_label_of_a_mixed_view_is_mixed_too(replay, trainer_of):
+    dataset = replay(MIXED)
+    trainer = trainer_of(Constant(), dataset, hard_label_weight=1.0)
+    batch = epoch_batch(dataset)
+    logits = Constant().bias.detach().numpy()
+    rows = zip(batch["labels"].tolist(), batch["partner_labels"].tolist(), shares_by_hand(batch), strict=True)
+    expected = np.mean(
+        [s * cross_entropy_by_hand(logits, a) + (1 - s) * cross_entropy_by_hand(logits, b) for a, b, s in rows]
+    )
+    assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_in_training_is_the_loss_of_the_batches(replay, trainer_of):
+    dataset = replay()
+    frozen = Constant()
+    trainer = trainer_of(frozen, dataset, learning_rate=0.0, num_train_epochs=2)
+    result = trainer.train()
+    logits = Constant().bias.detach()
+    every = [kl_by_hand(epoch_batch(dataset, epoch, ROWS), logits, 1.0) for epoch in range(2)]
+    assert result.training_loss == pytest.approx(np.mean(every), rel=1e-4)
+
+
+# -- resuming -----------------------------------------------------------------------------------------------------
+
+RESUMED = {
+    "no workers": {},
+    "persistent workers": {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+    "average": {"ema_decay": 0.7},
+    "timm": {"timm_optimizer": "sgd", "timm_scheduler": "cosine", "warmup_steps": 3, "weight_decay": 1e-3},
+    "average, accumulation, workers": {
+        "ema_decay": 0.7,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": BATCH // 2,
+        "dataloader_num_workers": 2,
+        "dataloader_persistent_workers": True,
+    },
+}
+
+
+@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+def test_resumed_run_ends_where_the_uninterrupted_one_does(options, step, replay, trainer_of, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 4, "plain_fraction": 0.2, **options}
+    plain_fraction = options.pop("plain_fraction")
+    dataset = replay(MIXED, plain_fraction=plain_fraction)
+    # Persistent workers are started anew in a resumed run and then draw from the generator that dropout uses.
+    dropout = 0.0 if "dataloader_num_workers" in options else 0.3
+    whole = trainer_of(Student(0, dropout), dataset, **options)
+    whole.train()
+    assert whole.state.global_step == 2 * STEPS and step % STEPS, "the checkpoint is in the middle of an epoch"
+    before = load_file(tmp_path / "out" / f"checkpoint-{step}" / "model.safetensors")
+    assert any(not torch.equal(value, whole.model.state_dict()[name]) for name, value in before.items())
+
+    again = replay(MIXED, plain_fraction=plain_fraction)
+    resumed = trainer_of(Student(1, dropout), again, **{**options, "output_dir": str(tmp_path / "again")})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    assert resumed.state.global_step == whole.state.global_step
+    assert_equal_weights(weights(resumed.model), weights(whole.model))
+    if "ema_decay" in options:
+        assert_equal_weights(weights(resumed.ema.module), weights(whole.ema.module))
+    assert resumed.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr()
+
+
+def test_resumed_run_sees_the_samples_that_are_left(replay, trainer_of, tmp_path):
+    class Recording(ReinforcedDataset):
+        def __getitems__(self, indices):
+            seen.append(list(indices))
+            return super().__getitems__(indices)
+
+    dataset = replay()
+    dataset.__class__ = Recording
+    seen = []
+    trainer_of(Student(0), dataset, save_strategy="steps", save_steps=4).train()
+    whole = seen[:]
+    assert sorted(index for indices in whole for index in indices) == list(range(2 * ROWS)), (
+        "every image once in each epoch, under its own index"
+    )
+    seen = []
+    resumed = trainer_of(Student(0), dataset, output_dir=str(tmp_path / "again"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
+    assert seen[-4:] == whole[8:]
+
+
+def test_runs_are_equal_and_the_seed_decides(replay, trainer_of):
+    def run(**options):
+        trainer = trainer_of(Student(0), replay(), **options)
+        trainer.train()
+        return weights(trainer.model)
+
+    first = run()
+    assert_equal_weights(first, run())
+    assert_equal_weights(first, run(dataloader_num_workers=2))
+    assert any(not torch.equal(value, first[name]) for name, value in run(data_seed=7).items())
+
+
+# -- the average of the weights -----------------------------------------------------------------------------------
+
+
+def logits_by_hand(model, dataset, mean=IMAGENET[0], std=IMAGENET[1]):
+    batch = epoch_batch(dataset, size=len(dataset))
+    images = (batch["pixel_values"].float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    with torch.no_grad():
+        return model.eval()(images), batch["labels"]
+
+
+def metrics_by_hand(model, dataset):
+    metrics = ClassificationMetrics()
+    metrics.update(*logits_by_hand(model, dataset))
+    return metrics.compute()
+
+
+def test_average_is_the_recursion_over_steps(replay, trainer_of):
+    snapshots = []
+
+    class Snapshots(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            snapshots.append(flat(model))
+
+    model = TinyNet(C, 0)
+    trainer = trainer_of(model, replay(), ema_decay=0.8)
+    trainer.add_callback(Snapshots())
+    trainer.train()
+    assert len(snapshots) == 2 * STEPS
+    expected = snapshots[0]  # as in timm, it begins with the weights after the first step
+    for snapshot in snapshots[1:]:
+        expected = 0.8 * expected + 0.2 * snapshot
+    torch.testing.assert_close(flat(trainer.ema.module), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_average_is_evaluated_and_saved_and_checkpoints_keep_both(replay, evaluation, trainer_of, tmp_path):
+    trainer = trainer_of(
+        Student(0), replay(), evaluation=evaluation, ema_decay=0.9, save_strategy="steps", save_steps=2 * STEPS
+    )
+    trainer.train()
+    trained, average = weights(trainer.model), weights(trainer.ema.module)
+    assert any(not torch.equal(value, average[name]) for name, value in trained.items())
+
+    checkpoint = tmp_path / "out" / f"checkpoint-{2 * STEPS}"
+    assert_equal_weights(load_file(checkpoint / "model.safetensors"), trained)
+    assert_equal_weights(load_file(checkpoint / EMA_FILE), average)
+
+    found = trainer.evaluate()
+    of_average, of_trained = (
+        metrics_by_hand(trainer.ema.module, evaluation),
+        metrics_by_hand(trainer.model, evaluation),
+    )
+    assert found["eval_nll"] == pytest.approx(of_average["nll"], rel=1e-5)
+    assert found["eval_nll"] != pytest.approx(of_trained["nll"], rel=1e-3)
+    assert_equal_weights(weights(trainer.model), trained)
+
+    trainer.save_model(str(tmp_path / "saved"))
+    assert_equal_weights(load_file(tmp_path / "saved" / "model.safetensors"), average)
+    assert_equal_weights(weights(trainer.model), trained)
+
+
+def test_published_weights_are_the_average(replay, trainer_of, tmp_path, monkeypatch):
+    published = {}
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: published.update(kwargs))
+    monkeypatch.setattr(KDTrainer, "init_hf_repo", lambda self, **kwargs: setattr(self, "hub_model_id", "me/student"))
+    monkeypatch.setattr(KDTrainer, "create_model_card", lambda self, **kwargs: None)
+    trainer = trainer_of(Student(0), replay(), ema_decay=0.9)
+    trainer.train()
+    trainer.push_to_hub()
+    assert published["repo_id"] == "me/student"
+    assert_equal_weights(load_file(tmp_path / "out" / "model.safetensors"), weights(trainer.ema.module))
+
+
+def test_best_model_has_the_average_that_was_best(replay, evaluation, trainer_of, tmp_path):
+    trainer = trainer_of(
+        Student(0),
+        replay(),
+        evaluation=evaluation,
+        ema_decay=0.5,
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="nll",
+        greater_is_better=True,  # so that the last model is not the best
+    )
+    trainer.train()
+    best = trainer.state.best_global_step
+    assert best < trainer.state.global_step
+    assert trainer.evaluate()["eval_nll"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    trainer.save_model(str(tmp_path / "saved"))
+    average = load_file(tmp_path / "out" / f"checkpoint-{best}" / EMA_FILE)
+    assert_equal_weights(load_file(tmp_path / "saved" / "model.safetensors"), average)
+
+
+# -- optimizers and schedules -------------------------------------------------------------------------------------
+
+
+def test_accumulated_half_batches_are_the_whole_batch(replay, trainer_of):
+    def run(**options):
+        trainer = trainer_of(TinyNet(C, 0), replay(MIXED), optim="sgd", **options)
+        trainer.train()
+        return trainer
+
+    whole = run(per_device_train_batch_size=8)
+    halves = run(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    smaller = run(per_device_train_batch_size=4)
+    assert whole.state.global_step == halves.state.global_step == 6
+    moved = (flat(whole.model) - flat(TinyNet(C, 0))).norm()
+    assert (flat(halves.model) - flat(whole.model)).norm() < 1e-4 * moved
+    assert (flat(smaller.model) - flat(whole.model)).norm() > 1e-2 * moved
+
+
+def test_paper_optimizer_is_sgd_with_nesterov_momentum(replay, trainer_of):
+    trainer = trainer_of(Student(), replay(), timm_optimizer="sgd", weight_decay=5e-4, learning_rate=0.2)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is torch.optim.SGD
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 5e-4}, "none on biases and norms"
+    assert all(group["lr"] == 0.2 for group in optimizer.param_groups)
+
+
+def test_timm_cosine_with_warm_up(replay, trainer_of):
+    rates = []
+
+    class Rates(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer = trainer_of(
+        Student(), replay(), timm_optimizer="sgd", timm_scheduler="cosine", warmup_steps=4, learning_rate=0.1
+    )
+    trainer.add_callback(Rates())
+    trainer.train()
+    assert isinstance(trainer.lr_scheduler, TimmSchedule)
+    total = 2 * STEPS
+    warm = [0.1 * step / 4 for step in range(4)]
+    cosine = [0.05 * (1 + np.cos(np.pi * step / (total - 4))) for step in range(total - 4)]
+    assert rates == pytest.approx(warm + cosine, abs=1e-9)
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-6)
+
+
+# -- students -----------------------------------------------------------------------------------------------------
+
+
+def test_plain_timm_module_is_normalised_as_timm_says(source, trainer_of):
+    model = timm.create_model("test_resnet", num_classes=C)
+    dataset = fresh(source, "rrc")
+    trainer = trainer_of(model, dataset, method="plain", num_train_epochs=1)
+    batch = epoch_batch(dataset)
+    half = torch.full((3,), 0.5)
+    assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    images = (batch["pixel_values"].float() / 255 - half.view(3, 1, 1)) / half.view(3, 1, 1)
+    with torch.no_grad():
+        expected = F.cross_entropy(model.eval()(images), batch["labels"])
+    assert loss_of(trainer, batch) == pytest.approx(float(expected), rel=1e-5)
+    start = flat(model)
+    trainer.train()
+    assert not torch.equal(flat(model), start)
+
+
+def test_wrapped_student_keeps_its_normalisation(source, trainer_of):
+    # What several processes train is a wrapper around the student, without the student's configuration.
+    model = create_student("test_resnet", C, SIZE)
+    dataset = fresh(source, "rrc")
+    trainer = trainer_of(model, dataset, method="plain")
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = epoch_batch(dataset)
+    loss_of(trainer, batch)
+    loss_of(trainer, batch, nn.DataParallel(model.eval()))
+    assert model.config.pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
+    torch.testing.assert_close(seen[0], (batch["pixel_values"].float() / 255 - 0.5) / 0.5)
+    assert torch.equal(seen[1], seen[0])
+
+
+def test_input_may_be_larger_than_the_view(replay, evaluation, trainer_of):
+    model, dataset = Constant(), replay(MIXED)
+    trainer = trainer_of(model, dataset, evaluation=evaluation, preprocessing=Preprocessing(40, MEAN, STD, "bilinear"))
+    batch = epoch_batch(dataset)
+    loss_of(trainer, batch)
+    assert model.seen.shape == (8, 3, 40, 40)
+    views = mixed_by_hand(batch) / 255
+    small = F.interpolate(model.seen, (SIZE, SIZE), mode="area")
+    normalised = (views - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert (small - normalised).abs().mean() < 0.3 * normalised.abs().mean()
+    trainer.evaluate()
+    assert model.seen.shape[1:] == (3, 40, 40)
+
+
+# -- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_that_of_all_logits_and_repeats_itself(replay, evaluation, trainer_of):
+    trainer = trainer_of(Student(), replay(MIXED), evaluation=evaluation)
+    trainer.train()
+    first, second = trainer.evaluate(), trainer.evaluate()
+    expected = metrics_by_hand(trainer.model, evaluation)
+    assert expected["num_samples"] == 21, "the last batch is smaller"
+    for name, value in expected.items():
+        assert first[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
+        assert second[f"eval_{name}"] == first[f"eval_{name}"]
+    assert first["eval_loss"] == pytest.approx(expected["nll"], rel=1e-5)
+
+
+def test_evaluation_does_not_disturb_training(replay, evaluation, trainer_of):
+    # Without dropout: a data loader draws a seed for its workers from the generator that dropout uses.
+    quiet = trainer_of(TinyNet(C, 0), replay(MIXED))
+    quiet.train()
+    evaluated = trainer_of(TinyNet(C, 0), replay(MIXED), evaluation=evaluation, eval_strategy="steps", eval_steps=3)
+    evaluated.train()
+    assert_equal_weights(weights(evaluated.model), weights(quiet.model))
+    assert len([entry for entry in evaluated.state.log_history if "eval_accuracy" in entry]) == 4
+
+
+def test_evaluation_alone(evaluation, trainer_of):
+    trainer = trainer_of(Student(), None, evaluation=evaluation)
+    expected = metrics_by_hand(trainer.model, evaluation)
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(expected["accuracy"])
+    predicted = trainer.predict(evaluation)
+    assert predicted.metrics["test_nll"] == pytest.approx(expected["nll"], rel=1e-5)
+
+
+def test_defaults_that_differ_from_transformers(arguments):
+    args = arguments()
+    assert args.remove_unused_columns is False and args.batch_eval_metrics is True
+    assert args.logging_nan_inf_filter is False
+    assert (args.method, args.temperature, args.hard_label_weight, args.ema_decay) == ("reinforced", 1.0, 0.0, 0.0)
+
+
+# -- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "method must be one of reinforced, online, plain, not 'magic'"),
+        ({"temperature": 0.0}, "temperature must be > 0, not 0.0"),
+        ({"hard_label_weight": 1.5}, r"hard_label_weight must lie in \[0, 1\]"),
+        ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
+    ],
+)
+def test_impossible_arguments(options, message, arguments):
+    with pytest.raises(ValueError, match=message):
+        arguments(**options)
+
+
+def test_online_without_a_teacher(replay, trainer_of):
+    with pytest.raises(ValueError, match=r"needs a teacher; pass teacher= \(--teacher_name_or_path\)"):
+        trainer_of(Student(), replay(), method="online")
+
+
+def test_reinforced_without_targets(source, trainer_of):
+    with pytest.raises(ValueError, match="needs a reinforced data set; this one has no stored targets"):
+        trainer_of(Student(), fresh(source), method="reinforced").train()
+
+
+def test_plain_without_labels(trainer_of):
+    with pytest.raises(ValueError, match="method='plain' with these settings needs labels"):
+        trainer_of(Student(), fresh(tiny_dataset(8, labels=0)), method="plain").train()
+
+
+def test_hard_label_weight_without_labels(trainer_of):
+    views = fresh(tiny_dataset(8, labels=0))
+    with pytest.raises(ValueError, match="needs labels, and the data set has none"):
+        trainer_of(Student(), views, method="online", teacher=teacher_of(), hard_label_weight=0.5).train()
+    trainer_of(Student(), views, method="online", teacher=teacher_of()).train()
