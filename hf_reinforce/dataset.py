@@ -89,6 +89,8 @@ class ReinforcedDataset(AugmentedDataset):
         self._hashes = ColumnReader(reinforced, schema.IMAGE_HASH)
         self._params = ColumnReader(reinforced, schema.AUGMENTATION_PARAMS, config.num_samples)
         self._targets = ColumnReader(reinforced, schema.TEACHER_LOGITS, config.num_samples)
+        # The label was stored beside the hash, so it is the image's wherever the image is found again.
+        self._labels = None if record.label_column is None else ColumnReader(reinforced, record.label_column)
         select_slots(selection, seed, self._rows[:0], self._rows[:0], config.num_samples)  # refuses an unknown name
         if not accept_pixel_mismatch:
             self._check_reference_views()
@@ -193,7 +195,7 @@ class ReinforcedDataset(AugmentedDataset):
         }
 
     def _label(self, position: int) -> dict[str, int]:
-        return super()._label(int(self._source_rows[position]))
+        return {} if self._labels is None else {"labels": int(self._labels(position))}
 
     def _partner(self, batch: BatchViews, view: View) -> View | None:
         row = view.params[schema.PARTNER_ROW]

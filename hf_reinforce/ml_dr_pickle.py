@@ -15,9 +15,10 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -165,67 +166,61 @@ def read_members(path: Path, skip: int = 0, only_config: bool = False) -> Iterat
         ValueError: if it is no archive, is truncated, or has a record that is a link, unusually large, or whose name
             leads out of the archive.
     """
-    source = _folder_files(path) if path.is_dir() else _tar_files(path)
-    for name, size, read in source:
-        match = _MEMBER.fullmatch(PurePosixPath(name).name)
-        if match is None:
-            continue
-        index = None if match[1] is None else int(match[1])
-        if index is not None and (only_config or skip > 0):
-            skip -= 1
-            continue
-        if size > MAX_RECORD_BYTES:
-            raise ValueError(f"{path}: {name} has {size} bytes, more than the {MAX_RECORD_BYTES} that are read.")
-        yield Member(f"{path.name}: {name}", str(PurePosixPath(name).parent), index, read())
-
-
-def _folder_files(path: Path) -> Iterator[tuple[str, int, Any]]:
-    for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            if file.is_symlink() and _MEMBER.fullmatch(name):
-                raise ValueError(f"{file} is a link; records must be files.")
-            if file.is_file():
-                yield file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes
-
-
-def _tar_files(path: Path) -> Iterator[tuple[str, int, Any]]:
     try:
-        with ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb"))
-            compressed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if compressed:  # gzip must be read from front to back, without ever going back
-                stream = stack.enter_context(gzip.GzipFile(fileobj=raw))
-                tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+        for name, size, read in _folder_files(path) if path.is_dir() else _tar_files(path):
+            match = _MEMBER.fullmatch(PurePosixPath(name).name)
+            index = int(match[1]) if match is not None and match[1] is not None else None
+            if index is not None and (only_config or skip > 0):
+                skip -= 1
+            elif size > MAX_RECORD_BYTES:
+                raise ValueError(f"{path}: {name} has {size} bytes, more than the {MAX_RECORD_BYTES} that are read.")
             else:
-                tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # a tar file remembers all its members, which are millions
-                parts = PurePosixPath(member.name)
-                if _MEMBER.fullmatch(parts.name) is None:
-                    continue
-                if not member.isreg() or parts.is_absolute() or ".." in parts.parts:
-                    raise ValueError(
-                        f"{path}: {member.name!r} is a link or device, or its name leads out of the archive; "
-                        "published archives hold nothing of the kind, so this one is refused."
-                    )
-                yield member.name, member.size, _reader(tar, member)
-            if compressed:
-                while stream.read(2**20):  # up to the checksum
-                    pass
-            else:
-                raw.seek(-min(len(_END_OF_TAR), raw.seek(0, os.SEEK_END)), os.SEEK_END)
-                if raw.read() != _END_OF_TAR:
-                    raise EOFError("the end-of-archive mark is missing")
+                yield Member(f"{path.name}: {name}", str(PurePosixPath(name).parent), index, read())
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is truncated, damaged or no tar archive; download it again ({error}).") from error
 
 
-def _reader(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
-    def read() -> bytes:
-        file = tar.extractfile(member)
-        return b"" if file is None else file.read()
+def _folder_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            if _MEMBER.fullmatch(name) is not None:
+                if file.is_symlink() or not file.is_file():
+                    raise ValueError(f"{file} is a link or device; records must be files.")
+                yield file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes
 
-    return read
+
+def _tar_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    with ExitStack() as stack:
+        raw = stack.enter_context(open(path, "rb"))
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if compressed:  # gzip must be read from front to back, without ever going back
+            stream = stack.enter_context(gzip.GzipFile(fileobj=raw))
+            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+        else:
+            tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it remembers all its members, which are millions
+            name = PurePosixPath(member.name)
+            if _MEMBER.fullmatch(name.name) is None:
+                continue
+            if not member.isreg() or name.is_absolute() or ".." in name.parts:
+                raise ValueError(
+                    f"{path}: {member.name!r} is a link or device, or its name leads out of the archive; published "
+                    "archives hold nothing of the kind, so this one is refused."
+                )
+            yield member.name, member.size, partial(_contents, tar, member)
+        if compressed:
+            while stream.read(2**20):  # up to the checksum
+                pass
+        else:
+            raw.seek(-min(len(_END_OF_TAR), raw.seek(0, os.SEEK_END)), os.SEEK_END)
+            if raw.read() != _END_OF_TAR:
+                raise EOFError("the end-of-archive mark is missing")
+
+
+def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()

@@ -47,6 +47,8 @@ def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tup
         ValueError: if it is no such record, or not one of this policy and so many classes.
     """
     try:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError("it is no index with a list of params and prob")
         index, items = value
         params, probs = [item["params"] for item in items], [item["prob"] for item in items]
         if type(index) is not int or not params or any(len(item) != 2 for item in items):
@@ -90,13 +92,14 @@ def _compressed(params: list[Any], policy: AugmentationPolicy) -> Parsed:
     if not mixing:
         return dict(zip(views, columns, strict=True)), {}, {}, [None] * len(params)
     ids, columns = columns[0], columns[1:]
-    pairs = [
-        [(value, None) if i is None else value for i, value in zip(ids, column, strict=True)]
-        for column in columns[: len(views)]
-    ]
-    own: dict[str, Sequence[Any]] = {name: [a for a, _ in column] for name, column in zip(views, pairs, strict=True)}
+    pairs = dict(zip(views, columns[: len(views)], strict=True))
+    own: dict[str, Sequence[Any]] = {
+        name: [value if i is None else value[0] for i, value in zip(ids, column, strict=True)]
+        for name, column in pairs.items()
+    }
     partner: dict[str, Sequence[Any]] = {
-        name: [b for _, b in column] for name, column in zip(views, pairs, strict=True)
+        name: [None if i is None else value[1] for i, value in zip(ids, column, strict=True)]
+        for name, column in pairs.items()
     }
     return own, partner, dict(zip(mixing, columns[len(views) :], strict=True)), ids
 
@@ -131,10 +134,14 @@ def _numbers(
     what: str, values: Sequence[Any], shape: tuple[int, ...], kinds: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Values that may be None as an array [R, *shape], and which of them are not."""
-    valid = np.fromiter((value is not None for value in values), bool, len(values))
-    array = np.array([value for value in values if value is not None]) if valid.any() else np.zeros((0, *shape), int)
+    valid = np.array([value is not None for value in values]) if None in values else np.ones(len(values), dtype=bool)
+    wrong = ValueError(f"{what} is not {' x '.join(map(str, shape)) or 'one'} of the expected type")
+    try:
+        array = np.array([v for v in values if v is not None]) if valid.any() else np.zeros((0, *shape), int)
+    except ValueError as error:  # of different lengths
+        raise wrong from error
     if array.shape[1:] != shape or (array.dtype.kind not in kinds and valid.any()):
-        raise ValueError(f"{what} is not {' x '.join(map(str, shape)) or 'one'} of the expected type")
+        raise wrong
     if valid.all():
         return array, valid
     result = np.zeros((len(values), *shape), array.dtype)
@@ -193,9 +200,13 @@ def _mix_columns(operation: Any, values: Sequence[Any], image_size: int) -> Colu
 
 def _target_columns(probs: list[Any], num_classes: int) -> Columns:
     """Top k sorted by probability (ties by class), and the logarithms of the probabilities and of the rest."""
-    p, label = np.array([pair[0] for pair in probs]), np.array([pair[1] for pair in probs])
-    if any(len(pair) != 2 for pair in probs) or p.ndim != 2 or p.shape != label.shape or label.dtype.kind != "i":
-        raise ValueError("prob is not a list of probabilities with as many classes, of the same length everywhere")
+    wrong = ValueError("prob is not a list of probabilities with as many classes, of the same length everywhere")
+    try:
+        p, label = np.array([pair[0] for pair in probs]), np.array([pair[1] for pair in probs])
+    except ValueError as error:  # of different lengths
+        raise wrong from error
+    if p.ndim != 2 or p.shape != label.shape or label.dtype.kind != "i" or {len(pair) for pair in probs} != {2}:
+        raise wrong
     if ((label < 0) | (label >= num_classes)).any():
         raise ValueError(f"it has class {label.max()}, but there are {num_classes} classes")
     if p.dtype.kind not in "if" or not ((p >= 0) & (p <= 1.001)).all() or (p.sum(axis=1) > 1.001).any():

@@ -5,10 +5,12 @@ the disk, by the shard that they belong to; then shard after shard is sorted, co
 written. A journal says how far the reading came.
 """
 
+import gc
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -40,6 +42,18 @@ MAX_SHARD_SIZE = 4096
 
 _JOURNAL = "journal.json"
 _REFERENCE_VIEWS = 4
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pauses the garbage collector, which would take as long as the work: a record is thousands of small objects."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Import:
@@ -280,12 +294,15 @@ class Import:
     def _reference_views(self, shards: Sequence[Path]) -> tuple[ReferenceView, ...]:
         """Checksums of the first view of a few images, as they come out here."""
         views: list[ReferenceView] = []
+        columns = [schema.SOURCE_ROW, schema.AUGMENTATION_PARAMS]
         for shard in shards:
-            table = pq.read_table(shard, columns=[schema.SOURCE_ROW, schema.AUGMENTATION_PARAMS])
-            for row, params in zip(*table.slice(0, _REFERENCE_VIEWS - len(views)).columns, strict=True):
-                image = images.decode(self.source.encoded(row.as_py()))
-                view = self.config.policy.apply(image, params.values[0].as_py())
-                views.append(ReferenceView(row.as_py(), 0, view_checksum(view)))
+            for batch in pq.ParquetFile(shard).iter_batches(batch_size=_REFERENCE_VIEWS - len(views), columns=columns):
+                for row, params in zip(*batch.columns, strict=True):
+                    view = self.config.policy.apply(
+                        images.decode(self.source.encoded(row.as_py())), params.values[0].as_py()
+                    )
+                    views.append(ReferenceView(row.as_py(), 0, view_checksum(view)))
+                break
             if len(views) == _REFERENCE_VIEWS:
                 break
         return tuple(views)

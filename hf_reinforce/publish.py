@@ -7,6 +7,7 @@ made again from what is there now.
 """
 
 import hashlib
+import io
 import logging
 import re
 import time
@@ -100,14 +101,16 @@ def push_to_hub(
     message = commit_message or _message(configs)
     _warn_of_local_names(configs)
     changes: dict[str, FileChange] = {}
-    created, waits = False, list(_WAITS)
+    committed: set[str] = set()
+    created, waits = dry_run, list(_WAITS)
     while True:
         try:
-            if not created and not dry_run:
+            if not created:
                 branch.create(private)
                 created = True
             state = branch.state()
-            steps = _steps([*files, _card(folder, configs, branch, state)], configs, state)
+            wanted = _steps([*files, _card(folder, configs, branch, state)], configs, state)
+            steps = [step for step in wanted if step.change.path not in committed]
             if dry_run:
                 return Publication(tuple(step.change for step in steps))
             if tag and steps:
@@ -117,6 +120,7 @@ def push_to_hub(
             remaining = len(steps) - len(group)
             title = f"{message}, {remaining} files to follow" if remaining else message
             sha = branch.commit([step.operation for step in group], title, state) if group else state.sha
+            committed |= {step.change.path for step in group}
             waits = list(_WAITS)
             if not remaining:
                 if tag:
@@ -143,9 +147,7 @@ class _LocalFile:
 
     @cached_property
     def sha256(self) -> str:
-        if isinstance(self.content, bytes):
-            return hashlib.sha256(self.content).hexdigest()
-        with open(self.content, "rb") as file:
+        with io.BytesIO(self.content) if isinstance(self.content, bytes) else open(self.content, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property

@@ -28,6 +28,7 @@ class DataArguments:
     image_size: int | None = option("Side of the views in pixels, default the policy's.")
     selection: str = option("cycle: every reinforcement once before any twice; random: as the paper.", "cycle")
     plain_fraction: float = option("Share of plain samples with hard labels; the paper uses 0.01.", 0.0)
+    allow_missing: bool = option("Train on the rest where the source lacks images that were reinforced.", False)
     accept_pixel_mismatch: bool = option("Train although the reference views come out differently here.", False)
 
 
@@ -136,6 +137,7 @@ def training_data(data, method, seed):
             plain_fraction=data.plain_fraction,
             accept_pixel_mismatch=data.accept_pixel_mismatch,
             max_rows=data.max_train_samples,
+            allow_missing=data.allow_missing,
         )
         if method == "reinforced":
             return stored

@@ -175,7 +175,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             if recursive or not slashes:
                 entries[path] = {"type": "file", "path": path, "oid": file.oid, "size": len(file.content)}
                 if file.large:
-                    entries[path]["lfs"] = {"oid": file.sha256, "size": len(file.content), "pointerSize": 134}
+                    entries[path]["lfs"] = {"oid": file.oid, "size": len(file.content), "pointerSize": 134}
         return Answer(list(entries.values()))
 
     def upload_modes(self, kind: str, name: str, revision: str) -> Answer:

@@ -5,30 +5,24 @@ import os
 from dataclasses import dataclass, field
 
 
-def git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def is_large(path: str) -> bool:
+    """Whether the Hub keeps a file outside git."""
+    return path.endswith((".parquet", ".safetensors", ".bin", ".png"))
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a commit. The Hub knows large files by their sha256 and keeps a pointer to them in git."""
+    """A file of a commit."""
 
     content: bytes
     large: bool
 
     @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
     def oid(self) -> str:
-        """What clients compare with their own file."""
-        return self.sha256 if self.large else git_hash(self.content)
-
-
-def is_large(path: str) -> bool:
-    """Whether the Hub keeps a file outside git."""
-    return path.endswith((".parquet", ".safetensors", ".bin", ".png"))
+        """What clients compare with their own file: sha256 of a large file, git's hash of any other."""
+        if self.large:
+            return hashlib.sha256(self.content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
 
 Files = dict[str, StoredFile]

@@ -12,7 +12,12 @@ from tiny import tiny_dataset, tiny_teacher
 from hf_reinforce import load_policy, reinforce
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "results.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "docs" / "guide.md",
+    ROOT / "docs" / "publish.md",
+    ROOT / "docs" / "results.md",
+]
 
 
 def blocks(path, language):

@@ -1,5 +1,6 @@
 """Publishing and loading over HTTP, with the real clients in a process of their own against tests/hub_server.py."""
 
+import contextlib
 import hashlib
 import io
 import multiprocessing
@@ -134,12 +135,27 @@ def metadata(content):
     return yaml.safe_load(content.decode().split("---")[1])
 
 
-def push(folder, repo_id, waits=(0.0, 0.0), **kwargs):
-    """In the client: publishes, with short waits between the tries."""
+def push(folder, repo_id, group=100, **kwargs):
+    """In the client: publishes without waits between the tries, so many files in a commit."""
     from hf_reinforce import publish
 
-    with mock.patch.object(publish, "_WAITS", waits), mock.patch("time.sleep"):
+    with mock.patch.object(publish, "_FILES_PER_COMMIT", group), mock.patch("time.sleep"):
         return publish.push_to_hub(folder, repo_id, **kwargs)
+
+
+def run_recipe(*argv):
+    """In the client: what `recipes/publish.py` prints."""
+    import runpy
+    import sys
+
+    recipes = str(Path(__file__).parent.parent / "recipes")
+    with (
+        mock.patch.object(sys, "argv", ["publish.py", *argv]),
+        mock.patch.object(sys, "path", [recipes, *sys.path]),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        runpy.run_path(f"{recipes}/publish.py", run_name="__main__")
+    return printed.getvalue()
 
 
 # What is sent
@@ -195,6 +211,25 @@ def test_only_files_that_belong(hub, client, copy):
 def local_names(folder):
     shards = [f"rrc/train-{index:05d}-of-00003.parquet" for index in range(3)]
     return ["rrc/preview.png", "rrc/reinforcement.json", *shards]
+
+
+def test_new_configurations_come_in_groups(hub, client, folder):
+    client(push, folder, "me/groups", group=4)
+    repository = hub.repositories["datasets", "me/groups"]
+    assert [len(files) for files in repository.commits.values()] == [0, 4, 6, 11]
+    assert [message.rsplit(", ")[-1] for message in repository.messages[1:3]] == [
+        "7 files to follow",
+        "5 files to follow",
+    ]
+
+
+def test_recipe(hub, client, folder):
+    flags = ("--folder", str(folder), "--repo_id", "me/recipe", "--config_name", "rrc")
+    printed = client(run_recipe, *flags, "--dry_run", "True")
+    assert "rrc/train-00000-of-00003.parquet" in printed and "6 files, " in printed and "would be sent" in printed
+    assert ("datasets", "me/recipe") not in hub.repositories
+    assert f"{hub.url}/datasets/me/recipe/commit/" in client(run_recipe, *flags)
+    assert len(stored(hub, "me/recipe")) == 6
 
 
 def test_changed_configuration_changes_in_one_commit(hub, client, copy, photos):
