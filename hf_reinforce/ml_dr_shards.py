@@ -34,7 +34,7 @@ from hf_reinforce.pixels import view_checksum
 from hf_reinforce.sources import ImageSource
 from hf_reinforce.storage import append_reinforcements, shard_name, write_shard
 
-BUFFERED_RECORDS = 2**19
+BUFFERED_RECORDS = 2**18
 """Reinforcements held in memory before they are put aside, 400 bytes each at most."""
 SHARD_RECORDS = 2**20
 """Reinforcements of a shard, unless a shard size is asked for. One shard at a time is built in memory."""
@@ -45,15 +45,15 @@ _REFERENCE_VIEWS = 4
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pauses the garbage collector, which would take as long as the work: a record is thousands of small objects."""
-    enabled = gc.isenabled()
-    gc.disable()
+def _frozen_objects() -> Iterator[None]:
+    """Lets the garbage collector look at new objects only; else a record's make it walk all loaded libraries again."""
+    frozen = gc.get_freeze_count()
+    gc.freeze()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        if not frozen:
+            gc.unfreeze()
 
 
 class Import:
@@ -134,11 +134,9 @@ class Import:
             UnsafePickleError: if a record asks for any class or function but NumPy's numbers.
             ValueError: if a record is damaged or does not fit the policy, the classes, the images or the others.
         """
-        first = self.journal["archive"]
-        with tqdm(
-            total=int((self.rows >= 0).sum()) * len(self.paths), desc="Reading", unit="image", unit_scale=True
-        ) as progress:
-            for archive in range(first, len(self.paths)):
+        total = int((self.rows >= 0).sum()) * len(self.paths)
+        with _frozen_objects(), tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
+            for archive in range(self.journal["archive"], len(self.paths)):
                 count = self.journal["records"]
                 for member in read_members(self.paths[archive], skip=count):
                     if member.index is None:
@@ -222,10 +220,10 @@ class Import:
         ]
         return pa.Table.from_arrays(arrays, schema=arrow)
 
-    def _schema(self, part: dict[str, int]) -> pa.Schema:
-        config = self.config
+    def _schema(self, part: dict[str, Any], source: dict[str, Any] | None = None) -> pa.Schema:
+        policy, classes = self.config.policy, self.config.num_classes
         return schema.reinforced_features(
-            {}, config.policy.feature, part["num_samples"], part["top_k"], config.num_classes
+            source or {}, policy.feature, part["num_samples"], part["top_k"], classes
         ).arrow_schema
 
     def write(self) -> tuple[ReinforcementConfig, list[Path]]:
@@ -263,10 +261,7 @@ class Import:
         whole = reduce(append_reinforcements, (self._part(key, index, rows) for key in sorted(self.journal["parts"])))
         columns = list(self.config.source.columns)
         kept = self.dataset.select_columns(columns).select(rows).with_format("arrow")[:] if columns else whole
-        config, features = self.config, {name: self.dataset.features[name] for name in columns}
-        arrow = schema.reinforced_features(
-            features, config.policy.feature, config.num_samples, config.top_k, config.num_classes
-        ).arrow_schema
+        arrow = self._schema(self.config.to_dict(), {name: self.dataset.features[name] for name in columns})
         arrays = [(kept if name in columns else whole).column(name) for name in arrow.names]
         write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow))
 
@@ -294,15 +289,12 @@ class Import:
     def _reference_views(self, shards: Sequence[Path]) -> tuple[ReferenceView, ...]:
         """Checksums of the first view of a few images, as they come out here."""
         views: list[ReferenceView] = []
-        columns = [schema.SOURCE_ROW, schema.AUGMENTATION_PARAMS]
         for shard in shards:
-            for batch in pq.ParquetFile(shard).iter_batches(batch_size=_REFERENCE_VIEWS - len(views), columns=columns):
-                for row, params in zip(*batch.columns, strict=True):
-                    view = self.config.policy.apply(
-                        images.decode(self.source.encoded(row.as_py())), params.values[0].as_py()
-                    )
-                    views.append(ReferenceView(row.as_py(), 0, view_checksum(view)))
-                break
+            head = next(pq.ParquetFile(shard).iter_batches(_REFERENCE_VIEWS - len(views)), None)
+            for item in [] if head is None else head.to_pylist():
+                row, params = item[schema.SOURCE_ROW], item[schema.AUGMENTATION_PARAMS][0]
+                view = self.config.policy.apply(images.decode(self.source.encoded(row)), params)
+                views.append(ReferenceView(row, 0, view_checksum(view)))
             if len(views) == _REFERENCE_VIEWS:
                 break
         return tuple(views)

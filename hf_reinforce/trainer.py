@@ -3,7 +3,8 @@
 The three methods see the same augmentations and differ in one flag, so they can be compared.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,11 +135,19 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         return super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        # Training batches may be mixed and carry targets; evaluation has a collator of its own.
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._collator_of(self.eval_dataset if eval_dataset is None else eval_dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        with self._collator_of(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _collator_of(self, dataset: Any) -> Iterator[None]:
+        # Training batches may be mixed and carry targets; what is evaluated collates itself.
         previous, self.data_collator = self.data_collator, getattr(dataset, "collate", self.data_collator)
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.data_collator = previous
 

@@ -2,7 +2,7 @@
 
     python recipes/demo.py
 
-A teacher learns from 1,197 digits. The students' training set is 100 of these: once with its labels (plain), once with
+A teacher learns from 1,197 digits. The students' training set is 50 of these: once with its labels (plain), once with
 the teacher at every step (online), once reinforced. All three see the same augmentations for the same number of steps
 and are evaluated on 600 digits that nobody has seen. Results: outputs/demo/report.md, report.json and pictures.
 """
@@ -23,9 +23,9 @@ HELD_OUT = 600
 @dataclass
 class DemoArguments:
     output_dir: str = option("Where the results go.", "outputs/demo")
-    train_size: int = option("Digits in the students' training set.", 100)
-    num_samples: int = option("N, reinforcements per image.", 40)
-    num_epochs: int = option("Epochs of a student.", 40)
+    train_size: int = option("Digits in the students' training set.", 50)
+    num_samples: int = option("N, reinforcements per image.", 50)
+    num_epochs: int = option("Epochs of a student.", 100)
     teacher_epochs: int = option("Epochs of the teacher.", 12)
     num_seeds: int = option("Students of each method.", 3)
     student: str = option("timm architecture of the student.", "resnet10t")

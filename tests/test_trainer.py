@@ -635,6 +635,13 @@ def test_evaluation_is_that_of_all_logits_and_repeats_itself(replay, evaluation,
     assert first["eval_loss"] == pytest.approx(expected["nll"], rel=1e-5)
 
 
+def test_prediction_collates_what_it_predicts(replay, evaluation, trainer_of):
+    trainer = trainer_of(Student(), replay(MIXED), evaluation=evaluation)
+    prediction = trainer.predict(evaluation)
+    assert len(prediction.predictions) == len(prediction.label_ids) == len(evaluation)
+    assert prediction.label_ids.tolist() == [evaluation[row]["labels"] for row in range(len(evaluation))]
+
+
 def test_evaluation_does_not_disturb_training(replay, evaluation, trainer_of):
     # Without dropout: a data loader draws a seed for its workers from the generator that dropout uses.
     quiet = trainer_of(TinyNet(C, 0), replay(MIXED))
