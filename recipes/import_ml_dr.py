@@ -72,7 +72,7 @@ def read_id_map(args, dataset):
     if args.id_map is None:
         return None
     if args.id_map == "image_folder":
-        from hf_reinforce.ml_dr_images import image_folder_order
+        from hf_reinforce.ml_dr.images import image_folder_order
 
         return image_folder_order(dataset, args.file_name_column_name, args.image_column_name, args.label_column_name)
     if args.id_map.endswith(".npy"):

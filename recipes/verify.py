@@ -50,6 +50,8 @@ def verify(args):
     dataset = load_reinforced(args.dataset_name, args.dataset_config_name, source=args.source_name_or_path)
     config = dataset.config
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not all(teacher["weight_hash"] for teacher in config.teachers):
+        raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
     names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
     loaded = load_teacher(names, weights=[teacher["weight"] for teacher in config.teachers])
     found = [member.weight_hash for member in loaded.members]

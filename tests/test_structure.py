@@ -48,11 +48,12 @@ ORDER = [
     "cards",
     "run",
     "generation",
-    "ml_dr_pickle",
-    "ml_dr_config",
-    "ml_dr_records",
-    "ml_dr_images",
-    "ml_dr_shards",
+    "ml_dr.unpickling",
+    "ml_dr.config",
+    "ml_dr.records",
+    "ml_dr.images",
+    "ml_dr.shards",
+    "ml_dr.importer",
     "ml_dr",
     "students",
     "schedules",
@@ -88,7 +89,7 @@ PUBLIC = {
 MAX_LINES = 300
 LONGER: dict[str, str] = {}  # module: reason
 
-RESTRICTED = {"ml_dr_pickle"}  # reads pickles of the original implementation, with a list of what may be in them
+RESTRICTED = {"ml_dr.unpickling"}  # reads pickles of the original implementation, with a list of what may be in them
 
 
 def module_name(path):

@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
 from hf_reinforce.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
-from hf_reinforce.ml_dr_config import policy_of, read_config
-from hf_reinforce.ml_dr_images import ImageFacts, Join
-from hf_reinforce.ml_dr_pickle import Member, UnsafePickleError, read_members, safe_load
-from hf_reinforce.ml_dr_records import Columns, logits_array, params_array, read_record
+from hf_reinforce.ml_dr.config import policy_of, read_config
+from hf_reinforce.ml_dr.images import ImageFacts, Join
+from hf_reinforce.ml_dr.records import Columns, logits_array, params_array, read_record
+from hf_reinforce.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
 from hf_reinforce.pixels import view_checksum
 from hf_reinforce.sources import ImageSource
 from hf_reinforce.storage import append_reinforcements, shard_name, write_shard

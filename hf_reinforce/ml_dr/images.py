@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations import RandomResizedCrop
 from hf_reinforce.images import ImageError
-from hf_reinforce.ml_dr_records import PARTNER, Columns
+from hf_reinforce.ml_dr.records import PARTNER, Columns
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.sources import ImageSource, find_columns
 from hf_reinforce.storage import ColumnReader

@@ -13,7 +13,7 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
 )
-from hf_reinforce.ml_dr_pickle import Member, safe_load
+from hf_reinforce.ml_dr.unpickling import Member, safe_load
 from hf_reinforce.policies import POLICY_NAMES, AugmentationPolicy, named_policy
 
 # The transforms that store parameters, in the order of their application: class, options with the original's defaults,

@@ -23,7 +23,7 @@ from hf_reinforce.augmentations import (
     Resize,
     ViewAugmentation,
 )
-from hf_reinforce.ml_dr_config import TRANSFORMS, WITHOUT_PARAMETERS
+from hf_reinforce.ml_dr.config import TRANSFORMS, WITHOUT_PARAMETERS
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.targets import Targets, encode
 

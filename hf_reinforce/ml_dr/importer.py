@@ -16,9 +16,9 @@ from hf_reinforce.cards import write_dataset_card
 from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.config import PixelContract, ReinforcementConfig, SourceRecord
 from hf_reinforce.dataset import ReinforcedDataset
-from hf_reinforce.ml_dr_config import policy_of, read_config
-from hf_reinforce.ml_dr_pickle import read_members
-from hf_reinforce.ml_dr_shards import Import
+from hf_reinforce.ml_dr.config import policy_of, read_config
+from hf_reinforce.ml_dr.shards import Import
+from hf_reinforce.ml_dr.unpickling import read_members
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.preview import PREVIEW_FILE, draw
@@ -54,7 +54,7 @@ def import_ml_dr(
         dataset: the images that were reinforced, one split.
         output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
         id_map: for each index of the archive, the row of the data set; -1 leaves the image out. Default: the same.
-            See `ml_dr_images.image_folder_order`.
+            See `ml_dr.images.image_folder_order`.
         policy: what the views were made with; default: as the archive's configuration says, for which a compressed
             archive has to be read twice.
         teachers: names of the teachers; default: those in the archive's configuration.
