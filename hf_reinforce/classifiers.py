@@ -41,6 +41,11 @@ class Preprocessing:
         return normalize(images, self.mean, self.std)
 
 
+def preprocessing_from(record: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing that `reinforcement.json` records of a teacher."""
+    return Preprocessing(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+
+
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """`(images - mean) / std` per channel, for float images [B, 3, H, W] in [0, 1]."""
     shift = torch.tensor(mean, device=images.device).view(-1, 1, 1)
@@ -165,7 +170,7 @@ def _load_transformers(name: str, path: str, revision: str | None) -> Member:
 
     model = AutoModelForImageClassification.from_pretrained(path, revision=revision, dtype=torch.float32)
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
-    preprocessing = _timm_preprocessing(timm_cfg) or _processor_preprocessing(path, revision)
+    preprocessing = _timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
     return Member(model, preprocessing, name, "transformers", tuple(names), revision)  # type: ignore[arg-type]
 
@@ -229,7 +234,12 @@ def _timm_preprocessing(cfg: Mapping[str, Any] | None) -> Preprocessing | None:
     return Preprocessing(int(cfg["input_size"][-1]), tuple(cfg["mean"]), tuple(cfg["std"]), interpolation, crop_pct)
 
 
-def _processor_preprocessing(path: str, revision: str | None) -> Preprocessing | None:
+def processor_preprocessing(path: str, revision: str | None) -> Preprocessing | None:
+    """What the image processor beside a transformers-native network says; None without one.
+
+    Raises:
+        ValueError: if it rescales in a way of its own.
+    """
     from transformers import AutoImageProcessor
 
     try:

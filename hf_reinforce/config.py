@@ -183,11 +183,24 @@ class ReinforcementConfig:
         """
         mine, theirs = self.to_dict(), other.to_dict()
         reported = {"num_samples", "pixels", "complete", "skipped"}
-        return [
-            f"{key}: {mine[key]!r}, not {theirs[key]!r}"
-            for key in mine
-            if key not in reported and mine[key] != theirs[key]
-        ]
+        return _differences({k: v for k, v in mine.items() if k not in reported}, theirs)
+
+
+def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in mine.items():
+        if isinstance(value, dict) and isinstance(theirs[key], dict):
+            found += _differences(
+                value, theirs[key] | dict.fromkeys(value.keys() - theirs[key].keys()), f"{prefix}{key}."
+            )
+        elif value != theirs[key]:
+            found.append(f"{prefix}{key}: {_shortened(value)}, not {_shortened(theirs[key])}")
+    return found
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _checked(cls: type, data: Any) -> dict[str, Any]:

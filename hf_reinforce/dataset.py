@@ -80,7 +80,13 @@ class ReinforcedDataset(AugmentedDataset):
             ImageSource(holder, record.image_column, record.label_column), config.policy, image_size, seed
         )
         self.config, self.selection, self.plain_fraction = config, selection, plain_fraction
-        self._rows = np.asarray(reinforced.with_format("numpy")[schema.SOURCE_ROW], dtype=np.int64)
+        self._rows = (
+            reinforced.select_columns([schema.SOURCE_ROW])
+            .with_format("arrow")[:]
+            .column(0)
+            .to_numpy()
+            .astype(np.int64)
+        )
         if config.embed_images:
             self._source_rows = np.arange(len(self._rows))
         else:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 
 from hf_reinforce import images
 from hf_reinforce.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord
@@ -85,6 +85,8 @@ def reinforce(
         raise ValueError("This stream does not know its columns; give it features with dataset.cast(Features(...)).")
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     dataset = dataset.cast_column(image_column, Image(decode=False))
+    if isinstance(dataset, IterableDataset):  # some streams yield their columns in changing order
+        dataset = dataset.select_columns([name for name in dataset.features if not name.startswith("__")])
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, not {shard_size}.")

@@ -13,6 +13,7 @@ from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
 from hf_reinforce.joining import check_missing, source_positions
 from hf_reinforce.local import resolve
+from hf_reinforce.randomness import PARTNER_BLOCK
 
 
 def load_source(
@@ -66,7 +67,7 @@ def load_reinforced(
         config_name: the configuration, that is the policy; default the only one.
         source: the data set with the images, or the Hub id or folder of it; default the recorded one.
         revision: Hub revision of the reinforced data set.
-        max_rows: use the first so many rows.
+        max_rows: use the first so many rows; for a policy that mixes, rounded up to whole blocks of partners.
         allow_missing: leave out rows whose image is not in the source.
         kwargs: arguments of `ReinforcedDataset`, such as `image_size`, `seed` and `selection`.
 
@@ -81,6 +82,8 @@ def load_reinforced(
     record = config.source
     reinforced = _load_rows(name_or_path, config_name, record.split, revision)
     if max_rows is not None:
+        if config.policy.mix_operations:  # partners are in the same block
+            max_rows = -(-max_rows // PARTNER_BLOCK) * PARTNER_BLOCK
         reinforced = reinforced.select(range(min(max_rows, len(reinforced))))
     if config.embed_images:
         return ReinforcedDataset(reinforced, config, **kwargs)

@@ -35,12 +35,14 @@ def image_hash(encoded: Encoded) -> str:
     return xxhash.xxh3_64_hexdigest(encoded)
 
 
-def read_encoded(item: dict[str, Any]) -> Encoded:
+def read_encoded(item: dict[str, Any] | None) -> Encoded:
     """The encoded bytes of one value of an image column, `{"bytes": ..., "path": ...}`.
 
     Raises:
         ImageError: if there are neither bytes nor a readable file.
     """
+    if item is None:
+        raise ImageError("there is no image.")
     if item["bytes"] is not None:
         return item["bytes"]  # type: ignore[no-any-return]
     try:

@@ -32,8 +32,17 @@ def reference_view(policy: AugmentationPolicy, seed: int, row: int, slot: int, i
     return ReferenceView(row, slot, view_checksum(policy.apply(image, params)))
 
 
-def check_reference(contract: PixelContract, reference: ReferenceView, checksum: str) -> None:
+ACCEPT = "accept the difference with accept_pixel_mismatch=True (--accept_pixel_mismatch True)"
+
+
+def check_reference(contract: PixelContract, reference: ReferenceView, checksum: str, otherwise: str = ACCEPT) -> None:
     """Compares the checksum of a view, made here, with the stored one.
+
+    Args:
+        contract: what the stored views depend on.
+        reference: a stored view.
+        checksum: of the same view, made here.
+        otherwise: what can be done instead of installing the recorded versions.
 
     Raises:
         PixelMismatchError: naming the libraries that differ and how to go on.
@@ -53,6 +62,5 @@ def check_reference(contract: PixelContract, reference: ReferenceView, checksum:
     raise PixelMismatchError(
         f"The view of row {reference.row}, reinforcement {reference.slot}, has other pixels here than where the "
         f"teacher saw it: {'; '.join(different)}."
-        " Install the recorded versions, or accept the difference with accept_pixel_mismatch=True "
-        "(--accept_pixel_mismatch)."
+        f" Install the recorded versions, or {otherwise}."
     )

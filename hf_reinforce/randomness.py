@@ -79,8 +79,8 @@ def select_slots(
         selection: `"cycle"` or `"random"`.
         seed: training seed.
         epoch: int64 [B] or [1], counted from 0.
-        groups: int64 [B]. The row for policies that look at one image; the block of rows for policies that mix, so
-            that an image and its partner are used together.
+        groups: int64 [B]. The row for policies that look at one image; the same number for all rows for policies that
+            mix, so that an image and its partner are used together.
         num_samples: N.
 
     Returns:

@@ -270,11 +270,11 @@ class _Block:
 
 
 def _read(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:
-    item = scalar.as_py() or {"bytes": None, "path": None}
+    item = scalar.as_py()
     try:
         encoded = images.read_encoded(item)
         image = images.decode(encoded)
         policy.check_size(*image.shape[1:])
         return encoded, image
     except ImageError as error:
-        return ImageError(f"Row {row} (path {item['path']!r}): {error}")
+        return ImageError(f"Row {row} (path {(item or {}).get('path')!r}): {error}")

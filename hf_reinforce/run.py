@@ -52,7 +52,7 @@ class Run:
         self.folder, self.existing = folder, existing
         self.existing_samples = config.num_samples if existing is None else existing.num_samples
         self.extending = self.existing_samples < config.num_samples
-        # New reinforcements are collected here, so that the folder holds a complete data set at any time.
+        # New reinforcements are collected here, so that the folder stays usable until all are there.
         self.staging = folder / f".num_samples-{config.num_samples}"
         num_rows = config.source.num_rows
         self.num_shards = None if num_rows is None else -(-num_rows // config.shard_size)
@@ -71,7 +71,7 @@ class Run:
             )
         # What is added must come out as what is there did.
         for stored, view in zip(self.existing.pixels.reference_views, self._reference_views(), strict=False):
-            check_reference(self.existing.pixels, stored, view.checksum)
+            check_reference(self.existing.pixels, stored, view.checksum, "choose another output folder")
         if self.config.num_samples < self.existing_samples:
             raise ValueError(
                 f"{self.folder} already has {self.existing_samples} reinforcements per image; num_samples can be "
@@ -95,7 +95,13 @@ class Run:
 
     def start(self) -> None:
         """Makes the folder with its configuration; clears what a killed run has left half-written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The folder {self.folder} cannot be written ({error.strerror}); choose another output_dir.",
+            ) from error
         for path in self.folder.rglob(".*.tmp-*"):
             path.unlink()
         if self.existing is None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
 
-from hf_reinforce import images
+from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
 from hf_reinforce.storage import ColumnReader
 
@@ -26,15 +26,25 @@ def find_columns(
     candidates = [name for name, feature in features.items() if isinstance(feature, Image)]
     if image_column is None and len(candidates) == 1:
         image_column = candidates[0]
+    if not candidates and schema.TEACHER_LOGITS in features:
+        raise ValueError(
+            "This is a reinforced data set without its images; name the data set that holds them, which its "
+            "reinforcement.json records."
+        )
     if image_column is None or image_column not in candidates:
         raise ValueError(
             f"The data set has no image column {image_column!r}; its columns are {list(features)}, "
-            f"of which {candidates or 'none'} hold images. Name one with image_column."
+            f"of which {candidates or 'none'} hold images. Name one with image_column (--image_column_name)."
         )
     if label_column and label_column not in features:
         raise ValueError(f"The data set has no label column {label_column!r}; its columns are {list(features)}.")
     if label_column is None:
         class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        if len(class_labels) > 1 and "label" not in features:
+            raise ValueError(
+                f"The data set has several label columns, {class_labels}; name one with label_column "
+                "(--label_column_name), or use none with ''."
+            )
         label_column = class_labels[0] if len(class_labels) == 1 else "label" if "label" in features else None
     if label_column and not pa.types.is_integer(features[label_column].pa_type):
         raise ValueError(
@@ -88,7 +98,7 @@ class ImageSource:
         """The encoded bytes of an image."""
         item = self._images(row)
         try:
-            return images.read_encoded(item or {"bytes": None, "path": None})
+            return images.read_encoded(item)
         except ImageError as error:
             raise ImageError(f"Row {row} (path {(item or {}).get('path')!r}): {error}") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_reinforce.classifiers import Preprocessing
+from hf_reinforce.classifiers import Preprocessing, processor_preprocessing
 from hf_reinforce.local import resolve
 
 WHOLE_IMAGE_SIZE = 160
@@ -70,12 +70,14 @@ def create_student(
         )
     except OSError as error:
         raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
+    for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
+        if hasattr(pretrained.config, stale):
+            delattr(pretrained.config, stale)
     cfg = getattr(pretrained.config, "pretrained_cfg", None)
-    if cfg:
-        for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
-            if hasattr(pretrained.config, stale):
-                delattr(pretrained.config, stale)
-        pretrained.config.pretrained_cfg = {**cfg, **_input_cfg(image_size), "num_classes": num_labels}
+    if not cfg:  # a transformers-native network keeps its mean and deviation in a file of its own
+        own = processor_preprocessing(path, revision) or Preprocessing(image_size)
+        cfg = {"mean": list(own.mean), "std": list(own.std), "interpolation": own.interpolation}
+    pretrained.config.pretrained_cfg = {**cfg, **_input_cfg(image_size), "num_classes": num_labels}
     return pretrained  # type: ignore[no-any-return]
 
 

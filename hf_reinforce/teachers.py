@@ -17,6 +17,9 @@ from hf_reinforce.classifiers import Member, Preprocessing, module_member, named
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 class Teacher:
     """One or several classifiers; several answer with the weighted mean of their probabilities, as in the paper.
 
@@ -64,6 +67,8 @@ class Teacher:
 
     def to(self, device: torch.device | str, dtype: str | None = None) -> "Teacher":
         """Moves the networks; with `bfloat16` or `float16` also casts them, see docs/guide.md for what that costs."""
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"The teacher's dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
         for member in self.members:
             member.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             if dtype is not None:

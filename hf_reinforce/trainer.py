@@ -1,6 +1,6 @@
 """`KDTrainer`: transformers' Trainer with distillation from stored targets, from an online teacher, or none.
 
-The three methods see the same augmentations and differ in one flag, so they can be compared.
+The three methods draw from the same augmentation policy and differ in one flag, so they can be compared.
 """
 
 from collections.abc import Iterator

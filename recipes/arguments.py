@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ def parse(
         raise SystemExit(0)
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser([*classes, *further()], allow_abbrev=False)
+    usage = f"{Path(sys.argv[0]).name} [FILE.yaml] [--flag value ...]; --help lists the flags"
+    parser = HfArgumentParser([*classes, *further()], allow_abbrev=False, usage=usage)
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = [*_flags_of_file(argv[0], parser), *argv[1:]]
     return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
@@ -67,6 +69,32 @@ def _help(description: str, classes: Sequence[type], further_help: str) -> str:
             note = " (required)" if required else "" if default is None else f" (default: {default})"
             lines.append(f"  --{field.name:24} {field.metadata.get('help', '')}{note}")
     return "\n".join([*lines, "", further_help.strip()]).rstrip()
+
+
+def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorates a recipe's `main`: what the user can mend ends it with one line instead of a traceback."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except (ValueError, OSError) as error:
+            text = str(error)
+            if text.startswith("Caught "):  # a worker of a DataLoader sends its whole traceback as the message
+                text = text.strip().splitlines()[-1].partition(": ")[2]
+            raise SystemExit(f"error: {text}") from error
+
+    return wrapped
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file and the folders that lead to it."""
+    import json
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)  # whoever reads it meanwhile sees all of it or nothing
 
 
 def class_map(text: str | None) -> Any:

@@ -3,8 +3,9 @@
     python recipes/demo.py
 
 A teacher learns from 1,197 digits. The students' training set is 50 of these: once with its labels (plain), once with
-the teacher at every step (online), once reinforced. All three see the same augmentations for the same number of steps
-and are evaluated on 600 digits that nobody has seen. Results: outputs/demo/report.md, report.json and pictures.
+the teacher at every step (online), once reinforced. All three draw from the same augmentation policy, take the same
+number of steps and are evaluated on 600 digits that nobody has seen. Results: outputs/demo/report.md, report.json and
+pictures.
 """
 
 import json
@@ -178,10 +179,10 @@ def write_report(output, args, teacher_accuracy, runs):
     ]
     setting = (
         f"Setting: {args.student}, {args.num_epochs} epochs on {args.train_size} handwritten digits (scikit-learn), "
-        f"the same augmentations in all three; mean and standard deviation over {args.num_seeds} seeds; evaluated on "
-        f"{HELD_OUT} held-out digits. The teacher, {args.teacher}, has learned from the labels of 1,197 digits, the "
-        f"students' {args.train_size} among them, and reaches {teacher_accuracy:.3f}: as in the paper, it has seen "
-        "more data than the students' training set holds, and that is what reinforcement passes on. "
+        f"the same augmentation policy in all three; mean and standard deviation over {args.num_seeds} seeds; "
+        f"evaluated on {HELD_OUT} held-out digits. The teacher, {args.teacher}, has learned from the labels of 1,197 "
+        f"digits, the students' {args.train_size} among them, and reaches {teacher_accuracy:.3f}: as in the paper, it "
+        "has seen more data than the students' training set holds, and that is what reinforcement passes on. "
         f"`digits-plus/` holds N = {args.num_samples} reinforcements of each image."
     )
     lines = [

@@ -3,12 +3,10 @@
 python recipes/evaluate.py --model_name_or_path outputs/student --dataset_name uoft-cs/cifar100 --split test
 """
 
-import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-from arguments import class_map, option, parse, required
+from arguments import class_map, one_line_errors, option, parse, required, write_json
 
 
 @dataclass
@@ -32,18 +30,17 @@ class EvaluateArguments:
     output_json: str | None = option("File to write the metrics to.")
 
 
+@one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [EvaluateArguments])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
-    try:
-        metrics = evaluate(args)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    if args.output_json:
+        write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
+    metrics = evaluate(args)
     for name, value in metrics.items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
     if args.output_json:
-        Path(args.output_json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output_json).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_json(args.output_json, metrics)
 
 
 def evaluate(args):

@@ -9,7 +9,7 @@ Run the same command again to continue after an interruption, or with a larger -
 import logging
 from dataclasses import dataclass
 
-from arguments import class_map, option, parse, required
+from arguments import class_map, one_line_errors, option, parse, required
 
 
 @dataclass
@@ -42,47 +42,46 @@ class ReinforceArguments:
     device: str | None = option("Device of the teacher, default the one of this process.")
 
 
+@one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.hub import load_source
 
-    try:
-        dataset = load_source(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
-        if args.max_samples is not None:
-            dataset = dataset.select(range(min(args.max_samples, len(dataset))))
-        teacher = load_teacher(
-            args.teacher_name_or_path,
-            checkpoint=args.teacher_checkpoint,
-            revision=args.teacher_revision,
-            weights=args.teacher_weights or None,
-            temperature=args.teacher_temperature,
-        ).to("cpu", args.teacher_dtype)
-        reinforce(
-            dataset,
-            teacher,
-            load_policy(args.policy, args.image_size),
-            args.output_dir,
-            num_samples=args.num_samples,
-            top_k=args.top_k,
-            seed=args.seed,
-            image_column=args.image_column_name,
-            label_column=args.label_column_name,
-            class_map=class_map(args.class_map),
-            source_name=args.dataset_name,
-            source_config=args.dataset_config_name,
-            source_revision=args.dataset_revision,
-            split=args.split,
-            shard_size=args.shard_size,
-            embed_images=args.embed_images,
-            on_error=args.on_error,
-            num_workers=args.num_workers,
-            batch_size=args.batch_size,
-            device=args.device,
-        )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    policy = load_policy(args.policy, args.image_size)
+    dataset = load_source(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
+    if args.max_samples is not None:
+        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+    teacher = load_teacher(
+        args.teacher_name_or_path,
+        checkpoint=args.teacher_checkpoint,
+        revision=args.teacher_revision,
+        weights=args.teacher_weights or None,
+        temperature=args.teacher_temperature,
+    ).to("cpu", args.teacher_dtype)
+    reinforce(
+        dataset,
+        teacher,
+        policy,
+        args.output_dir,
+        num_samples=args.num_samples,
+        top_k=args.top_k,
+        seed=args.seed,
+        image_column=args.image_column_name,
+        label_column=args.label_column_name,
+        class_map=class_map(args.class_map),
+        source_name=args.dataset_name,
+        source_config=args.dataset_config_name,
+        source_revision=args.dataset_revision,
+        split=args.split,
+        shard_size=args.shard_size,
+        embed_images=args.embed_images,
+        on_error=args.on_error,
+        num_workers=args.num_workers,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path 
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from arguments import class_map, option, parse, required
+from arguments import class_map, one_line_errors, option, parse, required, write_json
 
 
 @dataclass
@@ -55,28 +56,22 @@ def training_classes() -> list[type]:
     return [KDTrainingArguments]
 
 
+@one_line_errors
 def main() -> None:
-    try:
-        train_and_evaluate()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def train_and_evaluate():
     data, model_args, args = parse(__doc__, [DataArguments, ModelArguments], training_classes, FURTHER)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
 
-    from hf_reinforce import KDTrainer, load_teacher
+    from hf_reinforce import KDTrainer
     from hf_reinforce.students import create_student, student_preprocessing
 
     set_seed(args.seed)
     train = training_data(data, args.method, args.seed)
-    names = train.source.class_names
-    num_labels = train.config.num_classes if args.method == "reinforced" else len(names or [])
+    stored = train.config if args.method == "reinforced" else None
+    names = (stored.class_names if stored else None) or train.source.class_names
+    num_labels = stored.num_classes if stored else len(names or [])
     if not num_labels:
-        raise SystemExit(f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it.")
+        raise ValueError(f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it.")
     view_size = data.image_size or train.policy.image_size
     input_size = model_args.input_size or view_size
     model = create_student(
@@ -87,38 +82,84 @@ def train_and_evaluate():
         json.loads(model_args.model_args or "{}"),
         model_args.model_revision,
     )
-    teacher = None
-    if model_args.teacher_name_or_path and args.method == "online":
-        teacher = load_teacher(model_args.teacher_name_or_path, checkpoint=model_args.teacher_checkpoint)
-        teacher = teacher.with_classes(names, class_map(model_args.class_map)).to(
-            args.device, model_args.teacher_dtype
-        )
     trainer = KDTrainer(
         model,
         args,
         train_dataset=train,
-        eval_dataset=evaluation_data(data, train, student_preprocessing(model, view_size)),
-        teacher=teacher,
+        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, view_size)),
+        teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
-    if args.do_train or not args.do_eval:
-        checkpoint = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
-        if checkpoint:
-            logging.info("Resuming from %s.", checkpoint)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
-    if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+    check_same_run(data, model_args, args)
+    train_and_evaluate(trainer, args)
     card = {"tasks": "image-classification", "dataset": data.dataset_name, "tags": ["dataset-reinforcement"]}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
     elif trainer.is_world_process_zero():
         trainer.create_model_card(**card)
+
+
+def check_same_run(data, model_args, args) -> None:
+    """Refuses to resume a run that was made with another method, data set or student."""
+    path = Path(args.output_dir) / "run.json"
+    asked = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
+    asked |= {key: value for key, value in asdict(data).items() if not key.startswith("eval")}
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [
+            f"{key}: {value!r}, not {there.get(key)!r}" for key, value in asked.items() if value != there.get(key)
+        ]
+        if different:
+            raise ValueError(
+                f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask "
+                "for the same."
+            )
+    elif args.process_index == 0:
+        write_json(path, asked)
+
+
+def online_teacher(model_args, names):
+    """The teacher of `--method online`, None where none is named."""
+    from hf_reinforce import load_teacher
+
+    if not model_args.teacher_name_or_path:
+        return None
+    teacher = load_teacher(model_args.teacher_name_or_path, checkpoint=model_args.teacher_checkpoint)
+    return teacher.with_classes(names, class_map(model_args.class_map)).to("cpu", model_args.teacher_dtype)
+
+
+def train_and_evaluate(trainer, args) -> None:
+    """Trains from the last checkpoint on, where there is one, and evaluates."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if args.do_train or not args.do_eval:
+        checkpoint = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
+        if checkpoint and is_finished(checkpoint, args):
+            logging.info("The run is finished already; its last checkpoint, %s, is evaluated.", checkpoint)
+            trainer._load_from_checkpoint(checkpoint)
+        else:
+            if checkpoint:
+                logging.info("Resuming from %s.", checkpoint)
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()
+            trainer.log_metrics("train", result.metrics)
+            trainer.save_metrics("train", result.metrics)
+            trainer.save_state()
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+
+def is_finished(checkpoint, args) -> bool:
+    """Whether a checkpoint is the end of a run of the length that is asked for."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    longer = (
+        args.max_steps > state["max_steps"]
+        if args.max_steps > 0
+        else (args.num_train_epochs > state["num_train_epochs"])
+    )
+    return state["global_step"] >= state["max_steps"] and not longer
 
 
 def training_data(data, method, seed):
@@ -145,7 +186,7 @@ def training_data(data, method, seed):
         fresh.config = stored.config
         return fresh
     if method == "reinforced" or data.policy is None:
-        raise SystemExit(
+        raise ValueError(
             f"{data.dataset_name} is not a reinforced data set; reinforce it with recipes/reinforce.py, or choose "
             "--method plain or online with a --policy."
         )
@@ -156,8 +197,8 @@ def training_data(data, method, seed):
     return AugmentedDataset(source, load_policy(data.policy, data.image_size or 224), data.image_size, seed)
 
 
-def evaluation_data(data, train, preprocessing):
-    """The evaluation set, None without `eval_split`."""
+def evaluation_data(data, train, names, preprocessing):
+    """The evaluation set, None without `eval_split`; its classes must be the student's."""
     from hf_reinforce import AugmentedDataset, ImageSource
     from hf_reinforce.hub import load_source
     from hf_reinforce.policies import evaluation_policy
@@ -171,7 +212,14 @@ def evaluation_data(data, train, preprocessing):
     if data.max_eval_samples:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
     policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
-    return AugmentedDataset(ImageSource.of(rows, data.image_column_name, data.label_column_name), policy)
+    source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
+    if names and source.class_names and list(source.class_names) != list(names):
+        raise ValueError(
+            f"{name}, split {data.eval_split!r}, has {len(source.class_names)} classes ({source.class_names[0]}, ...) "
+            f"that are not the student's {len(names)} ({names[0]}, ...); choose another --eval_dataset_name, or "
+            "evaluate with recipes/evaluate.py and a --class_map."
+        )
+    return AugmentedDataset(source, policy)
 
 
 if __name__ == "__main__":

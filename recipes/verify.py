@@ -6,12 +6,10 @@ For every record: KL(the teacher's answer now || stored target), over the stored
 cost 1e-4; more means that the target does not belong to the pixels.
 """
 
-import json
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from arguments import option, parse, required
+from arguments import one_line_errors, option, parse, required, write_json
 
 
 @dataclass
@@ -20,22 +18,24 @@ class VerifyArguments:
     dataset_config_name: str | None = option("Its configuration, default the only one.")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
     teacher_name_or_path: list[str] = option("The teacher, default the recorded one.", [])
+    teacher_checkpoint: str | None = option("Weights of a teacher that is a bare timm architecture.")
+    accept_pixel_mismatch: bool = option("Go on although the reference views come out differently here.", False)
     max_records: int | None = option("Check so many records, spread evenly; default all of them.")
     device: str | None = option("Device of the teacher, default a GPU where there is one.")
     output_json: str | None = option("File to write the result to.")
 
 
+@one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [VerifyArguments])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
-    try:
-        result = verify(args)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    if args.output_json:
+        write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
+    result = verify(args)
     for name, value in result.items():
         print(f"{name:14} {value}")
     if args.output_json:
-        Path(args.output_json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.output_json, result)
     if result["above_bound"]:
         raise SystemExit(1)
 
@@ -44,20 +44,33 @@ def verify(args):
     import torch
     from tqdm.auto import tqdm
 
-    from hf_reinforce import Teacher, load_reinforced, load_teacher
+    from hf_reinforce import Teacher, load_reinforced
+    from hf_reinforce.classifiers import named_member, preprocessing_from
     from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
-    dataset = load_reinforced(args.dataset_name, args.dataset_config_name, source=args.source_name_or_path)
+    dataset = load_reinforced(
+        args.dataset_name,
+        args.dataset_config_name,
+        source=args.source_name_or_path,
+        accept_pixel_mismatch=args.accept_pixel_mismatch,
+    )
     config = dataset.config
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not all(teacher["weight_hash"] for teacher in config.teachers):
         raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
     names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
-    loaded = load_teacher(names, weights=[teacher["weight"] for teacher in config.teachers])
-    found = [member.weight_hash for member in loaded.members]
+    members = [
+        replace(
+            named_member(name, args.teacher_checkpoint, teacher["revision"]),
+            preprocessing=preprocessing_from(teacher["preprocessing"]),
+            weight=teacher["weight"],
+        )
+        for name, teacher in zip(names, config.teachers, strict=True)
+    ]
+    found = [member.weight_hash for member in members]
     if found != [teacher["weight_hash"] for teacher in config.teachers]:
         raise ValueError(f"These are other weights than those that answered: {found}.")
-    teacher = Teacher(loaded.members, config.temperature, config.class_map).to(device, config.teachers[0]["dtype"])
+    teacher = Teacher(members, config.temperature, config.class_map).to(device, config.teachers[0]["dtype"])
     total = len(dataset) * config.num_samples
     records = torch.linspace(0, total - 1, min(args.max_records or total, total)).round().long().tolist()
     divergences = []

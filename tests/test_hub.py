@@ -193,3 +193,11 @@ def test_folder_of_another_schema_is_not_published(plus, nothing_is_sent):
     file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(ValueError, match="schema version 2"):
         push_to_hub(plus, "owner/pets-plus")
+
+
+def test_the_first_rows_of_a_mixed_data_set_keep_their_partners(tmp_path):
+    rows = tiny_dataset(130)
+    reinforce(rows, tiny_teacher(), load_policy("small_mixing", 16), tmp_path, num_samples=2, top_k=2)
+    dataset = load_reinforced(str(tmp_path), source=rows, max_rows=70)
+    assert len(dataset) == 128
+    assert len(dataset.__getitems__(list(range(2 * 128)))) == 256  # every image with its partner, in two epochs

@@ -464,3 +464,30 @@ def test_accelerate_launch(plus, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "student" / "trainer_state.json").read_text())["global_step"] == 2
     assert json.loads((tmp_path / "student" / "eval_results.json").read_text())["eval_num_samples"] == TEST_ROWS
+
+
+def test_a_folder_with_another_run_is_not_resumed(recipe, plus, workshop, training_flags):
+    flags = training_flags | {"dataset_name": plus, "max_steps": 2, "save_steps": 1, "eval_split": "test"}
+    flags |= {"eval_dataset_name": workshop / "pets", "source_name_or_path": workshop / "pets"}
+    recipe("train_kd", method="reinforced", **flags)
+    figures = (training_flags["output_dir"] / "train_results.json").read_text(encoding="utf-8")
+    refused = message(recipe, "train_kd", method="plain", **flags)
+    assert "holds another run" in refused
+    assert "method: 'plain', not 'reinforced'" in refused
+    recipe("train_kd", method="reinforced", **flags)  # finished: evaluated again, its figures kept
+    assert (training_flags["output_dir"] / "train_results.json").read_text(encoding="utf-8") == figures
+
+
+def test_students_are_evaluated_on_their_own_classes(recipe, plus, workshop, training_flags, tmp_path):
+    other = tmp_path / "others"
+    other.mkdir()
+    tiny_dataset(TEST_ROWS, labels=C - 1).to_parquet(other / "test-00000-of-00001.parquet")
+    flags = training_flags | {"dataset_name": plus, "max_steps": 1, "eval_split": "test", "eval_dataset_name": other}
+    refused = message(recipe, "train_kd", source_name_or_path=workshop / "pets", **flags)
+    assert f"has {C - 1} classes" in refused and f"not the student's {C}" in refused
+
+
+def test_results_that_cannot_be_written_are_noticed_first(recipe, workshop):
+    flags = {"model_name_or_path": workshop / "nowhere", "dataset_name": workshop / "pets"}
+    blocked = workshop / "pets" / "train-00000-of-00001.parquet" / "test.json"
+    assert str(blocked.parent) in message(recipe, "evaluate", output_json=blocked, **flags)

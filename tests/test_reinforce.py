@@ -845,7 +845,7 @@ def test_a_missing_image_stops_the_run(run, data, item):
     broken = Dataset.from_dict(
         {"image": items, "label": list(data["label"])}, features=data.cast_column("image", IMAGE).features
     )
-    with pytest.raises(ImageError, match="Row 5 .path .*: the file cannot be read"):
+    with pytest.raises(ImageError, match="Row 5 .path .*: (the file cannot be read|there is no image)"):
         run(dataset=broken)
 
 
@@ -1020,14 +1020,14 @@ def test_another_configuration_is_refused(run, expected, place, field, options):
         (folder.parent / name).write_bytes(content)
     before = contents(folder)
     for num_samples in (2, 4):
-        with pytest.raises(ValueError, match=f"made differently: .*{field}: .*, not .*another output folder"):
+        with pytest.raises(ValueError, match=rf"made differently: .*{field}[.a-z]*: .*, not .*another output folder"):
             run(**{"num_samples": num_samples, **options})
     assert contents(folder) == before
 
 
 def test_another_policy_of_the_same_name_is_refused(run, data):
     folder = run()
-    with pytest.raises(ValueError, match="made differently: policy: "):
+    with pytest.raises(ValueError, match="made differently: policy.operations: "):
         reinforce(
             data,
             tiny_teacher(CLASSES),
@@ -1100,3 +1100,28 @@ def test_a_folder_that_cannot_be_read_is_not_overwritten(run, place):
     with pytest.raises(ValueError, match=f"{CONFIG_FILE} cannot be used"):
         run()
     assert file.read_text() == "{"
+
+
+def test_a_missing_image_is_skipped(data, tmp_path):
+    items = [dict(image) for image in raw(data)]
+    items[0] = None
+    broken = Dataset.from_dict(
+        {"image": items, "label": list(data["label"])}, features=data.cast_column("image", IMAGE).features
+    )
+    folder = reinforce(
+        broken, tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, top_k=2, on_error="skip"
+    )
+    assert [item.row for item in ReinforcementConfig.load(folder).skipped] == [0]
+
+
+def test_a_stream_whose_columns_change_their_order(data, tmp_path):
+    def samples():
+        for row, item in enumerate(data.cast_column("image", IMAGE)):
+            pairs = [("image", item["image"]), ("label", item["label"]), ("__url__", "somewhere.tar")]
+            yield dict(pairs if row < 5 else pairs[::-1])
+
+    features = Features({**data.cast_column("image", IMAGE).features, "__url__": Value("string")})
+    stream = IterableDataset.from_generator(samples, features=features)
+    folder = reinforce(stream, tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, top_k=2)
+    assert "__url__" not in ReinforcementConfig.load(folder).source.columns
+    assert sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet")) == len(data)
