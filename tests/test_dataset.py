@@ -461,7 +461,7 @@ def test_other_pixels_are_refused_unless_accepted(stored, source, replay, monkey
 
     monkeypatch.setattr(images, "resize", brighter)
     rows, config = stored(PLAIN)
-    with pytest.raises(PixelMismatchError, match=r"accept_pixel_mismatch=True \(--accept_pixel_mismatch\)"):
+    with pytest.raises(PixelMismatchError, match=r"accept_pixel_mismatch=True \(--accept_pixel_mismatch True\)"):
         ReinforcedDataset(rows, config, source)
     with pytest.raises(PixelMismatchError, match="row 0, reinforcement 0.*same libraries"):
         ReinforcedDataset(rows, config, source)

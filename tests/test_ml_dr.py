@@ -17,6 +17,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
+from recipe_modules import load_recipe
 from tiny import encode_image, tiny_dataset, tiny_image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
@@ -834,7 +835,7 @@ def test_names_of_the_hubs_imagenet_sort_as_the_originals():
 def test_recipe(tmp_path, monkeypatch, capsys):
     recipes = Path(__file__).parent.parent / "recipes"
     monkeypatch.syspath_prepend(str(recipes))
-    recipe = importlib.import_module("import_ml_dr")
+    recipe = load_recipe("import_ml_dr")
     original = Original("randaug")
     (tmp_path / "source" / "data").mkdir(parents=True)
     original.source.to_parquet(str(tmp_path / "source" / "data" / "train-00000-of-00001.parquet"))

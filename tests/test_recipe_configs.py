@@ -1,10 +1,10 @@
 """The YAML files of recipes/: every key is a flag, every value is accepted, and the files of a folder fit together."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from recipe_modules import load_recipe
 from transformers import HfArgumentParser
 
 from hf_reinforce import AugmentationPolicy, KDTrainingArguments, load_policy
@@ -34,13 +34,13 @@ def config_id(path):
 def read(monkeypatch):
     """`read(path)`: the dataclasses that the recipe of this file makes of it."""
     monkeypatch.syspath_prepend(str(RECIPES))
-    arguments, train_kd = importlib.import_module("arguments"), importlib.import_module("train_kd")
+    arguments, train_kd = load_recipe("arguments"), load_recipe("train_kd")
 
     def read(path):
         if path.name in TRAINING:
             classes = [train_kd.DataArguments, train_kd.ModelArguments, KDTrainingArguments]
         else:
-            classes = [importlib.import_module("reinforce").ReinforceArguments]
+            classes = [load_recipe("reinforce").ReinforceArguments]
         parser = HfArgumentParser(classes, allow_abbrev=False)
         flags = arguments._flags_of_file(str(path), parser)
         parsed = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)

@@ -1,6 +1,5 @@
 """The recipes as a user runs them: help, a whole run from images to figures, resumption, mistakes."""
 
-import importlib
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from recipe_modules import load_recipe
 from safetensors.torch import load_file, save_file
 from tiny import NAMES, tiny_dataset
 from transformers import AutoModelForImageClassification
@@ -77,7 +77,7 @@ def recipe(monkeypatch):
     def recipe(name, *arguments, **flags):
         flags = [part for key, value in flags.items() for part in (f"--{key}", *map(str, listed(value)))]
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments), *flags])
-        importlib.import_module(name).main()
+        load_recipe(name).main()
 
     return recipe
 
@@ -118,7 +118,7 @@ def plus(workshop):
         }
         argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
         patch.setattr(sys, "argv", ["reinforce.py", *argv])
-        importlib.import_module("reinforce").main()
+        load_recipe("reinforce").main()
     return workshop / "pets-plus"
 
 
@@ -167,7 +167,7 @@ def test_help_lists_every_flag_of_the_recipe_with_a_text(name, monkeypatch, caps
     import dataclasses
 
     monkeypatch.syspath_prepend(str(RECIPES))
-    module = importlib.import_module(name)
+    module = load_recipe(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "-h"])
     with pytest.raises(SystemExit) as stop:
         module.main()
