@@ -103,7 +103,8 @@ def check_same_run(data, model_args, args) -> None:
     """Refuses to resume a run that was made with another method, data set or student."""
     path = Path(args.output_dir) / "run.json"
     asked = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
-    asked |= {key: value for key, value in asdict(data).items() if not key.startswith("eval")}
+    free = {"accept_pixel_mismatch", "source_name_or_path", "max_eval_samples"}  # change no sample of the training
+    asked |= {k: v for k, v in asdict(data).items() if k not in free and not k.startswith("eval")}
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         different = [
