@@ -94,6 +94,10 @@ class ReinforcedDataset(AugmentedDataset):
         self._position = dict(zip(self._rows.tolist(), range(len(self._rows)), strict=True))
         self._hashes = ColumnReader(reinforced, schema.IMAGE_HASH)
         self._params = ColumnReader(reinforced, schema.AUGMENTATION_PARAMS, config.num_samples)
+        if config.policy.mix_operations:  # read for every row at every epoch, so without the rest of the record
+            self._partner_rows = ColumnReader(
+                reinforced, schema.AUGMENTATION_PARAMS, config.num_samples, schema.PARTNER_ROW
+            )
         self._targets = ColumnReader(reinforced, schema.TEACHER_LOGITS, config.num_samples)
         # The label was stored beside the hash, so it is the image's wherever the image is found again.
         self._labels = None if record.label_column is None else ColumnReader(reinforced, record.label_column)
@@ -154,7 +158,7 @@ class ReinforcedDataset(AugmentedDataset):
             return np.full(len(self), -1)
         positions = np.arange(len(self))
         slots = self.slots(np.full(len(self), epoch), positions)
-        rows = (self.params(int(p), int(s))[schema.PARTNER_ROW] for p, s in zip(positions, slots, strict=True))
+        rows = (self._partner_rows(p, s) for p, s in zip(positions.tolist(), slots.tolist(), strict=True))
         found = np.array([-1 if row is None else self._position.get(row, -1) for row in rows])
         # The partner of a mixed image may itself be used unmixed; it is emitted beside it all the same.
         mixed = np.flatnonzero(found >= 0)

@@ -91,10 +91,13 @@ class ColumnReader:
         dataset: any map-style data set; it may have been selected, shuffled or concatenated.
         column: name of the column.
         num_samples: when given, the column is a list of this length and `reader(row, slot)` reads one of its items.
+        field: read only this field of the items.
     """
 
-    def __init__(self, dataset: Dataset, column: str, num_samples: int | None = None) -> None:
-        self.column = column
+    def __init__(
+        self, dataset: Dataset, column: str, num_samples: int | None = None, field: str | None = None
+    ) -> None:
+        self.column, self.field = column, field
         self.num_samples = num_samples
         self._dataset = dataset
         self._chunks = dataset.data.column(column).chunks
@@ -105,7 +108,7 @@ class ColumnReader:
 
     def __reduce__(self) -> Any:
         # A memory-mapped data set travels to a worker as the name of its file; its chunks would travel as copies.
-        return type(self), (self._dataset, self.column, self.num_samples)
+        return type(self), (self._dataset, self.column, self.num_samples, self.field)
 
     def locate(self, row: int) -> tuple[int, int]:
         """Chunk of a row, and its position in the chunk."""
@@ -119,7 +122,8 @@ class ColumnReader:
         view = self._views.get(chunk)
         if view is None:
             array = self._chunks[chunk]
-            view = _view(array) if self.num_samples is None else _view(_list_items(array))
+            items = array if self.num_samples is None else _list_items(array)
+            view = _view(items if self.field is None else items.field(self.field))
             self._views[chunk] = view
         return view(position if slot is None else position * (self.num_samples or 0) + slot)
 
