@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.images import ImageError
 from hf_reinforce.pixels import check_reference, view_checksum
 from hf_reinforce.randomness import hash_uniform, select_slots
 from hf_reinforce.sources import ImageSource
@@ -112,11 +111,14 @@ class ReinforcedDataset(AugmentedDataset):
         for reference in self.config.pixels.reference_views:
             position = self._position.get(reference.row)
             if position is not None:  # a selection may not hold it
-                image = self.image(position)
-                view = self.policy.apply(image, self.params(position, reference.slot, image))
+                view = self.policy.render(self.encoded(position), self.params(position, reference.slot))
                 check_reference(self.config.pixels, reference, view_checksum(view))
 
-    def image(self, position: int) -> Tensor:
+    def row(self, position: int) -> int:
+        """The row of the source, when it was reinforced."""
+        return int(self._rows[position])
+
+    def encoded(self, position: int) -> images.Encoded:
         row, where = int(self._rows[position]), int(self._source_rows[position])
         if where >= len(self.source):
             raise WrongImageError(f"The source has {len(self.source)} rows, but row {row} was reinforced.")
@@ -129,12 +131,9 @@ class ReinforcedDataset(AugmentedDataset):
                 f"expected {expected}). Use {record.name or 'the same data set'}, split {record.split!r}"
                 + (f", revision {record.revision!r}." if record.revision else ", in its original order.")
             )
-        try:
-            return images.decode(encoded)
-        except ImageError as error:
-            raise ImageError(f"Row {row}: {error}") from error
+        return encoded
 
-    def params(self, position: int, slot: int, image: Tensor | None = None) -> dict[str, Any]:
+    def params(self, position: int, slot: int) -> dict[str, Any]:
         """Stored parameters of one reinforcement."""
         stored: dict[str, Any] = self._params(position, slot)
         return stored
@@ -188,9 +187,9 @@ class ReinforcedDataset(AugmentedDataset):
         return draw < self.plain_fraction * 2.0**64
 
     def _plain_sample(self, batch: BatchViews, epoch: int, position: int) -> dict[str, Any]:
-        image = batch.image(position)
         seed = int(hash_uniform(self.seed, _PLAIN_STREAM)[0])
-        params = self.policy.sample(seed, int(self._rows[position]), epoch, *image.shape[1:])
+        size = images.image_size(self.encoded(position))
+        params = self.policy.sample(seed, int(self._rows[position]), epoch, *size)
         params |= {operation.field: None for operation in self.policy.mix_operations}
         view = batch.view(position, -1, params)
         label = self._label(position)

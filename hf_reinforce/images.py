@@ -6,17 +6,21 @@ torch both want.
 """
 
 import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 import numpy as np
 import torch
 import xxhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from hf_reinforce import jpeg
 from hf_reinforce.schema import MAX_IMAGE_SIDE
 
 Box = dict[str, int]
@@ -52,7 +56,7 @@ def read_encoded(item: dict[str, Any] | None) -> Encoded:
         raise ImageError(f"the file cannot be read ({error}).") from error
 
 
-def decode(encoded: Encoded) -> Tensor:
+def decode(encoded: Encoded, box: Box | None = None) -> Tensor:
     """Decodes an image file to RGB.
 
     EXIF orientation is applied; alpha is dropped; grayscale, palette, CMYK and 16-bit images become 8-bit RGB; of an
@@ -60,6 +64,8 @@ def decode(encoded: Encoded) -> Tensor:
 
     Args:
         encoded: the bytes of a file in any format that Pillow reads.
+        box: decode only this box, see `crop`. The pixels are those of `crop(decode(encoded), box)`; where libturbojpeg
+            decodes (see `hf_reinforce.jpeg`), it takes about half the time.
 
     Returns:
         uint8 tensor [3, H, W], values 0 to 255, channels-last memory.
@@ -67,6 +73,28 @@ def decode(encoded: Encoded) -> Tensor:
     Raises:
         ImageError: if the bytes are not a complete image, or a side exceeds 32,767 pixels.
     """
+    with _opened(encoded) as image:
+        if image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
+            decoded = _decode_jpeg(encoded, image.height, image.width, box)
+            if decoded is not None:
+                return decoded
+        whole = from_pil(_to_rgb(ImageOps.exif_transpose(image)))
+        return whole if box is None else crop(whole, box)
+
+
+def image_size(encoded: Encoded) -> tuple[int, int]:
+    """Height and width that `decode` will give an image, read from its header.
+
+    Raises:
+        ImageError: as `decode`, for what the header shows.
+    """
+    with _opened(encoded) as image:
+        turned = _orientation(image) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened(encoded: Encoded) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if max(image.size) > MAX_IMAGE_SIDE:
@@ -74,13 +102,31 @@ def decode(encoded: Encoded) -> Tensor:
                     f"the image has {image.width}x{image.height} pixels; boxes are stored as int16, "
                     f"so no side may exceed {MAX_IMAGE_SIDE}."
                 )
-            return from_pil(_to_rgb(ImageOps.exif_transpose(image)))
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
         raise ImageError("the image cannot be decoded: its bytes are in no format that Pillow reads.") from error
     except Exception as error:  # Pillow's plugins raise whatever their parser runs into
         raise ImageError(f"the image cannot be decoded ({type(error).__name__}: {error}).") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    if not image.info.keys() & {"exif", "xmp"} and image.format == "JPEG":
+        return 1
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _decode_jpeg(encoded: Encoded, height: int, width: int, box: Box | None) -> Tensor | None:
+    if box is None:
+        return jpeg.decode_box(encoded, height, width, None)
+    top, left = max(box["top"], 0), max(box["left"], 0)
+    bottom, right = min(box["top"] + box["height"], height), min(box["left"] + box["width"], width)
+    if bottom <= top or right <= left:
+        return None
+    inside = jpeg.decode_box(encoded, height, width, (top, left, bottom, right))
+    return None if inside is None else crop(inside, {**box, "top": box["top"] - top, "left": box["left"] - left})
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -127,12 +173,23 @@ def crop(image: Tensor, box: Box) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
-    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width]."""
+    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory."""
     if tuple(image.shape[-2:]) == (height, width):
         return image
     mode: Any = InterpolationMode(interpolation)
-    resized: Tensor = F.resize(image, [height, width], interpolation=mode, antialias=True)
+    # Of a crop that is still a view, torch would make a planar image, in twice the time.
+    batch = image[None].contiguous(memory_format=torch.channels_last)
+    resized: Tensor = F.resize(batch, [height, width], interpolation=mode, antialias=True)[0]
     return resized
+
+
+def stack(views: Sequence[Tensor]) -> Tensor:
+    """Views uint8 [3, S, S] as one batch [B, 3, S, S], both in channels-last memory.
+
+    Inside a worker of a `DataLoader` the batch is made in the memory in which the main process will read it.
+    """
+    batch: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
+    return batch.permute(0, 3, 1, 2)
 
 
 def scale_box(box: Box, scale: float) -> Box:

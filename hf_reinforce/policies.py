@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from hf_reinforce import schema
+from hf_reinforce import images, schema
 from hf_reinforce.augmentations import (
     AUGMENTATIONS,
     CenterCrop,
@@ -132,6 +132,24 @@ class AugmentationPolicy:
             elif params[operation.field] is not None:
                 image = operation.apply(image, params[operation.field], scale)
         return image
+
+    def render(self, encoded: images.Encoded, params: Mapping[str, Any], image_size: int | None = None) -> Tensor:
+        """`apply` to an encoded image; of an image that is cropped first, only the box is decoded.
+
+        Args:
+            encoded: the bytes of an image file.
+            params: what `sample` returned.
+            image_size: as for `apply`.
+
+        Raises:
+            ImageError: if the image cannot be decoded.
+        """
+        first = self.view_operations[0]
+        if first.stage != "crop" or first.field is None:
+            return self.apply(images.decode(encoded), params, image_size)
+        box = params[first.field]
+        inside = {**params, first.field: {**box, "top": 0, "left": 0}}
+        return self.apply(images.decode(encoded, box), inside, image_size)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises an ImageError if boxes in an image of this size, once resized, would not fit the schema's int16."""

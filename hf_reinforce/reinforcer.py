@@ -261,7 +261,7 @@ class _Block:
             chunk = self.params[start : start + step]
             flat = [params for slot in chunk for params in slot]
             pictures = self._images * len(chunk)
-            views = torch.stack(list(self._pool.map(policy.apply, pictures, flat)))
+            views = images.stack(list(self._pool.map(policy.apply, pictures, flat)))
             if not policy.mix_operations:
                 yield views, None
                 continue

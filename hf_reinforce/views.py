@@ -4,7 +4,8 @@ Item `epoch * len(dataset) + position` is the image at `position` as epoch `epoc
 that workers could disagree about, and a resumed run sees what it would have seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +59,8 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        batch = BatchViews(self)
         epochs, positions = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
+        batch = BatchViews(self, positions)
         slots = self.slots(epochs, positions)
         return [
             self._sample(batch, int(epoch), int(position), int(slot))
@@ -103,25 +104,44 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         pairing = partner_positions(self.seed, start // PARTNER_BLOCK, view.slot, len(rows))
         return batch.view(int(rows[pairing[self._places[view.position] - start]]), view.slot)
 
+    def encoded(self, position: int) -> images.Encoded:
+        """The encoded image at a position."""
+        return self.source.encoded(position)
+
+    def row(self, position: int) -> int:
+        """The row under which errors name the image at a position."""
+        return position
+
     def image(self, position: int) -> Tensor:
         """The decoded image at a position, uint8 [3, H, W]."""
-        try:
-            return images.decode(self.source.encoded(position))
-        except images.ImageError as error:
-            raise images.ImageError(f"Row {position}: {error}") from error
+        with self._naming(position):
+            return images.decode(self.encoded(position))
 
-    def params(self, position: int, slot: int, image: Tensor) -> dict[str, Any]:
+    def pixels(self, position: int, params: Mapping[str, Any]) -> Tensor:
+        """The view of an image that parameters describe, uint8 [3, S, S]; only what it shows is decoded."""
+        with self._naming(position):
+            return self.policy.render(self.encoded(position), params, self.image_size)
+
+    def params(self, position: int, slot: int) -> dict[str, Any]:
         """Parameters of one reinforcement."""
-        return self.policy.sample(self.seed, position, slot, *image.shape[1:])
+        with self._naming(position):
+            return self.policy.sample(self.seed, position, slot, *images.image_size(self.encoded(position)))
+
+    @contextmanager
+    def _naming(self, position: int) -> Iterator[None]:
+        try:
+            yield
+        except images.ImageError as error:
+            raise images.ImageError(f"Row {self.row(position)}: {error}") from error
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Batches samples; pass it to a `DataLoader` as `collate_fn`.
 
         Returns:
-            `pixel_values` uint8 [B + E, 3, S, S], the B samples first, then partners that are in no sample; `labels`
-            int64 [B]. With a policy that mixes: `partner` int64 [B], each sample's partner in `pixel_values`,
-            `partner_labels` int64 [B], and one tensor for each mixing operation. With stored targets: `target_label`
-            [B, K], `target_value` [B, K], `target_tail` [B].
+            `pixel_values` uint8 [B + E, 3, S, S] in channels-last memory, the B samples first, then partners that are
+            in no sample; `labels` int64 [B]. With a policy that mixes: `partner` int64 [B], each sample's partner in
+            `pixel_values`, `partner_labels` int64 [B], and one tensor for each mixing operation. With stored targets:
+            `target_label` [B, K], `target_value` [B, K], `target_tail` [B].
         """
         pixels = [sample["pixel_values"] for sample in samples]
         batch: dict[str, Tensor] = {}
@@ -136,7 +156,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 partner.append(where[id(view)])
             batch["partner"] = torch.tensor(partner)
             batch |= self.policy.collate_mix([sample["mix_params"] for sample in samples])
-        batch["pixel_values"] = torch.stack(pixels)
+        batch["pixel_values"] = images.stack(pixels)
         if "labels" in samples[0]:
             batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
             if self.policy.mix_operations:
@@ -149,29 +169,37 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class BatchViews:
-    """Decoded images and views of one batch, so that an image and its partner are decoded once."""
+    """Views of one batch, each made once, although a sample and its partner may both ask for it.
 
-    def __init__(self, dataset: AugmentedDataset) -> None:
+    Args:
+        dataset: where the images come from.
+        positions: of the batch's images; those that come more than once are decoded as a whole, and once.
+    """
+
+    def __init__(self, dataset: AugmentedDataset, positions: NDArray[np.int64] | Sequence[int] = ()) -> None:
         self._dataset = dataset
+        found, counts = np.unique(positions, return_counts=True)
+        self._repeated = set(found[counts > 1].tolist())
         self._images: dict[int, Tensor] = {}
         self._views: dict[tuple[int, int], View] = {}
-
-    def image(self, position: int) -> Tensor:
-        if position not in self._images:
-            self._images[position] = self._dataset.image(position)
-        return self._images[position]
 
     def view(self, position: int, slot: int, params: dict[str, Any] | None = None) -> View:
         """The view of a reinforcement; with `params`, of an augmentation that is stored elsewhere."""
         key = (position, slot)
         if params is None and key in self._views:
             return self._views[key]
-        image, dataset = self.image(position), self._dataset
-        drawn = dataset.params(position, slot, image) if params is None else params
-        view = View(position, slot, drawn, dataset.policy.apply(image, drawn, dataset.image_size).contiguous())
+        drawn = self._dataset.params(position, slot) if params is None else params
+        view = View(position, slot, drawn, self._pixels(position, drawn))
         if params is None:
             self._views[key] = view
         return view
+
+    def _pixels(self, position: int, params: dict[str, Any]) -> Tensor:
+        if position not in self._repeated:
+            return self._dataset.pixels(position, params)
+        if position not in self._images:
+            self._images[position] = self._dataset.image(position)
+        return self._dataset.policy.apply(self._images[position], params, self._dataset.image_size)
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):

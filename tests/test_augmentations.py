@@ -4,7 +4,7 @@ import torch
 from datasets import Features
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import RandAugment as TorchvisionRandAugment
@@ -603,3 +603,17 @@ def test_mixes_keep_the_dtype(name, dtype):
     operation = AUGMENTATIONS[name](p=1.0)
     params = operation.collate(draw(operation, 6, height=MIX_SIZE, width=MIX_SIZE))
     assert operation.apply(random_batch(0).to(dtype), random_batch(1).to(dtype), params).dtype == dtype
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3), (33, 57), (64, 64)])
+@pytest.mark.parametrize("magnitude", [-0.9, -0.27, 0.0, 0.27, 0.9])
+def test_sharpness_has_the_pixels_of_pil(size, magnitude):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    for pixels in (noise, noise // 128 * 255):
+        image = images.from_pil(Image.fromarray(pixels))
+        found = RandAugment().apply(
+            image, [{"op": RAND_AUGMENT_OPERATIONS.index("Sharpness"), "magnitude": magnitude}]
+        )
+        expected = F.adjust_sharpness(Image.fromarray(pixels), 1.0 + magnitude)
+        np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(expected))

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from test_jpeg import decoder, pillow
 
-from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_teacher, reinforce
+from hf_reinforce import (
+    ReinforcedDataset,
+    ReinforcementConfig,
+    images,
+    jpeg,
+    load_policy,
+    load_teacher,
+    reinforce,
+)
 from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -47,3 +56,17 @@ def test_ensemble_targets_belong_to_the_pixels_of_real_photos(tmp_path, policy):
             top.append(int(target.label[0, 0]) == stored[position]["label"])
     if policy == "randaug":
         assert np.mean(top) >= 0.5  # right networks, right preprocessing: chance is one in a thousand
+
+
+@pytest.mark.parametrize("name", jpeg.DECODERS[:2])
+def test_decoders_agree_with_pillow_on_real_photos(name):
+    decode_box = decoder(name)
+    column = load_dataset(str(PHOTOS), split="test").data.column("image")
+    policy = load_policy("rrc")
+    for row in range(len(column)):
+        data = column[row].as_py()["bytes"]
+        expected = pillow(data)
+        box = policy.sample(0, row, 0, *expected.shape[1:])["crop"]
+        edges = (box["top"], box["left"], box["top"] + box["height"], box["left"] + box["width"])
+        found = decode_box(data, *expected.shape[1:], edges)
+        assert found is not None and torch.equal(found, images.crop(expected, box)), row

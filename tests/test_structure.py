@@ -20,6 +20,7 @@ ORDER = [
     "local",
     "schema",
     "randomness",
+    "jpeg",
     "images",
     "augmentations.base",
     "augmentations.resize",

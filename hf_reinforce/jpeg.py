@@ -1,0 +1,157 @@
+"""JPEG files to the pixels that Pillow makes of them, faster: by simplejpeg, or by libturbojpeg inside a box only.
+
+All of them run libjpeg-turbo with the same settings, so the pixels agree bit by bit. The environment variable
+`HF_REINFORCE_DECODER` chooses: `turbojpeg`, `simplejpeg`, `pil`, or the path of a libturbojpeg of version 3 or newer.
+Without it the first of them that is there is used.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from ctypes.util import find_library
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DECODER_VARIABLE = "HF_REINFORCE_DECODER"
+DECODERS = ("turbojpeg", "simplejpeg", "pil")
+
+Decoder = Callable[[bytes | memoryview, int, int, tuple[int, int, int, int] | None], Tensor | None]
+"""`decoder(encoded, height, width, (top, left, bottom, right) or None)`: uint8 [3, H, W] in channels-last memory, None
+where Pillow must decode (and say what is wrong)."""
+
+_RGB, _DECOMPRESS = 0, 1  # names of turbojpeg.h: TJPF_RGB, TJINIT_DECOMPRESS
+_SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE, _LOSSLESS = 4, 5, 6, 7, 8, 15  # TJPARAM_*
+_MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8, 7: 16}  # TJSAMP_444, 422, 420, GRAY, 440, 411, 441, 424
+_PLAIN_COLORSPACES = (0, 1, 2)  # TJCS_RGB, YCbCr, GRAY
+_MARGIN = 2
+"""Pixels around a box that smooth upsampling of the colours looks at."""
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int)]
+
+
+class TurboJPEG:
+    """Box-only decoding with libturbojpeg: outside of the box just the entropy coding is read.
+
+    Args:
+        path: the shared library, version 3 or newer.
+
+    Raises:
+        OSError: if there is no such library.
+        AttributeError: if it is older.
+    """
+
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        signatures: dict[str, tuple[Any, list[Any]]] = {
+            "tj3Init": (pointer, [integer]),
+            "tj3Destroy": (None, [pointer]),
+            "tj3DecompressHeader": (integer, [pointer, pointer, ctypes.c_size_t]),
+            "tj3Get": (integer, [pointer, integer]),
+            "tj3SetCroppingRegion": (integer, [pointer, _Region]),
+            "tj3Decompress8": (integer, [pointer, pointer, ctypes.c_size_t, pointer, integer, integer]),
+        }
+        for name, (result, arguments) in signatures.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+        self._library: Any = library
+        self._threads = threading.local()
+
+    def _handle(self) -> int:
+        if not hasattr(self._threads, "handle"):
+            self._threads.handle = self._library.tj3Init(_DECOMPRESS)
+        return int(self._threads.handle)
+
+    def __call__(
+        self, encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
+    ) -> Tensor | None:
+        library: Any = self._library
+        handle = self._handle()
+        data = np.frombuffer(encoded, dtype=np.uint8)
+        if library.tj3DecompressHeader(handle, data.ctypes.data, data.size):
+            return None
+        get = partial(library.tj3Get, handle)
+        mcu = _MCU_WIDTH.get(get(_SUBSAMPLING))
+        plain = get(_PRECISION) == 8 and get(_COLORSPACE) in _PLAIN_COLORSPACES and not get(_LOSSLESS)
+        if mcu is None or not plain or (get(_HEIGHT), get(_WIDTH)) != (height, width):
+            return None
+        top, left, bottom, right = box or (0, 0, height, width)
+        x = max(left - _MARGIN, 0) // mcu * mcu
+        y = max(top - _MARGIN, 0)
+        w, h = min(right + _MARGIN, width) - x, min(bottom + _MARGIN, height) - y
+        if library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)):
+            return None
+        pixels = torch.empty((h, w, 3), dtype=torch.uint8)
+        if library.tj3Decompress8(handle, data.ctypes.data, data.size, pixels.data_ptr(), 3 * w, _RGB):
+            return None  # damaged: Pillow decides what is still an image
+        return pixels[top - y : bottom - y, left - x : right - x].permute(2, 0, 1)
+
+
+def _simplejpeg(
+    encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
+) -> Tensor | None:
+    from simplejpeg import decode_jpeg
+
+    try:
+        pixels = torch.from_numpy(decode_jpeg(np.frombuffer(encoded, dtype=np.uint8), "RGB"))
+    except ValueError:
+        return None
+    if tuple(pixels.shape) != (height, width, 3):
+        return None
+    top, left, bottom, right = box or (0, 0, height, width)
+    return pixels[top:bottom, left:right].permute(2, 0, 1)
+
+
+def _pil(encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None) -> None:
+    return None
+
+
+def _turbojpeg_path() -> str | None:
+    """The libturbojpeg of this Python's own environment (conda), or the system's."""
+    suffix = {"darwin": "libturbojpeg.dylib", "win32": "turbojpeg.dll"}.get(sys.platform, "libturbojpeg.so.0")
+    own = Path(sys.prefix) / ("Library/bin" if sys.platform == "win32" else "lib") / suffix
+    return str(own) if own.exists() else find_library("turbojpeg")
+
+
+def load_decoder(choice: str | None = None) -> tuple[str, Decoder]:
+    """The JPEG decoder to use, and its name.
+
+    Args:
+        choice: one of `DECODERS`, or the path of a libturbojpeg; None for the first of them that is there.
+
+    Raises:
+        ValueError: for one that is not there; the message says what to do.
+    """
+    if choice == "pil":
+        return choice, _pil
+    if choice == "simplejpeg":
+        if find_spec("simplejpeg") is None:
+            raise ValueError(f"{DECODER_VARIABLE}=simplejpeg: it is not installed; pip install simplejpeg.")
+        return choice, _simplejpeg
+    path = choice if choice not in (None, "turbojpeg") else _turbojpeg_path()
+    try:
+        if path is not None:
+            return "turbojpeg", TurboJPEG(path)
+        problem = "no libturbojpeg is installed"
+    except (OSError, AttributeError) as error:
+        problem = f"{path} is not a libturbojpeg of version 3 or newer ({error})"
+    if choice is None:
+        return ("simplejpeg", _simplejpeg) if find_spec("simplejpeg") else ("pil", _pil)
+    raise ValueError(
+        f"{DECODER_VARIABLE}={choice}: {problem}. Install libjpeg-turbo >= 3 (conda install -c conda-forge "
+        f"libjpeg-turbo, or your system's package), give the path of its library, or choose one of {DECODERS[1:]}."
+    )
+
+
+DECODER, decode_box = load_decoder(os.environ.get(DECODER_VARIABLE) or None)
+"""Name of the decoder of this process, and the decoder."""

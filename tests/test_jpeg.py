@@ -1,0 +1,217 @@
+"""Every decoder gives Pillow's pixels, of whole images and of boxes."""
+
+import importlib.util
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_reinforce import images, jpeg
+from hf_reinforce.images import ImageError
+from hf_reinforce.policies import named_policy
+
+
+def decoder(name):
+    """A decoder by name; libturbojpeg is optional, and may be named by its path."""
+    named = os.environ.get(jpeg.DECODER_VARIABLE)
+    try:
+        return jpeg.load_decoder(named if name == "turbojpeg" and named and os.path.exists(named) else name)[1]
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=jpeg.DECODERS)
+def decode(request, monkeypatch):
+    """`images.decode` with each of the decoders."""
+    monkeypatch.setattr(jpeg, "decode_box", decoder(request.param))
+    return images.decode
+
+
+@pytest.fixture(params=["turbojpeg", "simplejpeg"])
+def fast(request, monkeypatch):
+    """`images.decode` with a decoder that must not fall back on Pillow."""
+    own = decoder(request.param)
+
+    def strict(*args):
+        decoded = own(*args)
+        assert decoded is not None, "the file was left to Pillow"
+        return decoded
+
+    monkeypatch.setattr(jpeg, "decode_box", strict)
+    return images.decode
+
+
+def picture(height, width, seed=0, mode="RGB"):
+    """Noise with edges: every mistake in upsampling shows."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[height // 3 : height // 2] = rng.integers(0, 256, 3)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def save(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def pillow(data):
+    """Pillow's pixels, uint8 [3, H, W]."""
+    return images.from_pil(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def boxes(height, width, seed=0, count=12):
+    """Boxes inside, along the edges, of one pixel, and partly or wholly outside."""
+    rng = np.random.default_rng(seed)
+    fixed = [
+        (0, 0, height, width),
+        (0, 0, 1, 1),
+        (height - 1, width - 1, 1, 1),
+        (-3, -2, height + 7, width + 5),
+        (height + 2, 0, 4, 4),
+        (-9, width // 2, 10, 30),
+    ]
+    drawn = []
+    for _ in range(count):
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        drawn.append((int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w))
+    return [dict(zip(("top", "left", "height", "width"), box, strict=True)) for box in fixed + drawn]
+
+
+def assert_same_pixels(decode, data):
+    expected = pillow(data)
+    assert torch.equal(decode(data), expected)
+    for box in boxes(*expected.shape[1:]):
+        found = decode(data, box)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, images.crop(expected, box)), box
+
+
+SIZES = [(1, 1), (7, 9), (16, 16), (17, 33), (64, 5), (131, 67), (240, 321)]
+FORMS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"subsampling": 2, "progressive": True},
+    "progressive 4:2:2": {"subsampling": 1, "progressive": True},
+    "restarts": {"subsampling": 2, "restart_marker_blocks": 3},
+    "rgb": {"keep_rgb": True},
+    "low quality": {"quality": 10},
+}
+
+
+@pytest.mark.parametrize(("size", "form"), list(product(SIZES, FORMS)))
+def test_boxes_have_the_pixels_of_the_whole_image(fast, size, form):
+    assert_same_pixels(fast, save(picture(*size), **FORMS[form]))
+
+
+@pytest.mark.parametrize(("size", "progressive"), list(product(SIZES, [False, True])))
+def test_grayscale(fast, size, progressive):
+    assert_same_pixels(fast, save(picture(*size, mode="L"), progressive=progressive))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images_are_turned_before_the_box(decode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(picture(30, 50), exif=exif)
+    whole = decode(data)
+    assert tuple(whole.shape) == (3, *((50, 30) if orientation >= 5 else (30, 50)))
+    assert images.image_size(data) == tuple(whole.shape[1:])
+    box = {"top": 4, "left": 2, "height": 21, "width": 17}
+    assert torch.equal(decode(data, box), images.crop(whole, box))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_an_impossible_orientation_is_none(decode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(picture(30, 50), exif=exif)
+    assert images.image_size(data) == (30, 50) == tuple(decode(data).shape[1:])
+
+
+def test_cmyk_is_pillows(decode):
+    data = save(picture(40, 60).convert("CMYK"))
+    assert torch.equal(decode(data), pillow(data))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_files_are_refused(decode, share, progressive):
+    data = save(picture(120, 90), progressive=progressive)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode(data[: int(share * len(data))])
+    lowest = {"top": 118, "left": 3, "height": 2, "width": 80}
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode(data[: int(share * len(data))], lowest)
+
+
+def test_damaged_files_give_pillows_pixels_or_its_error(decode):
+    data = bytearray(save(picture(64, 80)))
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        damaged = bytearray(data)
+        for place in rng.integers(2, len(data), 3):
+            damaged[place] = int(rng.integers(256))
+        try:
+            expected = pillow(bytes(damaged))
+        except Exception:
+            with pytest.raises(ImageError):
+                decode(bytes(damaged))
+        else:
+            assert torch.equal(decode(bytes(damaged)), expected)
+
+
+def test_threads_do_not_disturb_each_other(fast):
+    files = [save(picture(60 + i, 90 - i, seed=i), subsampling=i % 3) for i in range(24)]
+    box = {"top": 11, "left": 21, "height": 31, "width": 33}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda data: fast(data, box), files * 4))
+    for data, view in zip(files * 4, found, strict=True):
+        assert torch.equal(view, images.crop(pillow(data), box))
+
+
+def test_memory_of_any_kind_is_read(fast):
+    data = save(picture(20, 30))
+    for view in (bytearray(data), memoryview(data), memoryview(data).cast("b")):
+        assert torch.equal(fast(view), pillow(data))
+
+
+def test_rendering_decodes_only_the_crop(decode):
+    data = save(picture(200, 260), subsampling=2)
+    policy = named_policy("randaug", 64)
+    for slot in range(20):
+        params = policy.sample(0, 1, slot, 200, 260)
+        assert torch.equal(policy.render(data, params), policy.apply(pillow(data), params))
+
+
+def test_an_unknown_decoder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a libturbojpeg of version 3 or newer.*Install libjpeg-turbo >= 3"):
+        jpeg.load_decoder(str(tmp_path / "libnone.so"))
+    with pytest.raises(ValueError, match="choose one of"):
+        jpeg.load_decoder("libjpeg9")
+
+
+@pytest.mark.parametrize("name", ["pil", "simplejpeg"])
+def test_the_environment_chooses(monkeypatch, name):
+    monkeypatch.setenv(jpeg.DECODER_VARIABLE, name)
+    spec = importlib.util.spec_from_file_location("fresh_jpeg", jpeg.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    chosen, _ = module.DECODER, module.decode_box
+    assert chosen == name
+
+
+def test_without_other_decoders_pillow_is_used(monkeypatch):
+    monkeypatch.setattr(jpeg, "find_spec", lambda name: None)
+    monkeypatch.setattr(jpeg, "_turbojpeg_path", lambda: None)
+    assert jpeg.load_decoder()[0] == "pil"
+    with pytest.raises(ValueError, match="pip install simplejpeg"):
+        jpeg.load_decoder("simplejpeg")
+    with pytest.raises(ValueError, match="no libturbojpeg is installed"):
+        jpeg.load_decoder("turbojpeg")
