@@ -5,7 +5,7 @@ BIN := .venv/bin
 export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: install demo test test-all check format clean
+.PHONY: install demo bench test test-all check format clean
 
 install: .venv/.installed
 
@@ -17,6 +17,9 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python recipes/demo.py
+
+bench: install
+	$(BIN)/python -m benchmarks
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow'

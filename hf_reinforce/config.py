@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class SourceRecord:
         image_column: name of the image column.
         label_column: name of the label column, None without labels.
         columns: columns that were kept.
+        license: what the source's card states as its licence; None, and not in the file, where nothing is known.
     """
 
     name: str | None
@@ -37,6 +38,7 @@ class SourceRecord:
     image_column: str
     label_column: str | None
     columns: tuple[str, ...]
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class ReinforcementConfig:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "policy"}
         plain = {key: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for key, v in data.items()}  # type: ignore[arg-type]
         plain["skipped"] = [dataclasses.asdict(item) for item in self.skipped]
+        if self.source.license is None:  # files without it are those of earlier versions
+            del plain["source"]["license"]
         ordered = {"schema_version": plain.pop("schema_version"), "policy": self.policy.to_dict(), **plain}
         result: dict[str, Any] = json.loads(json.dumps(ordered))
         return result
@@ -138,7 +142,7 @@ class ReinforcementConfig:
         values = _checked(cls, data)
         pixels = _checked(PixelContract, values["pixels"])
         views = tuple(ReferenceView(**_checked(ReferenceView, item)) for item in pixels["reference_views"])
-        source = _checked(SourceRecord, values["source"])
+        source = _checked(SourceRecord, values["source"], optional={"license"})
         values |= {
             "policy": AugmentationPolicy.from_dict(values["policy"]),
             "teachers": tuple(values["teachers"]),
@@ -179,11 +183,18 @@ class ReinforcementConfig:
     def differences(self, other: "ReinforcementConfig") -> list[str]:
         """Fields in which two configurations make different data, as `field: mine, not theirs`.
 
-        `num_samples` is left out, because it can be raised, and so is what a run only reports.
+        `num_samples` is left out, because it can be raised, and so is what a run only reports, such as licences.
         """
-        mine, theirs = self.to_dict(), other.to_dict()
+        mine, theirs = _without_licenses(self.to_dict()), _without_licenses(other.to_dict())
         reported = {"num_samples", "pixels", "complete", "skipped"}
         return _differences({k: v for k, v in mine.items() if k not in reported}, theirs)
+
+
+def _without_licenses(data: dict[str, Any]) -> dict[str, Any]:
+    for record in (data["source"], *data["teachers"]):
+        if isinstance(record, dict):
+            record.pop("license", None)
+    return data
 
 
 def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -203,8 +214,10 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _checked(cls: type, data: Any) -> dict[str, Any]:
+def _checked(cls: type, data: Any, optional: Set[str] = frozenset()) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(cls)}
+    if isinstance(data, Mapping):
+        names -= optional - set(data)
     if not isinstance(data, Mapping) or set(data) != names:
         found = set(data) if isinstance(data, Mapping) else set()
         raise ValueError(

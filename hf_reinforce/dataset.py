@@ -90,7 +90,8 @@ class ReinforcedDataset(AugmentedDataset):
             self._source_rows = np.arange(len(self._rows))
         else:
             self._source_rows = self._rows if source_rows is None else source_rows[present]
-        self._position = dict(zip(self._rows.tolist(), range(len(self._rows)), strict=True))
+        self._by_row = np.argsort(self._rows, kind="stable")  # a dictionary would cost a hundred bytes a row
+        self._sorted_rows = self._rows[self._by_row]
         self._hashes = ColumnReader(reinforced, schema.IMAGE_HASH)
         self._params = ColumnReader(reinforced, schema.AUGMENTATION_PARAMS, config.num_samples)
         if config.policy.mix_operations:  # read for every row at every epoch, so without the rest of the record
@@ -109,7 +110,7 @@ class ReinforcedDataset(AugmentedDataset):
 
     def _check_reference_views(self) -> None:
         for reference in self.config.pixels.reference_views:
-            position = self._position.get(reference.row)
+            position = self.position(reference.row)
             if position is not None:  # a selection may not hold it
                 view = self.policy.render(self.encoded(position), self.params(position, reference.slot))
                 check_reference(self.config.pixels, reference, view_checksum(view))
@@ -117,6 +118,18 @@ class ReinforcedDataset(AugmentedDataset):
     def row(self, position: int) -> int:
         """The row of the source, when it was reinforced."""
         return int(self._rows[position])
+
+    def position(self, row: int) -> int | None:
+        """Where a row of the source is in this data set; None if it is not."""
+        found = int(self._find(np.array([row]))[0])
+        return None if found < 0 else found
+
+    def _find(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The position of each row, -1 where it is missing."""
+        if not len(self._rows):
+            return np.full(len(rows), -1)
+        places = np.minimum(np.searchsorted(self._sorted_rows, rows), len(self._rows) - 1)
+        return np.where(self._sorted_rows[places] == rows, self._by_row[places], -1)
 
     def encoded(self, position: int) -> images.Encoded:
         row, where = int(self._rows[position]), int(self._source_rows[position])
@@ -158,7 +171,7 @@ class ReinforcedDataset(AugmentedDataset):
         positions = np.arange(len(self))
         slots = self.slots(np.full(len(self), epoch), positions)
         rows = (self._partner_rows(p, s) for p, s in zip(positions.tolist(), slots.tolist(), strict=True))
-        found = np.array([-1 if row is None else self._position.get(row, -1) for row in rows])
+        found = self._find(np.array([-1 if row is None else row for row in rows]))
         # The partner of a mixed image may itself be used unmixed; it is emitted beside it all the same.
         mixed = np.flatnonzero(found >= 0)
         back = found.copy()
@@ -178,7 +191,7 @@ class ReinforcedDataset(AugmentedDataset):
         for step in range(len(self) * count if self.policy.mix_operations else 0):
             where, which = (position + step // count) % len(self), (slot + step) % count
             partner = self.params(where, which)[schema.PARTNER_ROW]
-            if partner is None or partner in self._position:
+            if partner is None or self.position(partner) is not None:
                 return where, which
         return position, slot
 
@@ -210,12 +223,13 @@ class ReinforcedDataset(AugmentedDataset):
         row = view.params[schema.PARTNER_ROW]
         if row is None:
             return None
-        if row not in self._position:
+        position = self.position(row)
+        if position is None:
             raise ValueError(
                 f"Row {self._rows[view.position]} is mixed with row {row}, which is missing from this selection; "
                 "train on the whole data set, or select pairs."
             )
-        return batch.view(self._position[row], view.slot, view.params[schema.PARTNER_PARAMS])
+        return batch.view(position, view.slot, view.params[schema.PARTNER_PARAMS])
 
     def image_source(self) -> "ImageSource":
         """The images of this data set, in its order, for fresh augmentations of the same rows."""

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 
 from hf_reinforce import images
 from hf_reinforce.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord
+from hf_reinforce.licenses import read_license
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
@@ -121,7 +122,15 @@ def reinforce(
         temperature=teacher.temperature,
         class_map=teacher.class_map,
         source=SourceRecord(
-            source_name, source_config, source_revision, split, num_rows, image_column, label_column, kept
+            source_name,
+            source_config,
+            source_revision,
+            split,
+            num_rows,
+            image_column,
+            label_column,
+            kept,
+            read_license(source_name, "dataset", source_revision),
         ),
         pixels=PixelContract(images.PIXEL_BACKEND, library_versions(), ()),
         shard_size=-(-shard_size // PARTNER_BLOCK) * PARTNER_BLOCK,

@@ -7,6 +7,7 @@ applied again as often as wanted; `AugmentationPolicy.apply` is the code that bo
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,15 @@ class AugmentationPolicy:
         if len(set(names)) != len(names) or len(set(stored)) != len(stored):
             raise ValueError(f"Policy {self.name!r} has two operations that store the same field: {names}.")
 
-    @property
+    @cached_property
     def view_operations(self) -> tuple[ViewAugmentation, ...]:
         return tuple(op for op in self.operations if isinstance(op, ViewAugmentation))
 
-    @property
+    @cached_property
     def mix_operations(self) -> tuple[MixAugmentation, ...]:
         return tuple(op for op in self.operations if isinstance(op, MixAugmentation))
 
-    @property
+    @cached_property
     def image_size(self) -> int:
         """Side of a view in pixels."""
         return int(next(op.size for op in self.view_operations if op.stage == "crop"))  # type: ignore[attr-defined]
@@ -135,11 +136,6 @@ class AugmentationPolicy:
 
     def render(self, encoded: images.Encoded, params: Mapping[str, Any], image_size: int | None = None) -> Tensor:
         """`apply` to an encoded image; of an image that is cropped first, only the box is decoded.
-
-        Args:
-            encoded: the bytes of an image file.
-            params: what `sample` returned.
-            image_size: as for `apply`.
 
         Raises:
             ImageError: if the image cannot be decoded.

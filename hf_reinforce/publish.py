@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, RepoFile
 
 from hf_reinforce import schema
-from hf_reinforce.cards import dataset_card
+from hf_reinforce.cards.dataset_card import dataset_card
+from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.licenses import is_hub_id
 from hf_reinforce.remote import CARD_FILE, HUB_ERRORS, Branch, State, describe, explain, passes
 
 logger = logging.getLogger(__name__)
 
-_PREVIEW_FILE = "preview.png"
 _FILES_PER_COMMIT = 100
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -75,9 +76,9 @@ def push_to_hub(
     """Uploads a folder that `reinforce` wrote, as it is.
 
     Files that the Hub already has are not sent again, so the same call continues after an interruption. Conflicts and
-    errors that pass are retried. Sent are `README.md`, and of each configuration `reinforcement.json`, `preview.png`
-    and the Parquet files. The card names the repository instead of the folder, and keeps the configurations and the
-    metadata that only the card on the Hub has.
+    errors that pass are retried. Sent are `README.md`, and of each configuration `reinforcement.json`, the card's
+    pictures and the Parquet files. The card names the repository instead of the folder, and keeps the configurations
+    and the metadata that only the card on the Hub has.
 
     Args:
         folder: the folder of the repository.
@@ -172,8 +173,7 @@ class _Step:
 
 def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, ReinforcementConfig]:
     """The configurations to publish, each with all of its shards."""
-    there = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
-    there = [name for name in there if not name.startswith(".")]
+    there = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG_FILE}"))
     chosen = there if names is None else sorted(set(names))
     if not chosen or not set(chosen) <= set(there):
         raise ValueError(
@@ -218,16 +218,12 @@ def _check_shards(folder: Path, config: ReinforcementConfig) -> None:
 def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
     for name, config in configs.items():
         source = config.source.name
-        if not config.embed_images and not _is_hub_id(source):
+        if not config.embed_images and not is_hub_id(source):
             logger.warning(
                 "%s: its images are in %s, which others cannot load; they will have to pass source=.",
                 name,
                 repr(source) if source else "a data set without a name",
             )
-
-
-def _is_hub_id(name: str | None) -> bool:
-    return bool(name) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) is not None and not Path(str(name)).exists()
 
 
 def _local_files(folder: Path, name: str) -> list[_LocalFile]:
@@ -237,7 +233,8 @@ def _local_files(folder: Path, name: str) -> list[_LocalFile]:
         ValueError: if one of them is a link: what it points to may lie anywhere.
     """
     subfolder = folder / name
-    found = [subfolder / CONFIG_FILE, subfolder / _PREVIEW_FILE, *subfolder.glob("*.parquet")]
+    files = (CONFIG_FILE, PREVIEW_FILE, STATISTICS_FILE)
+    found = [*(subfolder / file for file in files), *subfolder.glob("*.parquet")]
     found = sorted(path for path in found if (path.exists() or path.is_symlink()) and not path.name.startswith("."))
     for path in (subfolder, *found):
         if path.is_symlink():
@@ -253,7 +250,8 @@ def _card(folder: Path, configs: dict[str, ReinforcementConfig], branch: Branch,
     everything = set(configs) == {file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}")}
     card = DatasetCard.load(path) if everything and path.exists() else dataset_card(folder, list(configs))
     names = "|".join(re.escape(str(name)) for name in (folder.resolve().name, card.data.pretty_name) if name)
-    card.text = re.sub(rf'(load_(?:dataset|reinforced)\(")(?:{names})"', rf'\g<1>{branch.repo_id}"', card.text)
+    calls = rf'((?:load_(?:dataset|reinforced)\(|--dataset_name )")(?:{names})"'
+    card.text = re.sub(calls, rf'\g<1>{branch.repo_id}"', card.text)
     on_hub = branch.card(state)
     if on_hub is not None:
         mine, theirs = card.data.to_dict(), on_hub.data.to_dict()
@@ -297,4 +295,4 @@ def _message(configs: dict[str, ReinforcementConfig]) -> str:
 
 
 def _short(name: str) -> str:
-    return name if _is_hub_id(name) else Path(name).name
+    return name if is_hub_id(name) else Path(name).name

@@ -4,7 +4,7 @@ Everything random is a function of (seed, source row, reinforcement index), and 
 are fixed blocks, so shards, workers and processes do not change the result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -22,12 +22,15 @@ from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions
 from hf_reinforce.targets import Targets, encode, top_k_targets
 from hf_reinforce.teachers import Teacher
 
+_Views = tuple[Tensor, tuple[Tensor, dict[str, Tensor]] | None]
+"""Views uint8 [V, 3, S, S]; for a policy that mixes, each one's partner [V] and the mixing parameters."""
+
 
 class Reinforcer:
     """Adds reinforcement columns to batches of a data set.
 
         dataset.with_format("arrow").map(
-            reinforcer, batched=True, batch_size=PARTNER_BLOCK, with_indices=True,
+            reinforcer, batched=True, batch_size=8 * PARTNER_BLOCK, with_indices=True,
             remove_columns=["image"], features=reinforcer.features(dataset.features),
         )
 
@@ -82,6 +85,7 @@ class Reinforcer:
         self.first_sample, self.on_error, self.device = first_sample, on_error, torch.device(device)
         self.num_workers, self.slots_per_batch = max(1, num_workers), max(1, batch_size // PARTNER_BLOCK)
         self.skipped: list[tuple[int, str]] = []
+        self.report: Callable[[int], object] = _silent  # told how many views were answered
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -98,10 +102,10 @@ class Reinforcer:
     def __call__(
         self, batch: pa.Table, indices: Sequence[int], order: Sequence[int] | None = None, offset: int = 0
     ) -> pa.Table:
-        """Reinforces one block of rows.
+        """Reinforces some blocks of rows; while the teacher answers, the next views are made.
 
         Args:
-            batch: up to `PARTNER_BLOCK` rows in arrow format, starting at a multiple of it.
+            batch: rows in arrow format, starting at a multiple of `PARTNER_BLOCK`.
             indices: their positions in the data set that is mapped.
             order: source row at each of these positions, where they are not the same.
             offset: position of the mapped data set in the whole, a multiple of `PARTNER_BLOCK`.
@@ -111,25 +115,32 @@ class Reinforcer:
 
         Raises:
             ImageError: for an image that cannot be decoded, unless `on_error="skip"`.
-            ValueError: for a label out of range, or a batch that is not a block.
+            ValueError: for a label out of range, or a batch that does not start with a block.
         """
         if not isinstance(batch, pa.Table):
             raise ValueError('Reinforcer reads arrow tables; map it over dataset.with_format("arrow").')
-        if self.policy.mix_operations and (indices[0] % PARTNER_BLOCK or len(batch) > PARTNER_BLOCK):
+        if self.policy.mix_operations and indices[0] % PARTNER_BLOCK:
             raise ValueError(
                 f"Policy {self.policy.name!r} mixes images inside blocks of {PARTNER_BLOCK} rows; "
-                f"map with batch_size={PARTNER_BLOCK}."
+                f"map with batch_size={PARTNER_BLOCK}, or a multiple of it."
             )
         source_rows = [offset + index if order is None else int(order[index]) for index in indices]
         self._check_labels(batch, source_rows)
+        blocks: list[_Block] = []
+        first = (offset + indices[0]) // PARTNER_BLOCK
         with ThreadPoolExecutor(self.num_workers) as pool, ThreadPoolExecutor(1) as stage:
-            block = _Block(self, batch, source_rows, (offset + indices[0]) // PARTNER_BLOCK, pool)
-            if not block.rows:
-                return self._table(batch, block, [])
-            answers = []
-            for views, mixing in _ahead(stage, block.view_batches()):
-                answers.append(self._targets(views, mixing))
-        return self._table(batch, block, answers)
+
+            def views() -> Iterator[tuple[_Block, _Views]]:
+                for start in range(0, len(batch), PARTNER_BLOCK):
+                    rows = source_rows[start : start + PARTNER_BLOCK]
+                    part = batch.slice(start, PARTNER_BLOCK)
+                    blocks.append(_Block(self, part, rows, first + start // PARTNER_BLOCK, pool))
+                    yield from ((blocks[-1], item) for item in blocks[-1].view_batches())
+
+            for block, item in _ahead(stage, views()):
+                block.answers.append(self._targets(*item))
+                self.report(len(item[0]))
+        return pa.concat_tables([self._table(block) for block in blocks])
 
     def _check_labels(self, batch: pa.Table, rows: list[int]) -> None:
         if self.label_column is None:
@@ -151,9 +162,9 @@ class Reinforcer:
             pixels = self.policy.mix(pixels, pixels[partner.to(self.device)], params)
         return encode(top_k_targets(self.teacher(pixels), self.top_k)).to("cpu")
 
-    def _table(self, batch: pa.Table, block: "_Block", answers: list[Targets]) -> pa.Table:
+    def _table(self, block: "_Block") -> pa.Table:
         added, kept = self.num_samples - self.first_sample, len(block.rows)
-        features = self.features(Features.from_arrow_schema(batch.schema))
+        features = self.features(Features.from_arrow_schema(block.batch.schema))
         arrow = features.arrow_schema
         params = [block.params[slot][i] for i in range(kept) for slot in range(added)]
         params_type = arrow.field(schema.AUGMENTATION_PARAMS).type
@@ -164,15 +175,19 @@ class Reinforcer:
             schema.AUGMENTATION_PARAMS: pa.FixedSizeListArray.from_arrays(
                 pa.array(params, params_type.value_type), type=params_type
             ),
-            schema.TEACHER_LOGITS: _logits_array(answers, kept, added, logits_type),
+            schema.TEACHER_LOGITS: _logits_array(block.answers, kept, added, logits_type),
         }
         if self.embed_images:
             columns[self.image_column] = pa.array(
                 [{"bytes": data, "path": None} for data in block.encoded], Image().pa_type
             )
-        table = batch.take(pa.array(block.kept, pa.int64()))
+        table = block.batch.take(pa.array(block.kept, pa.int64()))
         arrays = [columns[name] if name in columns else table.column(name) for name in arrow.names]
         return pa.table(arrays, names=arrow.names).cast(arrow)
+
+
+def _silent(views: int) -> None:
+    pass
 
 
 def _logits_array(answers: list[Targets], kept: int, added: int, kind: Any) -> pa.Array:
@@ -209,6 +224,8 @@ class _Block:
     """Decoded images of one block, and the parameters and views of their reinforcements.
 
     Attributes:
+        batch: its rows of the source.
+        answers: the teacher's, one item for each item of `view_batches`.
         kept: positions in the batch of the images that could be decoded.
         rows: their source rows.
         encoded: their encoded bytes.
@@ -219,6 +236,7 @@ class _Block:
     def __init__(
         self, reinforcer: Reinforcer, batch: pa.Table, rows: list[int], index: int, pool: ThreadPoolExecutor
     ) -> None:
+        self.batch, self.answers = batch, list[Targets]()
         self._reinforcer, self._index, self._pool, self._size = reinforcer, index, pool, len(rows)
         column = batch.column(reinforcer.image_column).combine_chunks()
         read = partial(_read, policy=reinforcer.policy)
@@ -254,19 +272,19 @@ class _Block:
         self._partners.append([max(partner, 0) for partner in partners])
         return params
 
-    def view_batches(self) -> Iterator[tuple[Tensor, tuple[Tensor, dict[str, Tensor]] | None]]:
-        """Views of all images, a few slots at a time: uint8 [slots * images, 3, S, S] and how to mix them."""
+    def view_batches(self) -> Iterator[_Views]:
+        """Views of all images, a few slots at a time; afterwards the decoded images are gone."""
         policy, step, count = self._reinforcer.policy, self._reinforcer.slots_per_batch, len(self._images)
-        for start in range(0, len(self.params), step):
+        for start in range(0, len(self.params), step) if count else ():
             chunk = self.params[start : start + step]
             flat = [params for slot in chunk for params in slot]
-            pictures = self._images * len(chunk)
-            views = images.stack(list(self._pool.map(policy.apply, pictures, flat)))
+            views = images.stack(list(self._pool.map(policy.apply, self._images * len(chunk), flat)))
             if not policy.mix_operations:
                 yield views, None
                 continue
             partners = [p + count * i for i in range(len(chunk)) for p in self._partners[start + i]]
             yield views, (torch.tensor(partners), policy.collate_mix(flat))
+        self._images = []
 
 
 def _read(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:

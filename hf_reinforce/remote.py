@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, RepoFile, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from hf_reinforce.local import resolve
 
 CARD_FILE = "README.md"
 HUB_ERRORS = (HTTPError, LocalEntryNotFoundError, RuntimeError)
@@ -108,6 +112,24 @@ class Branch:
     def _tags(self) -> dict[str, str]:
         refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset")
         return {ref.name: ref.target_commit for ref in refs.tags}
+
+
+def dataset_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a data set that a branch or tag names now: it means the same images when that has moved on.
+
+    Args:
+        name: Hub id or folder.
+        revision: branch, tag or commit, default `main`.
+
+    Returns:
+        The commit's id; the revision as it is for a folder, and where the Hub has none or cannot be asked.
+    """
+    if Path(resolve(name)).exists():
+        return revision
+    try:
+        return str(HfApi().repo_info(name, repo_type="dataset", revision=revision).sha)
+    except (HTTPError, ConnectionError, HFValidationError):
+        return revision
 
 
 def passes(error: Exception) -> bool:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
-from hf_reinforce.cards import write_dataset_card
+from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.cards.preview import write_preview
 from hf_reinforce.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
 from hf_reinforce.pixels import check_reference, reference_view
-from hf_reinforce.preview import write_preview
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.storage import append_reinforcements, shard_name, write_shard
@@ -31,6 +31,7 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 _SKIPPED = b"hf_reinforce.skipped"
 _REFERENCE_VIEWS = 4
+_BLOCKS = 8  # that the reinforcer sees at once, so that the teacher does not wait at the start of each
 
 
 def _num_samples(shard: Path) -> int:
@@ -134,6 +135,7 @@ class Run:
             self.reinforcer.on_error = "skip"  # what could not be decoded then is missing now as well
         done = 0
         with self._progress(rank) as progress:
+            self.reinforcer.report = progress.update
             try:
                 for index, start, shard in self._shards(rank, world):
                     name = shard_name(self.config.source.split, index, self.num_shards)
@@ -192,7 +194,7 @@ class Run:
             .map(
                 self.reinforcer,
                 batched=True,
-                batch_size=PARTNER_BLOCK,
+                batch_size=_BLOCKS * PARTNER_BLOCK,
                 with_indices=True,
                 fn_kwargs={
                     "offset": start,
@@ -203,11 +205,11 @@ class Run:
             )
         )
         tables = []
-        for table in mapped.iter(batch_size=PARTNER_BLOCK):
+        for table in mapped.iter(batch_size=_BLOCKS * PARTNER_BLOCK):
             tables.append(table)
-            progress.update(len(table) * self._added)
         whole = pa.concat_tables(tables) if tables else features.arrow_schema.empty_table()
         skipped = self.reinforcer.skipped[already:]
+        progress.update(len(skipped) * self._added)
         if self.extending:
             whole = append_reinforcements(pq.read_table(self.folder / path.name), whole)
             features = schema.reinforced_features(

@@ -128,22 +128,30 @@ class ColumnReader:
         return view(position if slot is None else position * (self.num_samples or 0) + slot)
 
 
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
 def _list_items(array: Any) -> Any:
     size = array.type.list_size
     return array.values.slice(array.offset * size, len(array) * size)
 
 
 def _view(array: Any) -> View:
-    """A function from index to Python value over one Arrow array."""
+    """A function from index to Python value over one Arrow array; lists of numbers are NumPy arrays, not copied."""
     kind = array.type
     if array.null_count == len(array):
         return lambda index: None
     if pa.types.is_struct(kind):
         value = _struct_view(array)
+    elif pa.types.is_fixed_size_list(kind) and _is_number(kind.value_type) and not array.values.null_count:
+        size, items = kind.list_size, _list_items(array)
+        flat = np.frombuffer(items.buffers()[1], dtype=kind.value_type.to_pandas_dtype())[items.offset :]
+        value = lambda index: flat[index * size : index * size + size]
     elif pa.types.is_fixed_size_list(kind):
         item, size = _view(_list_items(array)), kind.list_size
         value = lambda index: [item(index * size + offset) for offset in range(size)]
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    elif _is_number(kind):
         # memoryview indexing returns Python numbers, several times faster than NumPy scalars
         numbers: Any = memoryview(np.frombuffer(array.buffers()[1], dtype=kind.to_pandas_dtype()).data)
         value, start = numbers.__getitem__, array.offset

@@ -1,16 +1,25 @@
-"""Students: image classifiers of transformers or timm, saved so that they carry their own preprocessing."""
+"""Students: image classifiers of transformers or timm, saved so that both libraries load them as they were trained.
+
+A timm network is trained inside transformers' `TimmWrapper`. Both libraries read the same `config.json`; what they do
+not share is the prefix of the wrapper's weights, which `saved_weights` takes off. A network of transformers' own has
+its preprocessing in a file beside it, which `image_processor` writes.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_reinforce.classifiers import Preprocessing, processor_preprocessing
 from hf_reinforce.local import resolve
 
 WHOLE_IMAGE_SIZE = 160
 """Up to this input size a student sees whole images in evaluation, above it the usual central crop of 0.875."""
+
+_OF_THE_ARCHITECTURE = ("fixed_input_size", "first_conv", "classifier", "license")
+"""What stays of timm's configuration of pretrained weights; timm needs it to change the head."""
 
 
 def create_student(
@@ -29,11 +38,12 @@ def create_student(
         num_labels: classes.
         image_size: side of the input in pixels.
         class_names: names of the classes, saved with the model.
-        model_args: further arguments of `timm.create_model`, e.g. `{"drop_path_rate": 0.1}`.
+        model_args: further arguments of `timm.create_model`, e.g. `{"drop_path_rate": 0.1}`, added to those of a saved
+            network.
         revision: Hub revision.
 
     Returns:
-        A transformers `PreTrainedModel`; after `save_pretrained` it loads with `AutoModelForImageClassification`.
+        A transformers `PreTrainedModel`, to be saved by `KDTrainer.save_model`.
 
     Raises:
         ValueError: if there is no such architecture, folder or repository.
@@ -42,69 +52,118 @@ def create_student(
     from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
     names = list(class_names) if class_names else [f"LABEL_{index}" for index in range(num_labels)]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    crop_pct = 1.0 if image_size <= WHOLE_IMAGE_SIZE else 0.875
     path = resolve(name_or_path)
-    if "/" not in name_or_path and not Path(path).exists():
-        if not timm.is_model(name_or_path):
-            raise ValueError(
-                f"{name_or_path!r} is neither a timm architecture (timm.list_models() names them) nor a folder; a Hub "
-                "id has the form owner/name."
-            )
+    if "/" in name_or_path or Path(path).exists():
+        model = _pretrained(name_or_path, names, model_args, revision)
+        own = _own_preprocessing(model) or processor_preprocessing(path, revision) or Preprocessing(image_size)
+    elif timm.is_model(name_or_path):
+        cfg = timm.get_pretrained_cfg(name_or_path)
         config = TimmWrapperConfig(
             architecture=name_or_path,
             num_labels=num_labels,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
             model_args=dict(model_args or {}),
-            pretrained_cfg=_pretrained_cfg(name_or_path, image_size),
-            **labels,
+            pretrained_cfg=cfg.to_dict() if cfg else {},
         )
-        model: nn.Module = AutoModelForImageClassification.from_config(config)
-        return model
+        model = AutoModelForImageClassification.from_config(config)
+        own = replace(_own_preprocessing(model) or Preprocessing(image_size), interpolation="bilinear")
+    else:
+        raise ValueError(
+            f"{name_or_path!r} is neither a timm architecture (timm.list_models() names them) nor a folder; a Hub "
+            "id has the form owner/name."
+        )
+    record_preprocessing(model, replace(own, image_size=image_size, crop_pct=crop_pct))
+    return model
+
+
+def _pretrained(
+    name_or_path: str, names: Sequence[str], model_args: Mapping[str, Any] | None, revision: str | None
+) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    path = resolve(name_or_path)
     try:
-        pretrained: Any = AutoModelForImageClassification.from_pretrained(
-            path,
-            revision=revision,
-            ignore_mismatched_sizes=True,
-            num_labels=num_labels,  # a timm configuration overlooks the names
-            **labels,
-            **({"model_args": dict(model_args)} if model_args else {}),
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in config.id2label.items()}
+        for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
+            if hasattr(config, stale):
+                delattr(config, stale)
+        if _is_timm(config):
+            saved = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
+            config.model_args = {**saved, **(model_args or {})}
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(
+            path, revision=revision, config=config, ignore_mismatched_sizes=True
         )
     except OSError as error:
         raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
-    for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
-        if hasattr(pretrained.config, stale):
-            delattr(pretrained.config, stale)
-    cfg = getattr(pretrained.config, "pretrained_cfg", None)
-    if not cfg:  # a transformers-native network keeps its mean and deviation in a file of its own
-        own = processor_preprocessing(path, revision) or Preprocessing(image_size)
-        cfg = {"mean": list(own.mean), "std": list(own.std), "interpolation": own.interpolation}
-    pretrained.config.pretrained_cfg = {**cfg, **_input_cfg(image_size), "num_classes": num_labels}
-    return pretrained  # type: ignore[no-any-return]
+    return model
 
 
-def _pretrained_cfg(architecture: str, image_size: int) -> dict[str, Any]:
-    """Preprocessing that timm and transformers read back: small images are used whole."""
-    import timm
+def student_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
+    """How a student normalises and is evaluated: as it says itself, else with ImageNet's mean and deviation.
 
-    known = timm.get_pretrained_cfg(architecture)
-    mean, std = (known.mean, known.std) if known else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return {"mean": list(mean), "std": list(std), "interpolation": "bilinear", **_input_cfg(image_size)}
+    Args:
+        model: a student, or any other module.
+        image_size: side of its input in pixels, default its own.
+    """
+    own = _own_preprocessing(model) or Preprocessing(image_size or 224, interpolation="bilinear")
+    return replace(own, image_size=image_size or own.image_size)
 
 
-def _input_cfg(image_size: int) -> dict[str, Any]:
-    return {
-        "input_size": [3, image_size, image_size],
-        "crop_pct": 1.0 if image_size <= WHOLE_IMAGE_SIZE else 0.875,
+def record_preprocessing(model: nn.Module, preprocessing: Preprocessing) -> None:
+    """Makes a student say how it normalises and is evaluated."""
+    config: Any = getattr(model, "config", None)
+    if not _is_timm(config):
+        model.preprocessing = preprocessing  # type: ignore[assignment]
+        return
+    cfg = config.pretrained_cfg
+    config.pretrained_cfg = {
+        **{key: cfg[key] for key in _OF_THE_ARCHITECTURE if key in cfg},
+        "input_size": [3, preprocessing.image_size, preprocessing.image_size],
+        "crop_pct": preprocessing.crop_pct,
         "crop_mode": "center",
+        "interpolation": preprocessing.interpolation,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
     }
 
 
-def student_preprocessing(model: nn.Module, image_size: int) -> Preprocessing:
-    """How a student normalises, from its own configuration where it says; else ImageNet's mean and deviation."""
+def image_processor(model: nn.Module) -> Any:
+    """The image processor to save beside a student; None where transformers finds it in `config.json`, or has none."""
+    from transformers import BitImageProcessor, PreTrainedModel
+    from transformers.image_utils import PILImageResampling
+
+    if not isinstance(model, PreTrainedModel) or _is_timm(model.config):
+        return None
+    own = student_preprocessing(model)
+    return BitImageProcessor(
+        size={"shortest_edge": int(own.image_size / own.crop_pct)},
+        crop_size={"height": own.image_size, "width": own.image_size},
+        resample=PILImageResampling[own.interpolation.upper()],
+        image_mean=list(own.mean),
+        image_std=list(own.std),
+    )
+
+
+def saved_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A student's weights as they are saved: contiguous, by the names that transformers and timm both know."""
+    prefix = "timm_model." if _is_timm(getattr(model, "config", None)) else ""
+    return {name.removeprefix(prefix): value.contiguous() for name, value in state.items()}
+
+
+def _is_timm(config: Any) -> bool:
+    return getattr(config, "model_type", None) == "timm_wrapper"
+
+
+def _own_preprocessing(model: nn.Module) -> Preprocessing | None:
     cfg = vars(getattr(model, "config", model)).get("pretrained_cfg")
     if not cfg:
-        return Preprocessing(image_size, interpolation="bilinear")
+        return getattr(model, "preprocessing", None)
     return Preprocessing(
-        image_size,
+        int(cfg["input_size"][-1]),
         tuple(cfg["mean"]),
         tuple(cfg["std"]),
         "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_reinforce.classifiers import Member, Preprocessing, module_member, named_member
+from hf_reinforce.licenses import read_license
 
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
 
@@ -96,7 +97,7 @@ class Teacher:
         return torch.stack(answers).logsumexp(0)
 
     def describe(self) -> list[dict[str, Any]]:
-        """What `reinforcement.json` records of each member."""
+        """What `reinforcement.json` records of each member; its licence where its own card states one."""
         return [
             {
                 "name": member.name,
@@ -106,6 +107,7 @@ class Teacher:
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
                 "weight": member.weight,
                 "preprocessing": asdict(member.preprocessing),
+                **_license(member),
             }
             for member in self.members
         ]
@@ -156,6 +158,12 @@ class Teacher:
         if names is None:
             raise ValueError(f"class_map names the class {entry!r}, which no member of the teacher has.")
         return names.index(entry)
+
+
+def _license(member: Member) -> dict[str, str]:
+    named = member.kind != "module" and member.checkpoint is None
+    found = read_license(member.name, "model", member.revision) if named else None
+    return {"license": found} if found else {}
 
 
 def check_classes(names: tuple[str, ...], member: Member, count: int, compare_names: bool = True) -> None:

@@ -19,7 +19,8 @@ from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.schedules import TimmSchedule
-from hf_reinforce.students import student_preprocessing
+from hf_reinforce.streaming.stream import ReinforcedStream, training_loader
+from hf_reinforce.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.targets import sparse_kl, top_k_targets
 from hf_reinforce.teachers import Teacher
 from hf_reinforce.views import AugmentedDataset, EpochSampler
@@ -41,6 +42,7 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
         timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
         timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
+        repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
     """
 
     method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
@@ -49,6 +51,7 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
     timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
     timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
+    repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
@@ -78,7 +81,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     Args:
         model: the student: a transformers classifier, or a module that maps images [B, 3, S, S] to logits [B, C].
         args: see `KDTrainingArguments`.
-        train_dataset: a `ReinforcedDataset`, or an `AugmentedDataset` for `plain` and `online`.
+        train_dataset: a `ReinforcedDataset` or `ReinforcedStream`, or an `AugmentedDataset` for `plain` and `online`.
         eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
         teacher: for `method="online"`.
         preprocessing: the student's normalisation and input size, default its own at the size of the views.
@@ -90,6 +93,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = False
     data_collator: Any
+    processing_class: Any
     optimizer: Any
     lr_scheduler: Any
 
@@ -97,7 +101,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         self,
         model: nn.Module,
         args: KDTrainingArguments,
-        train_dataset: AugmentedDataset | None = None,
+        train_dataset: AugmentedDataset | ReinforcedStream | None = None,
         eval_dataset: AugmentedDataset | None = None,
         teacher: Teacher | None = None,
         preprocessing: Preprocessing | None = None,
@@ -112,13 +116,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             kwargs["compute_metrics"] = _RunningMetrics()
         # Trainer looks for `model.config` when labels are smoothed, which a plain module need not have.
         smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
-        super().__init__(
-            model=model.to(memory_format=torch.channels_last),
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            **kwargs,
-        )
+        kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(model.to(memory_format=torch.channels_last), args, **kwargs)
         args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
@@ -131,8 +130,16 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, AugmentedDataset):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSampler(dataset, seed)
+            return EpochSampler(dataset, seed, self.args.repeated_augmentation)
         return super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        if isinstance(self.train_dataset, ReinforcedStream):
+            return training_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
+        return super().get_train_dataloader()
+
+    def num_examples(self, dataloader: Any) -> int:
+        return getattr(dataloader.dataset, "num_rows", 0) or int(super().num_examples(dataloader))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         with self._collator_of(self.eval_dataset if eval_dataset is None else eval_dataset):
@@ -167,11 +174,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         return (outputs.logits if hasattr(outputs, "logits") else outputs), outputs
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss on one batch, a mean over its samples."""
         images = self._images(inputs)
@@ -264,10 +267,12 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # safetensors refuses channels-last memory; PreTrainedModel.save_pretrained sees to it itself
-        if state_dict is None:
-            state_dict = self.accelerator.unwrap_model(self.model).state_dict()
-        super()._save(output_dir, {name: value.contiguous() for name, value in state_dict.items()})
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        policy = getattr(self.train_dataset, "policy", None)
+        size = getattr(self.train_dataset, "image_size", None) or getattr(policy, "image_size", None)
+        record_preprocessing(student, self._preprocessing or student_preprocessing(student, size))
+        self.processing_class = self.processing_class or image_processor(student)  # saved and published by Trainer
+        super()._save(output_dir, saved_weights(student, state_dict or student.state_dict()))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

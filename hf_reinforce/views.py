@@ -205,24 +205,46 @@ class BatchViews:
 class EpochSampler(torch.utils.data.Sampler[int]):
     """Shuffles every epoch, keyed by (seed, epoch); an image and its mixing partner come next to each other.
 
+    With repeated augmentation (Hoffer et al., 2020) an epoch visits one of `repeats` parts of the images, each image
+    `repeats` times in a row, under as many different augmentations. Over `repeats` epochs the samples are those that
+    plain epochs have, in another order: an image is decoded once where it was decoded `repeats` times, and a batch
+    holds fewer different images. What does not divide into equal parts is left out of the epochs, by turns.
+
     Args:
         dataset: what is sampled.
         seed: seed of the order.
+        repeats: augmentations of an image in a row, >= 1; more than 1 only for policies that do not mix.
+
+    Raises:
+        ValueError: if `repeats` does not fit the data set.
     """
 
-    def __init__(self, dataset: AugmentedDataset, seed: int = 0) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
+    def __init__(self, dataset: AugmentedDataset, seed: int = 0, repeats: int = 1) -> None:
+        if not 1 <= repeats <= max(1, len(dataset)):
+            raise ValueError(f"repeats must lie between 1 and the {len(dataset)} images, not {repeats}.")
+        if repeats > 1 and dataset.policy.mix_operations:
+            raise ValueError(
+                f"Policy {dataset.policy.name!r} mixes images, so each is followed by its partner; repeated "
+                "augmentation works with policies that do not mix, such as 'rrc' and 'randaug'."
+            )
+        self.dataset, self.seed, self.repeats, self.epoch = dataset, seed, repeats, 0
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is that of epoch `epoch`, counted from 0."""
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) // self.repeats * self.repeats
 
     def __iter__(self) -> Iterator[int]:
+        yield from (self._paired() if self.repeats == 1 else self._repeated()).tolist()
+
+    def _shuffled(self, key: int) -> NDArray[np.int64]:
+        return np.random.Generator(np.random.Philox(key=[self.seed, key])).permutation(len(self.dataset))
+
+    def _paired(self) -> NDArray[np.int64]:
         size = len(self.dataset)
-        place = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(size)
+        place = self._shuffled(self.epoch)
         partners = self.dataset.partners(self.epoch)
         paired = (partners >= 0) & (partners != np.arange(size))
         pair = np.minimum(place, place[partners])
@@ -232,5 +254,11 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         pair[alone] = place[alone[np.arange(len(alone)) // 2 * 2]]
         if len(alone) % 2:
             pair[alone[-1]] = size
-        order = np.lexsort((place, pair))
-        yield from (self.epoch * size + order).tolist()
+        return self.epoch * size + np.lexsort((place, pair))
+
+    def _repeated(self) -> NDArray[np.int64]:
+        size, part = len(self.dataset), len(self.dataset) // self.repeats
+        first, turn = self.epoch // self.repeats * self.repeats, self.epoch % self.repeats
+        positions = self._shuffled(first)[turn * part : (turn + 1) * part]
+        epochs = first + np.arange(self.repeats)
+        return (epochs[None, :] * size + positions[:, None]).reshape(-1)

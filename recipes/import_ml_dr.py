@@ -43,9 +43,11 @@ def main() -> None:
     from hf_reinforce import load_policy
     from hf_reinforce.hub import load_source
     from hf_reinforce.ml_dr import import_ml_dr
+    from hf_reinforce.remote import dataset_commit
 
     try:
-        dataset = load_source(args.source_name_or_path, args.source_config_name, args.split, args.source_revision)
+        revision = dataset_commit(args.source_name_or_path, args.source_revision)
+        dataset = load_source(args.source_name_or_path, args.source_config_name, args.split, revision)
         folder = import_ml_dr(
             args.archive,
             dataset,
@@ -58,7 +60,7 @@ def main() -> None:
             label_column=args.label_column_name,
             source_name=args.source_name_or_path,
             source_config=args.source_config_name,
-            source_revision=args.source_revision,
+            source_revision=revision,
             split=args.split,
             shard_size=args.shard_size,
         )

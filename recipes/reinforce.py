@@ -1,8 +1,10 @@
 """Reinforces a data set: a teacher looks at many augmentations of every image, and its answers become columns.
 
+    python recipes/reinforce.py recipes/cifar100_plus/reinforce.yaml --estimate True
     python recipes/reinforce.py recipes/cifar100_plus/reinforce.yaml
     accelerate launch recipes/reinforce.py --dataset_name ethz/food101 --teacher_name_or_path timm/resnet50.a1_in1k ...
 
+With --estimate it measures a few images and says what the run will cost, before anything is spent.
 Run the same command again to continue after an interruption, or with a larger --num_samples to add reinforcements.
 """
 
@@ -40,6 +42,7 @@ class ReinforceArguments:
     num_workers: int = option("Threads that decode and augment.", 2)
     batch_size: int = option("Views per forward pass of the teacher.", 64)
     device: str | None = option("Device of the teacher, default the one of this process.")
+    estimate: bool = option("Only measure on a few images, and print views, disk space and hours.", False)
 
 
 @one_line_errors
@@ -47,10 +50,13 @@ def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
     from hf_reinforce import load_policy, load_teacher, reinforce
+    from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source
+    from hf_reinforce.remote import dataset_commit
 
     policy = load_policy(args.policy, args.image_size)
-    dataset = load_source(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
+    revision = dataset_commit(args.dataset_name, args.dataset_revision)
+    dataset = load_source(args.dataset_name, args.dataset_config_name, args.split, revision)
     if args.max_samples is not None:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
     teacher = load_teacher(
@@ -60,27 +66,33 @@ def main() -> None:
         weights=args.teacher_weights or None,
         temperature=args.teacher_temperature,
     ).to("cpu", args.teacher_dtype)
+    options = {
+        "num_samples": args.num_samples,
+        "top_k": args.top_k,
+        "image_column": args.image_column_name,
+        "label_column": args.label_column_name,
+        "class_map": class_map(args.class_map),
+        "embed_images": args.embed_images,
+        "num_workers": args.num_workers,
+        "batch_size": args.batch_size,
+        "device": args.device,
+    }
+    if args.estimate:
+        print(estimate(dataset, teacher, policy, **options))
+        return
     reinforce(
         dataset,
         teacher,
         policy,
         args.output_dir,
-        num_samples=args.num_samples,
-        top_k=args.top_k,
         seed=args.seed,
-        image_column=args.image_column_name,
-        label_column=args.label_column_name,
-        class_map=class_map(args.class_map),
         source_name=args.dataset_name,
         source_config=args.dataset_config_name,
-        source_revision=args.dataset_revision,
+        source_revision=revision,
         split=args.split,
         shard_size=args.shard_size,
-        embed_images=args.embed_images,
         on_error=args.on_error,
-        num_workers=args.num_workers,
-        batch_size=args.batch_size,
-        device=args.device,
+        **options,
     )
 
 

@@ -4,8 +4,10 @@ accelerate launch recipes/train_kd.py recipes/cifar100_plus/student.yaml
 python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path resnet18 --output_dir outputs/r18
 """
 
+import functools
 import json
 import logging
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ class DataArguments:
     dataset_config_name: str | None = option("Configuration: of a reinforced data set, the policy.")
     train_split: str = option("Training split of a data set that is not reinforced.", "train")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
+    streaming: bool = option("Read rows and images as streams, and download neither as a whole.", False)
     eval_dataset_name: str | None = option("Hub id or folder to evaluate on, default the source of the images.")
     eval_dataset_config_name: str | None = option("Its configuration, default the source's.")
     eval_split: str | None = option("Split to evaluate on, e.g. test; none without it.")
@@ -63,6 +66,7 @@ def main() -> None:
     from transformers import set_seed
 
     from hf_reinforce import KDTrainer
+    from hf_reinforce.cards.model_card import write_model_card
     from hf_reinforce.students import create_student, student_preprocessing
 
     set_seed(args.seed)
@@ -92,23 +96,44 @@ def main() -> None:
     )
     check_same_run(data, model_args, args)
     train_and_evaluate(trainer, args)
-    card = {"tasks": "image-classification", "dataset": data.dataset_name, "tags": ["dataset-reinforcement"]}
+    trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
+        write_model_card,
+        trainer,
+        base_model=model_args.model_name_or_path,
+        dataset_name=data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        evaluation=evaluated_on(data, train),
+        command=["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+    )
     if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif trainer.is_world_process_zero():
-        trainer.create_model_card(**card)
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
+
+
+def evaluated_on(data, train):
+    """What the model card says of the evaluation set, None where there is none."""
+    from hf_reinforce.cards.model_card import Evaluation
+
+    if data.eval_split is None:
+        return None
+    record = train.config.source if hasattr(train, "config") else None
+    name = data.eval_dataset_name or data.source_name_or_path or (record.name if record else data.dataset_name)
+    config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
+    return Evaluation(name, config, data.eval_split)
 
 
 def check_same_run(data, model_args, args) -> None:
     """Refuses to resume a run that was made with another method, data set or student."""
     path = Path(args.output_dir) / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
     asked = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
     free = {"accept_pixel_mismatch", "source_name_or_path", "max_eval_samples"}  # change no sample of the training
     asked |= {k: v for k, v in asdict(data).items() if k not in free and not k.startswith("eval")}
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         different = [
-            f"{key}: {value!r}, not {there.get(key)!r}" for key, value in asked.items() if value != there.get(key)
+            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
         ]
         if different:
             raise ValueError(
@@ -133,7 +158,8 @@ def train_and_evaluate(trainer, args) -> None:
     """Trains from the last checkpoint on, where there is one, and evaluates."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    if args.do_train or not args.do_eval:
+    # transformers turns do_eval on by itself where there is an eval_strategy
+    if args.do_train or not args.do_eval or args.eval_strategy != "no":
         checkpoint = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
         if checkpoint and is_finished(checkpoint, args):
             logging.info("The run is finished already; its last checkpoint, %s, is evaluated.", checkpoint)
@@ -168,6 +194,8 @@ def training_data(data, method, seed):
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
     from hf_reinforce.hub import is_reinforced, load_source
 
+    if data.streaming and method != "reinforced":
+        raise ValueError(f"--streaming is for stored reinforcements; leave it out with --method {method}.")
     if is_reinforced(data.dataset_name):
         stored = load_reinforced(
             data.dataset_name,
@@ -180,6 +208,7 @@ def training_data(data, method, seed):
             accept_pixel_mismatch=data.accept_pixel_mismatch,
             max_rows=data.max_train_samples,
             allow_missing=data.allow_missing,
+            streaming=data.streaming,
         )
         if method == "reinforced":
             return stored
@@ -209,7 +238,8 @@ def evaluation_data(data, train, names, preprocessing):
     record = train.config.source if hasattr(train, "config") else None
     name = data.eval_dataset_name or data.source_name_or_path or (record.name if record else data.dataset_name)
     config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
-    rows = load_source(name, config, data.eval_split)
+    revision = record.revision if record and name == record.name else None
+    rows = load_source(name, config, data.eval_split, revision, alone=data.streaming)
     if data.max_eval_samples:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
     policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)

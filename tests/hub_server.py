@@ -5,10 +5,11 @@
         hub.faults.append(Fault("PUT /objects/", status=503))
         ...                                             # clients with HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET=1
         hub.seen("PUT /objects/")                       # what they asked for
+        hub.served["/datasets/me/photos/resolve/..."]   # how many bytes they got
 
 It keeps everything in memory and speaks the part of the Hub's HTTP interface that these clients use: repositories,
-commits of regular and of large files, branches, tags, listings, and downloads with ranges. Whoever has the token may
-write anywhere; without it, private repositories do not exist and files of gated ones are refused.
+commits of regular and of large files, uploads in parts, branches, tags, listings, and downloads with ranges. Whoever
+has the token may write anywhere; without it, private repositories do not exist and files of gated ones are refused.
 """
 
 import base64
@@ -16,6 +17,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +36,8 @@ class Fault:
     pattern: str
     status: int | None = None  # answered instead of the real answer
     drop_after: int | None = None  # bytes of the real answer after which the connection is closed
-    hold: threading.Event | None = None  # the request waits for it, and is then dropped unanswered
+    drop_upload_after: int | None = None  # bytes of the request after which the connection is closed
+    hold: threading.Event | None = None  # the request waits for it and is then dropped unanswered
     times: int = 1
     reached: threading.Event = field(default_factory=threading.Event)  # a request met the fault
 
@@ -45,8 +48,11 @@ class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # contents of large files by sha256, in a commit or not yet
+        self.parts: dict[str, dict[int, bytes]] = {}  # of large files whose upload goes on, by sha256 and number
+        self.part_size: int | None = None  # bytes above which a large file is uploaded in parts
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.served: Counter[str] = Counter()  # bytes of the answers, by path
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (RequestHandler,), {"hub": self}))
         self._server.daemon_threads = False  # closing the server waits for the requests
@@ -72,6 +78,11 @@ class HubServer:
     def seen(self, pattern: str) -> list[str]:
         """The requests so far, as "METHOD /path", that contain a pattern."""
         return [request for request in self.requests if re.search(pattern, request)]
+
+    def forget(self) -> None:
+        """Begins a new record of requests and bytes."""
+        self.requests.clear()
+        self.served.clear()
 
     def take_fault(self, request: str) -> Fault:
         """The fault that a request meets; one that does nothing if it meets none."""
@@ -99,31 +110,36 @@ class RequestHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = f"{self.command} {unquote(url.path)}"
         with self.hub.lock:
             self.hub.requests.append(request)
             fault = self.hub.take_fault(request)
+        length, dropped = int(self.headers.get("Content-Length") or 0), fault.drop_upload_after
+        self.body = self.rfile.read(length if dropped is None else dropped)
+        if fault.hold:
+            fault.hold.wait()
+        if fault.hold or dropped is not None:
+            return
+        with self.hub.lock:
             try:
                 answer = self._find_answer(url.path, fault)
             except HubError as error:
                 answer = Answer({"error": str(error)}, error.status, error.headers)
-        if fault.hold:
-            fault.hold.wait()
-            return
         body = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode()
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: fault.drop_after])
+            sent = self.wfile.write(body[: fault.drop_after])
+            with self.hub.lock:
+                self.hub.served[unquote(url.path)] += sent
 
     do_HEAD = do_POST = do_PUT = do_GET
 
     def _find_answer(self, path: str, fault: Fault) -> Answer:
-        if fault.hold or fault.status:
-            raise HubError(fault.status or 500, "injected by the test")
+        if fault.status:
+            raise HubError(fault.status, "injected by the test")
         for methods, pattern, function in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods.split():
@@ -190,16 +206,33 @@ class RequestHandler(BaseHTTPRequestHandler):
     def upload_addresses(self, name: str, kind: str = "models") -> Answer:
         self.repository(kind, name, write=True)
         answers = [{"oid": asked["oid"], "size": asked["size"]} for asked in json.loads(self.body)["objects"]]
+        step = self.hub.part_size
         for answer in answers:
             if answer["oid"] not in self.hub.objects:
-                answer["actions"] = {"upload": {"href": f"{self.hub.url}/objects/{answer['oid']}"}}
-        return Answer({"transfer": "basic", "objects": answers})
+                upload = {"href": f"{self.hub.url}/objects/{answer['oid']}"}
+                if step and answer["size"] > step:
+                    parts = {str(n): f"{upload['href']}/{n}" for n in range(1, -(-answer["size"] // step) + 1)}
+                    upload |= {"header": {"chunk_size": str(step), **parts}}
+                answer["actions"] = {"upload": upload}
+        return Answer({"transfer": "multipart" if step else "basic", "objects": answers})
 
     def store_object(self, oid: str) -> Answer:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise HubError(422, "the contents do not have this hash")
         self.hub.objects[oid] = self.body
         return Answer({})
+
+    def store_part(self, oid: str, number: str) -> Answer:
+        self.hub.parts.setdefault(oid, {})[int(number)] = self.body
+        return Answer({}, headers={"ETag": hashlib.md5(self.body).hexdigest()})
+
+    def join_parts(self, oid: str) -> Answer:
+        parts = self.hub.parts[oid]
+        expected = [{"partNumber": n, "etag": hashlib.md5(parts[n]).hexdigest()} for n in sorted(parts)]
+        if json.loads(self.body)["parts"] != expected:
+            raise HubError(422, "these are not the parts that were received")
+        self.body = b"".join(parts[n] for n in sorted(parts))
+        return self.store_object(oid)
 
     def make_commit(self, kind: str, name: str, revision: str) -> Answer:
         repository = self.repository(kind, name, write=True)
@@ -245,6 +278,8 @@ class RequestHandler(BaseHTTPRequestHandler):
         if asked is None:
             return Answer(file.content, headers=headers)
         start, size = int(asked[1]), len(file.content)
+        if start >= size:
+            raise HubError(416, f"{path} ends at byte {size}")
         content = file.content[start : int(asked[2]) + 1 if asked[2] else size]
         headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
         return Answer(content, 206, headers)
@@ -260,6 +295,8 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("POST", rf"{API}/preupload/{REVISION}", RequestHandler.upload_modes),
     ("POST", rf"{PAGE}\.git/info/lfs/objects/batch", RequestHandler.upload_addresses),
     ("PUT", r"/objects/(?P<oid>\w{64})", RequestHandler.store_object),
+    ("PUT", r"/objects/(?P<oid>\w{64})/(?P<number>\d+)", RequestHandler.store_part),
+    ("POST", r"/objects/(?P<oid>\w{64})", RequestHandler.join_parts),
     ("POST", rf"{API}/commit/{REVISION}", RequestHandler.make_commit),
     ("GET", rf"{API}/refs", RequestHandler.list_references),
     ("POST", rf"{API}/(?P<what>branch|tag)/{REVISION}", RequestHandler.create_reference),

@@ -1,20 +1,36 @@
 import dataclasses
+import json
 import re
+import shlex
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import Image, load_dataset
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image as PILImage
+from recipe_modules import load_recipe
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import schema
-from hf_reinforce.cards import statistics, write_dataset_card
+from hf_reinforce.cards import markdown
+from hf_reinforce.cards.dataset_card import describe, render, write_dataset_card
+from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw
+from hf_reinforce.cards.statistics import BINS, Statistics, measure
+from hf_reinforce.cards.tables import Configuration, Remarks
+from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
-from hf_reinforce.policies import named_policy
-from hf_reinforce.preview import PREVIEW_FILE, draw
+from hf_reinforce.licenses import is_imagenet, read_license
+from hf_reinforce.policies import POLICY_NAMES, named_policy
+
+ROOT = Path(__file__).parent.parent
 
 OPTIONS = {"top_k": 3, "shard_size": 64, "seed": 5, "device": "cpu", "source_name": "somebody/pets"}
 
@@ -53,14 +69,29 @@ def pixels(path):
         return np.asarray(image.convert("RGB"))
 
 
-def table(card):
-    """Cells of the card's table of configurations, by the configuration's name."""
-    lines = card.text.split("## Configurations")[1].split("## ")[0].strip().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    header, ruler, *body = cells
-    assert all(set(cell) == {"-"} for cell in ruler)
-    assert all(len(line) == len(header) for line in cells)
-    return {line[0].strip("`"): dict(zip(header, line, strict=True)) for line in body}
+def section(card, heading):
+    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", card.text, re.M | re.S)[1]
+
+
+def cells(text):
+    """The tables of a text, as lists of lines of cells."""
+    found, previous = [], False
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not previous:
+                found.append([])
+            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))])
+        previous = line.startswith("|")
+    for header, ruler, *body in found:
+        assert all(set(cell) == {"-"} for cell in ruler)
+        assert all(len(line) == len(header) for line in (ruler, *body))
+    return [[header, *body] for header, ruler, *body in found]
+
+
+def table(card, heading="Configurations"):
+    """Cells of the first table of a section: those of each column by the names of the lines, by configuration."""
+    header, *body = cells(section(card, heading))[0]
+    return {name.strip("`"): {line[0]: line[index] for line in body} for index, name in enumerate(header[1:], start=1)}
 
 
 def test_metadata(card):
@@ -100,25 +131,70 @@ def test_the_table_tells_what_is_in_the_files(folder, card, name):
         entropy.append(-sum(p * np.log(p) for p in masses if p > 0))
         agreed.append(answer[schema.LABEL][0] == label)
     size = sum(shard.stat().st_size for shard in shards(folder / name))
-    line = table(card)[name]
+    line, targets = table(card)[name], table(card, "Targets")[name]
     assert line["images"] == "70"
+    assert line["coverage of the source's rows"] == "70 of 70 (100 %), 0 skipped"
     assert line["reinforcements per image (N)"] == str(len(answers) // 70)
-    assert line["stored classes (K)"] == "3"
+    assert line["stored classes (K)"] == "3 of 5"
     assert line["bytes per reinforcement"] == f"{size / len(answers):.1f}"
-    assert float(line["mass in the top K"]) == pytest.approx(np.mean(mass), abs=6e-4)
-    assert float(line["entropy (nats)"]) == pytest.approx(np.mean(entropy), abs=6e-3)
-    assert float(line["top-1 = label"].removesuffix(" %")) == pytest.approx(100 * np.mean(agreed), abs=0.06)
+    assert targets["measured on"] == f"70 images, {len(answers)} targets"
+    assert float(targets["mass in the top K"]) == pytest.approx(np.mean(mass), abs=6e-4)
+    assert float(targets["entropy (nats)"]) == pytest.approx(np.mean(entropy), abs=6e-3)
+    shown = targets["teacher's accuracy over the views"].removesuffix(" %")
+    assert float(shown) == pytest.approx(100 * np.mean(agreed), abs=0.06)
     assert 0 < np.mean(agreed) < 1 and 0.5 < np.mean(mass) < 1
 
 
 def test_statistics(folder):
-    config = ReinforcementConfig.load(folder / "randaug")
-    found = statistics(folder / "randaug", config)
-    assert found.num_rows == 70
-    assert found.num_bytes == sum(shard.stat().st_size for shard in shards(folder / "randaug"))
-    assert 0 < found.captured_mass < 1 and 0 < found.entropy < np.log(5)
+    config = ReinforcementConfig.load(folder / "mixing")
+    found = measure(folder / "mixing", config)
+    assert (found.num_rows, found.measured_rows) == (70, 70)
+    hits = np.zeros((5, 2))
+    best, confidences = [], []
+    for row in rows(folder / "mixing"):
+        mean = np.zeros(5)
+        for answer in row[schema.TEACHER_LOGITS]:
+            masses = np.exp(np.array([*answer[schema.VALUE], answer[schema.TAIL]], dtype=np.float64))
+            mean[answer[schema.LABEL]] += (masses / masses.sum())[:-1]
+            confidences.append((masses / masses.sum())[0])
+            hits[row["label"]] += answer[schema.LABEL][0] == row["label"], 1
+        best.append(mean.argmax() == row["label"])
+    assert found.agreement_of_mean == pytest.approx(np.mean(best))
+    assert found.confidence == pytest.approx(np.mean(confidences))
+    assert found.class_agreement == pytest.approx(tuple(hits[:, 0] / hits[:, 1]))
+    assert found.class_rows == (14,) * 5
+    assert sum(found.confidence_counts) == sum(found.entropy_counts) == 350
+    assert found.confidence_counts == tuple(np.histogram(confidences, BINS, (0, 1))[0])
+    assert sum(found.confidence_hits) == hits[:, 0].sum()
+    rounded = Statistics.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert rounded.to_dict() == found.to_dict() and rounded.class_rows == found.class_rows
+
     without = dataclasses.replace(config, source=dataclasses.replace(config.source, label_column=None))
-    assert statistics(folder / "randaug", without).agreement is None
+    found = measure(folder / "mixing", without)
+    assert found.agreement is found.agreement_of_mean is found.confidence_hits is found.class_agreement is None
+
+
+def test_statistics_are_of_rows_from_everywhere(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("hf_reinforce.cards.statistics._MAX_TARGETS", 60)
+    monkeypatch.setattr("hf_reinforce.cards.statistics._Sums.add", lambda self, batch: seen.append(batch))
+    config = ReinforcementConfig.load(folder / "randaug")
+    assert len(shards(folder / "randaug")) == 2
+    monkeypatch.setattr("hf_reinforce.cards.statistics._BATCH_ROWS", 7)  # the step goes on across batches
+    measure(folder / "randaug", config)
+    picked = [label for batch in seen for label in batch.column("label").to_pylist()]
+    # Rows 0, 3, ... of the first shard of 64, then 0 and 3 of the second of 6; row i has the label i % 5.
+    assert picked == [i % 5 for i in [*range(0, 64, 3), 64, 67]]
+
+
+def test_rows_without_a_label_are_left_out(folder):
+    config = ReinforcementConfig.load(folder / "randaug")
+    assert measure(folder / "randaug", config).agreement is not None
+    sums = measure.__globals__["_Sums"](config)
+    for batch in measure.__globals__["_rows"](shards(folder / "randaug"), config):
+        index = batch.schema.get_field_index("label")
+        sums.add(batch.set_column(index, "label", pa.array([-1, None] * (len(batch) // 2))))
+    assert sums.statistics(70, 1).agreement is None
 
 
 def test_the_text_names_the_teachers_and_the_source(folder, card):
@@ -127,7 +203,7 @@ def test_the_text_names_the_teachers_and_the_source(folder, card):
         assert len(teachers) == count
         for teacher in teachers:
             line = next(line for line in card.text.splitlines() if teacher["weight_hash"] in line)
-            assert line.startswith("- TinyNet") and "16 pixels" in line
+            assert line.startswith("| `TinyNet` | 16 px | float32 |") and "not stated" in line
     assert "mean of their probabilities" in card.text
     assert "somebody/pets" in card.text
     assert 'load_dataset("pets-plus", "mixing", split="train")' in card.text
@@ -142,10 +218,15 @@ def test_nothing_of_the_template_is_left(card):
 
 def test_pictures_of_the_card_exist(folder, card):
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
-    assert sorted(pictures) == [f"mixing/{PREVIEW_FILE}", f"randaug/{PREVIEW_FILE}"]
+    both = (PREVIEW_FILE, STATISTICS_FILE)
+    assert sorted(pictures) == [f"{name}/{picture}" for name in ("mixing", "randaug") for picture in both]
     for picture in pictures:
         shown = pixels(folder / picture)
         assert min(shown.shape[:2]) > 300
+        if picture.endswith(STATISTICS_FILE):
+            for part in np.array_split(shown, 3, axis=1):  # three histograms
+                assert part.std() > 10
+            continue
         # Each third of the picture shows an image: no row of it is left blank.
         for part in np.array_split(shown, 3):
             assert part.std() > 10 and len(np.unique(part[::3, ::3].reshape(-1, 3), axis=0)) > 100
@@ -158,7 +239,11 @@ def test_a_preview_is_drawn_of_a_stream_and_without_labels(tmp_path):
     )
     assert pixels(stream / PREVIEW_FILE).std() > 20
     text = (tmp_path / "README.md").read_text()
-    assert "no labels" in text and table(DatasetCard(text))["mixing"]["images"] == "6"
+    card = DatasetCard(text)
+    assert table(card)["mixing"]["images"] == "6"
+    assert table(card)["mixing"]["coverage of the source's rows"] == "6 of not known, 0 skipped"
+    assert table(card, "Targets")["mixing"]["teacher's accuracy over the views"] == "no labels"
+    assert pixels(stream / STATISTICS_FILE).std() > 10
 
 
 def test_draw_chosen_positions(folder, data, tmp_path):
@@ -218,3 +303,360 @@ def test_the_card_is_a_function_of_the_folder(folder):
     before = (folder / "README.md").read_bytes()
     write_dataset_card(folder)
     assert (folder / "README.md").read_bytes() == before
+
+
+# Metadata
+
+# Identifiers that the Hub documents for `license`, as far as image data sets and models use them.
+LICENSES = {
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "openrail", "gpl", "gpl-2.0", "gpl-3.0", "lgpl-3.0"),
+    *("cc", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0"),
+    *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0"),
+    *("cc-by-nc-sa-4.0", "cdla-permissive-2.0", "odc-by", "odbl", "pddl", "agpl-3.0", "mpl-2.0", "unknown", "other"),
+}
+
+
+def allowed(name):
+    """Values that `datasets` knows for a key of a card."""
+    return json.loads((resources.files("datasets.utils") / "resources" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def check_metadata(text):
+    """What the Hub asks of a card's metadata, as far as it can be known without it."""
+    block = text.split("---\n")[1]
+    found = yaml.safe_load(block)
+    assert DatasetCardData(**found).to_dict() == found
+    assert DatasetCard(text).data.to_dict() == found
+    assert set(found["size_categories"]) <= set(allowed("size_categories"))
+    assert set(found["annotations_creators"]) <= set(allowed("creators")["annotations"])
+    assert found["task_categories"] == ["image-classification"]
+    licenses = found.get("license", [])
+    assert {licenses} <= LICENSES if isinstance(licenses, str) else set(licenses) <= LICENSES
+    assert ("license_name" in found) == ("license_link" in found) == (licenses == "other")
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in found.get("source_datasets", []))
+    assert all(isinstance(tag, str) for tag in found["tags"])
+    for config in found["configs"]:
+        (files,) = config["data_files"]
+        assert files["path"] == f"{config['config_name']}/{files['split']}-*.parquet"
+    return found
+
+
+def described(folder, **source):
+    """The configuration `randaug` with another source, and the teacher's licence."""
+    item = describe(folder, ["randaug"])["randaug"]
+    license = source.pop("teacher_license", None)
+    teachers = tuple({**teacher, **({"license": license} if license else {})} for teacher in item.config.teachers)
+    config = dataclasses.replace(
+        item.config, teachers=teachers, source=dataclasses.replace(item.config.source, **source)
+    )
+    return {"randaug": dataclasses.replace(item, config=config)}
+
+
+def test_metadata_is_valid(folder):
+    found = check_metadata((folder / "README.md").read_text(encoding="utf-8"))
+    assert "license" not in found and "extra_gated_prompt" not in found
+
+
+@pytest.mark.parametrize(
+    ("source", "teacher", "license"),
+    [
+        (None, "mit", None),
+        ("cc-by-4.0", None, "cc-by-4.0"),
+        ("cc-by-4.0", "cc-by-4.0", "cc-by-4.0"),
+        ("cc-by-4.0", "cc-by-nc-4.0", ["cc-by-4.0", "cc-by-nc-4.0"]),
+        ("unknown", "mit", "unknown"),
+    ],
+)
+def test_licence_is_the_sources_and_the_teachers(folder, source, teacher, license):
+    card = render("pets-plus", described(folder, license=source, teacher_license=teacher))
+    assert check_metadata(str(card)).get("license") == license
+    stated = dict(cells(section(card, "Licence"))[0][1:])
+    assert list(stated.values()) == [source or "not stated", teacher or "not stated"]
+
+
+@pytest.mark.parametrize("count", [999, 1000, 10**6 - 1, 10**6, 10**9])
+def test_size_categories(folder, count):
+    (item,) = described(folder).values()
+    item = dataclasses.replace(item, statistics=dataclasses.replace(item.statistics, num_rows=count))
+    (size,) = check_metadata(str(render("pets-plus", {"randaug": item})))["size_categories"]
+    numbers = {"n": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+    bounds = [int(number) * numbers[unit or "n"] for number, unit in re.findall(r"(\d+)([KMB]?)", size)]
+    assert (bounds[0] if len(bounds) == 2 else 0) <= count < bounds[-1]
+
+
+def test_imagenet_is_gated(folder):
+    card = render("imagenet-plus", described(folder, name="ILSVRC/imagenet-1k", license="other"))
+    found = check_metadata(str(card))
+    assert (found["license"], found["license_name"]) == ("other", "imagenet")
+    assert found["license_link"] == "https://www.image-net.org/download.php"
+    assert "non-commercial research" in found["extra_gated_prompt"]
+    assert "ImageNet terms of access" in section(card, "Licence")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(
+            (name, True)
+            for name in ("ILSVRC/imagenet-1k", "timm/imagenet-12k-wds", "/data/imagenet/train", "me/ILSVRC2012")
+        ),
+        *((name, False) for name in (None, "fastai/imagenette", "me/imagenet-sketch", "me/imagenetlike", "me/pets")),
+    ],
+)
+def test_imagenet_is_known_by_its_name(name, expected):
+    assert is_imagenet(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("readme", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# Pets\n", "mit"),
+        ("---\nlicense: [mit, cc-by-4.0]\n---\n", "mit, cc-by-4.0"),
+        ("---\ntags: [pets]\n---\n", None),
+        ("---\nlicense: {a: 1}\n---\n", None),
+        ("---\nlicense: [unclosed\n---\n", None),
+        ("no metadata", None),
+        (None, None),
+    ],
+)
+def test_licence_is_read_from_a_folders_card(tmp_path, readme, expected):
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    assert read_license(str(tmp_path), "model") == expected
+
+
+@pytest.mark.parametrize("name", [None, "resnet18", "nobody/has-this", "/not/here", "a//b", ""])
+def test_a_licence_that_cannot_be_read_is_none(name):
+    assert read_license(name, "dataset", "main") is None
+
+
+def test_reinforce_records_licences(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_reinforce.run.write_preview", lambda *arguments: None)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
+    teacher = tiny_teacher()
+    network = dataclasses.replace(teacher.members[0], name=str(tmp_path / "source"), kind="timm")
+    options = {**OPTIONS, "source_name": str(tmp_path / "source")}
+    folder = reinforce(
+        tiny_dataset(4), type(teacher)([network]), named_policy("rrc", 16), tmp_path, num_samples=1, **options
+    )
+    config = ReinforcementConfig.load(folder)
+    assert config.source.license == config.teachers[0]["license"] == "cc-by-4.0"
+
+
+# Text
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "| x | y |",
+    "a`b``c",
+    "[click](https://evil.example)",
+    "![](x)",
+    "*bold* _low_ ~~no~~",
+    "line\n\n# heading\n- item",
+    "---\nlicense: mit\n---",
+    "$x^{2$ {{ 7 * 7 }} {% raw %}",
+    "&lt;b&gt; \\ \" ' %",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_change_nothing_but_themselves(folder, name):
+    (item,) = described(folder, name=name, label_column=name).values()
+    classes = tuple(f"{name}{index}" for index in range(5))
+    teacher = {**item.config.teachers[0], "name": name, "license": name, "dtype": name, "weight_hash": name}
+    config = dataclasses.replace(item.config, class_names=classes, teachers=(teacher,))
+    features = type(item.features)({name: item.features["label"], **item.features})
+    statistics = dataclasses.replace(
+        item.statistics, class_rows=(90,) * 5 + (90,) * 5, class_agreement=(0.1,) * 5 + (0.2,) * 5
+    )
+    config = dataclasses.replace(config, class_names=classes * 2, num_classes=10)
+    card = render(name, {"randaug": Configuration(config, features, statistics)})
+    plain = render("pets-plus", described(folder))
+    text = str(card)
+    assert yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))["pretty_name"] == name
+    body = card.text
+    outside = re.sub(r"^```.*?^```$", "", body, flags=re.M | re.S)
+    for opened in (
+        "<script",
+        "<b>",
+        "![](x)",
+        "(https://evil",
+        "*bold*",
+        "~~no~~",
+        "\n# heading",
+        "\n- item",
+        "| x |",
+    ):
+        assert opened not in re.sub(r"`[^`\n]*`", "", outside)
+    assert "agrees least" in body
+    # The structure is that of a card with tame names: the same headings, blocks and tables.
+    tame = plain.text
+    assert re.findall(r"^## .*$", body, re.M) == re.findall(r"^## .*$", tame, re.M)
+    assert body.count("```") == tame.count("```")
+    assert [len(found[0]) for found in cells(outside)] == [
+        len(found[0]) for found in cells(re.sub(r"```.*?```", "", tame))
+    ]
+    assert len(re.findall(r"^# ", outside, re.M)) == 1
+    (load, join) = re.findall(r"^```python\n(.*?)^```$", body, re.M | re.S)
+    for code in (load, join):
+        compile(code, "card", "exec")
+    (command,) = re.findall(r"^```bash\n(.*?)^```$", body, re.M | re.S)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[words.index("--dataset_name") + 1] == " ".join(name.split())
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "code"),
+    [
+        ("aquarium_fish", "aquarium_fish", "`aquarium_fish`"),
+        ("_low_", "&#95;low&#95;", "`_low_`"),
+        ("a|b", "a&#124;b", "<code>a&#124;b</code>"),
+        ("http://x.example", "http&#58;//x.example", "`http://x.example`"),
+        ("Ameisenbär", "Ameisenbär", "`Ameisenbär`"),
+        ("a\u202eb", "a&#8238;b", "<code>a&#8238;b</code>"),
+    ],
+)
+def test_escapes(value, text, code):
+    assert (markdown.text(value), markdown.code(value)) == (text, code)
+
+
+def test_a_hostile_class_name_can_be_drawn(data, tmp_path, monkeypatch):
+    names = ("$x^{2$", r"\frac{", "<b>", "a|b", "a`b" * 20)
+    renamed = data.cast_column("label", type(data.features["label"])(names=list(names))).select(range(5))
+    folder = reinforce(renamed, tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, **OPTIONS)
+    assert pixels(folder / PREVIEW_FILE).std() > 20
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_every_operation_has_its_words(name):
+    policy = named_policy(name, 32)
+    steps = policy_steps(policy)
+    assert len(steps) == len(policy.operations)
+    assert not any(re.search(r"[{}\[\]()]{2}|None|: \d|, \w+ [\d(]", step.split(" (")[0]) for step in steps[:1])
+    assert ("MixUp" in " ".join(steps)) == ("mixing" in name)
+
+
+def test_policies_are_compared_in_one_table(card):
+    (found,) = cells(section(card, "Augmentations"))
+    header, *body = found
+    assert header == ["operation", "`mixing`", "`randaug`"]
+    have = {line[0].split(":")[0].split(" with")[0]: line[1:] for line in body}
+    assert have["RandAugment"] == have["RandomErasing"] == ["", "✓"]
+    assert have["MixUp"] == have["CutMix"] == ["✓", ""]
+    assert body[0][0].startswith("random crop of 8 % to 100 % of the area")
+
+
+def test_columns_are_those_of_the_shards(folder, card):
+    (found,) = cells(section(card, "Columns"))
+    listed = {line[0].replace("&nbsp;", "").strip("`"): line[1:] for line in found[1:]}
+    features = load_dataset("parquet", data_files=str(shards(folder / "mixing")[0]), split="train").features
+    assert set(features) <= set(listed)
+    fields = {f".{field}" for item in schema.REINFORCEMENT_COLUMNS[2:] for field in features[item].feature}
+    assert fields <= set(listed)
+    assert listed["label"] == ["class label (5 classes)", "from the source"]
+    assert listed[".cutmix"][1].endswith("(only `mixing`)") and listed[".erase"][1].endswith("(only `randaug`)")
+    assert listed["augmentation_params"][0] == "list of N = 5 structs or list of N = 2 structs"
+
+
+def test_the_code_of_the_card_runs(folder, card, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(
+        "hf_reinforce.hub.load_source", lambda name, *arguments, **options: data_of(name, data, options)
+    )
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", card.text, re.S):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert len(namespace["reinforced"]) == len(namespace["train_dataset"]) == 70
+
+
+def data_of(name, data, options):
+    """What `load_source` returns, without a Hub."""
+    return data if name == "somebody/pets" else load_dataset(name, **options)
+
+
+def test_the_command_of_the_card_has_flags_that_exist(card):
+    from transformers import HfArgumentParser
+
+    from hf_reinforce import KDTrainingArguments
+
+    (command,) = re.findall(r"```bash\n(.*?)```", card.text, re.S)
+    words = shlex.split(command.replace("\\\n", " "))
+    recipe = load_recipe("train_kd")
+    parser = HfArgumentParser([recipe.DataArguments, recipe.ModelArguments, KDTrainingArguments], allow_abbrev=False)
+    _, unknown = parser.parse_known_args(words[words.index("recipes/train_kd.py") + 1 :])
+    assert not unknown and words[:2] == ["accelerate", "launch"]
+    assert words[words.index("--dataset_name") + 1] == "pets-plus"
+
+
+def test_remarks(folder):
+    remarks = Remarks("`plan.yaml`", {"TinyNet": "TinyNet is small."}, "@misc{pets}")
+    card = render("pets-plus", described(folder), remarks)
+    assert "has not been generated yet" in card.text.split("## ")[0] and "`plan.yaml`" in card.text
+    assert "TinyNet is small." in section(card, "Teacher") and "@misc{pets}" in section(card, "Citation")
+
+
+# The cards of hub_cards/
+
+HUB_CARDS = ROOT / "hub_cards"
+CARDS = ("cifar100-plus", "flowers102-plus", "food101-plus", "imagenet-plus")
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """The cards as `hub_cards/render.py` renders them now."""
+    code = "import json, render; print(json.dumps({name: render.card(name) for name in render.CARDS}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HUB_CARDS, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_hub_cards_are_up_to_date(rendered):
+    assert sorted(rendered) == list(CARDS) == sorted(path.parent.name for path in HUB_CARDS.glob("*/README.md"))
+    for name, text in rendered.items():
+        there = (HUB_CARDS / name / "README.md").read_bytes()
+        assert text.encode() == there, f"hub_cards/{name} is out of date; run: python hub_cards/render.py"
+    assert "python hub_cards/render.py\n" in (HUB_CARDS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_hub_card_is_valid(name):
+    text = (HUB_CARDS / name / "README.md").read_text(encoding="utf-8")
+    card, found = DatasetCard(text), check_metadata(text)
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert pixels(HUB_CARDS / name / picture).std() > 10
+    assert ("extra_gated_prompt" in found) == (name == "imagenet-plus")
+    assert not re.search(r"{{|{%|%}|}}(?!\n)|\bNone\b|\bnan\b", section(card, "Targets"))
+    for link in re.findall(r"\]\(https://huggingface.co/(?:datasets/)?([^)]*)\)", text):
+        assert re.fullmatch(r"[\w-]+/[\w.-]+", link) and not link.startswith("outputs/")
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if name != "cifar100-plus"])
+def test_planned_card_says_so_and_invents_nothing(name):
+    card = DatasetCard.load(HUB_CARDS / name / "README.md")
+    assert "has not been generated yet" in card.text.split("## ")[0]
+    values = {value for line in table(card, "Targets").values() for value in line.values()}
+    assert values == {"not measured yet"}
+    for line in table(card).values():
+        for heading in ("coverage of the source's rows", "bytes per reinforcement", "size"):
+            assert line[heading] == "not measured yet"
+    assert "not measured yet" in section(card, "Limitations and bias")
+
+
+def test_planned_cards_follow_the_recipes():
+    card = DatasetCard.load(HUB_CARDS / "imagenet-plus" / "README.md")
+    assert [config["config_name"] for config in card.data.configs] == ["rrc", "mixing", "randaug", "mixing_randaug"]
+    recipe = yaml.safe_load((ROOT / "recipes" / "imagenet_plus" / "rrc.yaml").read_text(encoding="utf-8"))
+    line = table(card)["every configuration"]
+    assert line["reinforcements per image (N)"] == str(recipe["num_samples"])
+    assert line["stored classes (K)"] == f"{recipe['top_k']} of 1,000" and line["images"] == "1,281,167"
+    for teacher in recipe["teacher_name_or_path"]:
+        assert teacher in section(card, "Teacher")
+
+
+def test_measured_card_states_what_was_measured():
+    card = DatasetCard.load(HUB_CARDS / "cifar100-plus" / "README.md")
+    assert "not measured yet" not in card.text and "has not been generated yet" not in card.text
+    (item,) = json.loads((HUB_CARDS / "cifar100-plus" / "measured.json").read_text())["configurations"].values()
+    line = table(card, "Targets")["small_randaug"]
+    assert line["teacher's accuracy over the views"] == f"{100 * item['statistics']['agreement']:.1f} %"
+    assert line["measured on"] == "50,000 images, 200,000 targets"

@@ -47,6 +47,7 @@ configs = st.builds(
         words,
         maybe_words,
         st.lists(words, max_size=4).map(tuple),
+        maybe_words,
     ),
     pixels=st.builds(
         PixelContract,
@@ -98,6 +99,17 @@ def test_the_file_is_plain_json(tmp_path):
     assert data["policy"]["name"] == "mixing_randaug"
     assert data["source"]["columns"] == ["label"] and data["class_map"] is None
     assert data["skipped"] == [{"row": 4, "error": "Row 4: broken"}]
+
+
+def test_licences_are_optional_and_no_difference(tmp_path):
+    plain = example()
+    assert "license" not in plain.to_dict()["source"]  # as files were before licences were recorded
+    source = dataclasses.replace(plain.source, license="cc-by-4.0")
+    licensed = example(source=source, teachers=({**plain.teachers[0], "license": "mit"},))
+    licensed.save(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["source"]["license"] == "cc-by-4.0"
+    assert ReinforcementConfig.load(tmp_path) == licensed
+    assert licensed.differences(plain) == plain.differences(licensed) == []
 
 
 LEVELS = [

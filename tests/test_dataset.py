@@ -20,6 +20,7 @@ from hf_reinforce import (
     reinforce,
     run,
 )
+from hf_reinforce.cards import dataset_card
 from hf_reinforce.dataset import WrongImageError, batch_targets
 from hf_reinforce.images import ImageError
 from hf_reinforce.pixels import PixelMismatchError
@@ -43,6 +44,7 @@ def stored(source, tmp_path_factory):
     """`stored(policy)`: rows and configuration of a reinforced data set, made once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_preview", lambda *args: None)
+        patch.setattr(dataset_card, "draw_statistics", lambda *args: None)
 
         @functools.cache
         def stored(policy=PLAIN, embed_images=False):
@@ -347,6 +349,43 @@ def test_sampler_puts_partners_into_the_same_batch(kind, batch_size, replay, sou
     assert len(calls) == ROWS, "no image is decoded twice in an epoch"
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+@pytest.mark.parametrize("kind", ["stored", "fresh"])
+def test_repeated_augmentation_reorders_the_samples_of_several_epochs(kind, repeats, replay, source, monkeypatch):
+    dataset = replay(PLAIN)
+    if kind == "fresh":
+        dataset = AugmentedDataset(ImageSource.of(source), dataset.policy, seed=SEED)
+    sampler = EpochSampler(dataset, 2, repeats)
+    part = ROWS // repeats
+    assert len(sampler) == part * repeats
+    for group in range(2):
+        seen = []
+        for epoch in range(group * repeats, (group + 1) * repeats):
+            sampler.set_epoch(epoch)
+            order = list(sampler)
+            assert order == list(sampler) and len(order) == len(sampler)
+            rows = np.array(order).reshape(part, repeats) % ROWS
+            assert (rows == rows[:, :1]).all(), "the augmentations of an image follow each other"
+            seen += order
+        epochs, positions = np.divmod(np.array(seen), ROWS)
+        assert set(epochs) == set(range(group * repeats, (group + 1) * repeats))
+        assert len(set(seen)) == len(seen), "no sample comes twice"
+        assert len(set(positions)) == part * repeats
+    calls = count_decodes(monkeypatch)
+    batches = list(DataLoader(dataset, 2 * repeats, sampler=sampler, collate_fn=dataset.collate))
+    assert len(calls) == part, "an image is decoded once for all of its augmentations"
+    single = dataset.collate([dataset[index] for index in order[: 2 * repeats]])
+    assert_same_batches(batches[:1], [single])
+
+
+def test_repeated_augmentation_must_fit(replay):
+    for repeats in (0, ROWS + 1):
+        with pytest.raises(ValueError, match=f"between 1 and the {ROWS} images, not {repeats}"):
+            EpochSampler(replay(PLAIN), repeats=repeats)
+    with pytest.raises(ValueError, match="works with policies that do not mix"):
+        EpochSampler(replay(MIXED), repeats=2)
+
+
 def test_pairs_are_reciprocal(replay):
     dataset = replay(MIXED)
     partners = dataset.partners(0)
@@ -588,7 +627,7 @@ def test_embedded_images_need_no_source(stored, replay):
             same(embedded[index], joined[index])
         assert embedded.image_source().label(3) == joined.image_source().label(3)
         shuffled = ReinforcedDataset(rows.shuffle(seed=0), config)
-        position = shuffled._position[int(embedded._rows[10])]
+        position = shuffled.position(int(embedded._rows[10]))
         same(shuffled[position], embedded[10])
 
 

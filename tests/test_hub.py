@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import HfApi
 from tiny import NAMES, encode_image, tiny_dataset, tiny_image, tiny_teacher
 
-from hf_reinforce import ReinforcementConfig, load_policy, load_reinforced, preview, push_to_hub, reinforce
+from hf_reinforce import ReinforcementConfig, load_policy, load_reinforced, push_to_hub, reinforce
+from hf_reinforce.cards import preview
 from hf_reinforce.config import CONFIG_FILE
 from hf_reinforce.hub import is_reinforced, load_source
 from hf_reinforce.local import resolve
@@ -132,7 +133,7 @@ def test_only_configuration_is_found_and_several_are_named(plus):
     assert load_reinforced(str(plus), "mixing").config.policy.name == "mixing"
     shutil.rmtree(plus / "rrc")
     # The card names the files of a configuration, so it goes with it.
-    from hf_reinforce.cards import write_dataset_card
+    from hf_reinforce.cards.dataset_card import write_dataset_card
 
     write_dataset_card(plus)
     assert load_reinforced(str(plus)).config.policy.name == "mixing"

@@ -3,59 +3,26 @@
 import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
+import re
 import shutil
 import signal
-import tempfile
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import yaml
-from hub_server import TOKEN, Fault, HubServer
+from hub_client import Client
+from hub_server import Fault, HubServer
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, load_policy, push_to_hub, reinforce
-from hf_reinforce.cards import write_dataset_card
+from hf_reinforce.cards.dataset_card import write_dataset_card
 
 ROWS = 150  # three shards of 64 rows
-
-
-class Client:
-    """Calls functions of this file in another process, whose clients were imported for the test's Hub."""
-
-    def __init__(self, hub, cache):
-        self._environment = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(cache),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        self._pool = None
-
-    def start(self, function, *args, **kwargs):
-        if self._pool is None:
-            kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-            with mock.patch.dict(os.environ, {**kept, **self._environment}, clear=True):
-                self._pool.submit(os.getpid).result()
-        return self._pool.submit(function, *args, **kwargs)
-
-    def __call__(self, function, *args, **kwargs):
-        return self.start(function, *args, **kwargs).result(timeout=120)
-
-    def close(self):
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +40,10 @@ def client(hub, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _fresh_log(hub):
-    hub.requests.clear()
+    hub.forget()
     yield
     hub.faults.clear()
+    hub.part_size = None
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +143,7 @@ def test_push_sends_the_folder_as_it_is(hub, client, folder):
     commits = list(hub.repositories["datasets", "me/whole"].commits.values())
     assert not any(path.endswith((".json", ".md")) for commit in commits[:-1] for path in commit)
 
-    hub.requests.clear()
+    hub.forget()
     again = client(push, folder, "me/whole")
     assert again.changes == () and again.commit_url == result.commit_url
     assert not hub.seen("PUT /objects|commit/|preupload/")
@@ -210,26 +178,26 @@ def test_only_files_that_belong(hub, client, copy):
 
 def local_names(folder):
     shards = [f"rrc/train-{index:05d}-of-00003.parquet" for index in range(3)]
-    return ["rrc/preview.png", "rrc/reinforcement.json", *shards]
+    return ["rrc/preview.png", "rrc/statistics.png", "rrc/reinforcement.json", *shards]
 
 
 def test_new_configurations_come_in_groups(hub, client, folder):
     client(push, folder, "me/groups", group=4)
     repository = hub.repositories["datasets", "me/groups"]
-    assert [len(files) for files in repository.commits.values()] == [0, 4, 6, 11]
+    assert [len(files) for files in repository.commits.values()] == [0, 4, 6, 13]
     assert [message.rsplit(", ")[-1] for message in repository.messages[1:3]] == [
+        "9 files to follow",
         "7 files to follow",
-        "5 files to follow",
     ]
 
 
 def test_recipe(hub, client, folder):
     flags = ("--folder", str(folder), "--repo_id", "me/recipe", "--config_name", "rrc")
     printed = client(run_recipe, *flags, "--dry_run", "True")
-    assert "rrc/train-00000-of-00003.parquet" in printed and "6 files, " in printed and "would be sent" in printed
+    assert "rrc/train-00000-of-00003.parquet" in printed and "7 files, " in printed and "would be sent" in printed
     assert ("datasets", "me/recipe") not in hub.repositories
     assert f"{hub.url}/datasets/me/recipe/commit/" in client(run_recipe, *flags)
-    assert len(stored(hub, "me/recipe")) == 6
+    assert len(stored(hub, "me/recipe")) == 7
 
 
 def test_changed_configuration_changes_in_one_commit(hub, client, copy, photos):
@@ -298,7 +266,7 @@ def test_private_branch_and_tag(hub, client, folder):
     repository = hub.repositories["datasets", "me/private"]
     assert repository.private and repository.messages[-1] == "Try it"
     assert repository.tags["v1"] == repository.branches["trial"] == result.commit_url.rsplit("/", 1)[1]
-    assert not repository.files("main") and len(repository.files("trial")) == 6
+    assert not repository.files("main") and len(repository.files("trial")) == 7
     assert client(push, folder, "me/private", **options).changes == ()  # the tag names it already
     with pytest.raises(ValueError, match="already has a tag 'v1'"):
         client(push, folder, "me/private", tag="v1")
@@ -362,11 +330,19 @@ def test_writing_without_the_right_token(hub, client, folder):
         Fault("POST .*/commit/", status=503, times=2),
         Fault("GET .*/tree/", status=500),
         Fault("PUT /objects/", drop_after=-1),
+        Fault("PUT /objects/", drop_upload_after=1000),
     ],
-    ids=["503 on an upload", "412 on a commit", "503 on a commit", "500 on a listing", "answer to an upload lost"],
+    ids=[
+        "503 on an upload",
+        "412 on a commit",
+        "503 on a commit",
+        "500 on a listing",
+        "answer to an upload lost",
+        "upload dropped",
+    ],
 )
-def test_passing_errors_are_retried(hub, client, folder, fault):
-    name = f"me/retried-{hashlib.sha1(repr((fault.pattern, fault.status)).encode()).hexdigest()[:8]}"
+def test_passing_errors_are_retried(hub, client, folder, fault, request):
+    name = "me/retried-" + re.sub(r"\W+", "-", request.node.callspec.id)
     hub.objects.clear()
     hub.faults.append(fault)
     client(push, folder, name)
@@ -374,6 +350,37 @@ def test_passing_errors_are_retried(hub, client, folder, fault):
     files = stored(hub, name)
     assert local(folder, "rrc", "mixing").items() <= files.items()
     assert len(metadata(files["README.md"])["configs"]) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("PUT /objects/.*/2$", status=503),
+        Fault("PUT /objects/.*/2$", drop_upload_after=100),
+        Fault("POST /objects/", status=503),
+    ],
+    ids=["503 on a part", "part dropped", "503 when the parts are joined"],
+)
+def test_large_files_are_sent_in_parts(hub, client, folder, fault, request):
+    """A part that fails is sent again, and the parts before it are not."""
+    name = "me/parts-" + re.sub(r"\W+", "-", request.node.callspec.id)
+    hub.objects.clear()
+    hub.part_size = 2000
+    hub.faults.append(fault)
+    client(push, folder, name, config_name="rrc")
+    assert fault.reached.is_set()
+    assert local(folder, "rrc").items() <= stored(hub, name).items()
+    sent = Counter(hub.seen(r"PUT /objects/\w+/\d+$"))
+    sizes = {digest(file): file.stat().st_size for file in (folder / "rrc").iterdir() if file.suffix != ".json"}
+    expected = Counter(
+        f"PUT /objects/{oid}/{number}"
+        for oid, size in sizes.items()
+        for number in range(1, -(-size // 2000) + 1)
+        if size > 2000
+    )
+    assert set(sent) == set(expected) and max(sizes.values()) > 4000
+    again = sent - expected
+    assert again.total() == (1 if "PUT" in fault.pattern else 0) and all(part.endswith("/2") for part in again)
 
 
 def test_lasting_errors_say_how_to_continue(hub, client, folder):
@@ -424,7 +431,7 @@ def test_killed_upload_continues(hub, client, folder):
     received = set(hub.objects)
     assert not any(path.endswith(("README.md", ".json")) for path in stored(hub, "me/killed"))
 
-    hub.requests.clear()
+    hub.forget()
     client(push, folder, "me/killed")
     sent = {request.rsplit("/", 1)[1] for request in hub.seen("PUT /objects/")}
     everything = {digest(folder / path) for path in local(folder, "rrc", "mixing") if not path.endswith(".json")}
@@ -448,6 +455,12 @@ def load_rows(name, config, **kwargs):
     streamed = load_dataset(name, config, split="train", streaming=True, **kwargs)
     assert sum(1 for _ in streamed) == len(rows)
     return len(rows)
+
+
+def streamed_rows(name, config):
+    from datasets import load_dataset
+
+    return sum(1 for _ in load_dataset(name, config, split="train", streaming=True))
 
 
 def plain_load(name):
@@ -539,11 +552,31 @@ def test_errors_of_loading_say_what_to_do(hub, client, published):
     assert client(refused, "me/gated") == "nothing went wrong"
 
 
-def test_dropped_download_is_continued(hub, client, folder):
-    hub.add_repository("dataset", "me/dropped", stored(hub, "me/photos-plus"))
-    fault = Fault("GET .*me/dropped/resolve/.*rrc/train-00001", drop_after=1000)
+def loaded_in_chunks(name, config):
+    """In the client: the number of rows, downloaded in pieces of 512 bytes."""
+    from datasets import load_dataset
+
+    with mock.patch("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512):
+        return len(load_dataset(name, config, split="train"))
+
+
+def test_dropped_download_is_continued(hub, client, published):
+    """After the last whole piece, not from the start."""
+    repository = hub.add_repository("dataset", "me/dropped", stored(hub, published))
+    fault = Fault("GET .*me/dropped/resolve/.*rrc/train-00001", drop_after=1100)
     hub.faults.append(fault)
-    assert client(load_rows, "me/dropped", "rrc") == ROWS
+    assert client(loaded_in_chunks, "me/dropped", "rrc") == ROWS
+    assert fault.reached.is_set()
+    path = "rrc/train-00001-of-00003.parquet"
+    (address,) = (address for address in hub.served if address.endswith(path))
+    assert hub.served[address] == len(repository.files()[path].content) + 1100 - 1024
+
+
+def test_dropped_stream_is_continued(hub, client, published):
+    hub.add_repository("dataset", "me/dropped-stream", stored(hub, published))
+    fault = Fault("GET .*me/dropped-stream/resolve/.*rrc/train-00001", drop_after=1000)
+    hub.faults.append(fault)
+    assert client(streamed_rows, "me/dropped-stream", "rrc") == ROWS
     assert fault.reached.is_set()
 
 
@@ -556,29 +589,24 @@ def test_truncated_shard_on_the_hub(hub, client, published, photos_on_hub):
     assert "publish it again" in message
 
 
-# Students
+# Revisions
 
 
-def push_student(name):
-    """In the client: publishes a student, and compares what transformers and timm load with it."""
-    import timm
-    import torch
-    from transformers import AutoModelForImageClassification
+def commits_of(*names_and_revisions):
+    """In the client."""
+    from hf_reinforce.remote import dataset_commit
 
-    from hf_reinforce.students import create_student
-
-    student = create_student("mobilenetv3_small_050", 5, 32, ["ant", "bee", "cat", "dog", "eel"]).eval()
-    # timm knows the weights by the names that they have without the wrapper; transformers reads both
-    weights = {key.removeprefix("timm_model."): value for key, value in student.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        student.save_pretrained(folder, state_dict=weights, push_to_hub=True, repo_id=name)
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = student(images).logits
-        in_transformers = AutoModelForImageClassification.from_pretrained(name)(images).logits
-        in_timm = timm.create_model(f"hf-hub:{name}", pretrained=True).eval()(images)
-    return float((expected - in_transformers).abs().max()), float((expected - in_timm).abs().max())
+    return [dataset_commit(*item) for item in names_and_revisions]
 
 
-def test_student_loads_in_transformers_and_timm(client):
-    assert client(push_student, "me/student") == (0.0, 0.0)
+def test_revision_is_resolved_to_a_commit(hub, client, photos_on_hub, folder):
+    commit = photos_on_hub.find("v1")
+    asked = [("me/photos",), ("me/photos", "v1"), ("me/photos", commit), ("me/photos", "v9"), ("me/nothing", "v1")]
+    found = client(commits_of, *asked, (str(folder), "v1"), ("no hub id", None))
+    assert found == [photos_on_hub.find("main"), commit, commit, "v9", "v1", "v1", None]
+    newer = photos_on_hub.commit("trial", "move on", {})
+    assert client(commits_of, ("me/photos", "trial")) == [newer] != [commit]
+
+
+def test_revision_is_kept_where_the_hub_cannot_be_asked():
+    assert commits_of(("me/photos", "v1"), ("me/photos",)) == ["v1", None]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tiny import NAMES, tiny_dataset
 from transformers import AutoModelForImageClassification
 
-from hf_reinforce import load_reinforced, load_teacher, preview
+from hf_reinforce import load_reinforced, load_teacher
+from hf_reinforce.cards import preview
 from hf_reinforce.metrics import ClassificationMetrics
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -270,6 +271,13 @@ def test_baselines_are_the_same_script_with_one_flag(method, images, train, work
     assert json.loads((folder / "train_results.json").read_text())["train_loss"] > 0
 
 
+def test_evaluation_at_every_epoch_does_not_replace_training(train):
+    folder = train(eval_split="test", eval_strategy="epoch", num_train_epochs=2)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 * ROWS // 8
+    assert sum("eval_accuracy" in entry for entry in state["log_history"]) >= 2
+
+
 def test_yaml_file_and_flags_that_override_it(train, tmp_path):
     file = tmp_path / "student.yaml"
     file.write_text(
@@ -411,6 +419,15 @@ def test_mistakes_in_reinforcing_are_one_sentence(flags, expected, recipe, works
     }
     assert expected in message(recipe, "reinforce", **{**common, **flags})
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_an_estimate_is_printed_and_nothing_is_written(recipe, workshop, tmp_path, capsys):
+    flags = {"dataset_name": workshop / "pets", "teacher_name_or_path": workshop / "teacher", "image_size": SIZE}
+    recipe("reinforce", "--estimate", **flags, top_k=3, num_samples=2, output_dir=tmp_path / "plus")
+    printed = capsys.readouterr().out
+    assert f"{ROWS} images, policy randaug, N = 2: {2 * ROWS} views" in printed
+    assert "bytes a reinforcement" in printed and "views/s on cpu" in printed and "on 8," in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_settings_for_the_same_folder_are_refused(recipe, plus, workshop):

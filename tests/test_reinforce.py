@@ -10,6 +10,7 @@ from pathlib import Path
 
 import accelerate
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tiny import NAMES, TinyNet, encode_image, tiny_dataset, tiny_image, tiny_te
 
 from hf_reinforce import images, schema
 from hf_reinforce import run as run_of_files
+from hf_reinforce.cards import dataset_card
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.generation import reinforce
 from hf_reinforce.hub import load_reinforced
@@ -39,10 +41,15 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
+def draw_nothing(patch):
+    """Drawing takes longer than the run itself; the pictures have tests of their own."""
+    patch.setattr(run_of_files, "write_preview", lambda *arguments: None)
+    patch.setattr(dataset_card, "draw_statistics", lambda *arguments: None)
+
+
 @pytest.fixture(autouse=True)
-def without_preview(monkeypatch):
-    """Drawing takes longer than the run itself; the preview has tests of its own."""
-    monkeypatch.setattr(run_of_files, "write_preview", lambda *arguments: None)
+def without_pictures(monkeypatch):
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +260,7 @@ def expected(data, tmp_path_factory):
         if policy not in found:
             folder = tmp_path_factory.mktemp("expected") / "plus"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(run_of_files, "write_preview", lambda *arguments: None)
+                draw_nothing(patch)
                 options = {"num_samples": 2, "top_k": TOP_K, "shard_size": 64, "seed": 5, "device": "cpu"}
                 found[policy] = reinforce(data, tiny_teacher(CLASSES), named_policy(policy, 16), folder, **options)
         return found[policy]
@@ -325,11 +332,13 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import hf_reinforce.run
 from hf_reinforce import generation
+from hf_reinforce.cards import dataset_card
 from hf_reinforce.policies import named_policy
 from tiny import tiny_dataset, tiny_teacher
 
 if __name__ == "__main__":
     hf_reinforce.run.write_preview = lambda *arguments: None
+    dataset_card.draw_statistics = lambda *arguments: None
     generation.reinforce(
         tiny_dataset(150, (20, 36), 5), tiny_teacher(5), named_policy("mixing_randaug", 16), sys.argv[2],
         num_samples=2, top_k=3, shard_size=64, seed=5,
@@ -395,12 +404,26 @@ def test_mapping_a_reinforcer_gives_the_same_rows(run, data, policy):
 def test_a_reinforcer_refuses_other_batches(data):
     reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy("mixing", 16), 1, TOP_K)
     batch = data.cast_column("image", IMAGE).with_format("arrow")[:100]
-    with pytest.raises(ValueError, match="batch_size=64"):
-        reinforcer(batch, range(100))
-    with pytest.raises(ValueError, match="batch_size=64"):
+    with pytest.raises(ValueError, match="batch_size=64, or a multiple of it"):
         reinforcer(batch.slice(0, 50), range(50, 100))
     with pytest.raises(ValueError, match='with_format."arrow"'):
         reinforcer({"image": []}, [])
+
+
+@pytest.mark.parametrize("policy", ["rrc", "mixing"])
+def test_several_blocks_at_once_are_the_blocks_one_by_one(data, policy):
+    data = data.cast_column("image", IMAGE).with_format("arrow")
+    told = []
+
+    def table(*starts):
+        reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy(policy, 16), 3, TOP_K)
+        reinforcer.report = told.append
+        stops = [*starts[1:], len(data)]
+        tables = [reinforcer(data[a:b], range(a, b)) for a, b in zip(starts, stops, strict=True)]
+        return pa.concat_tables(tables)
+
+    assert table(0) == table(0, 64, 128) == table(0, 128)
+    assert sum(told) == 3 * 3 * len(data), "every view is reported once"
 
 
 def test_another_seed_gives_other_augmentations(run, expected):
@@ -516,7 +539,7 @@ def four(data, tmp_path_factory):
     def get(policy):
         if policy not in found:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(run_of_files, "write_preview", lambda *arguments: None)
+                draw_nothing(patch)
                 folder = tmp_path_factory.mktemp("four") / "plus"
                 options = {"num_samples": 4, "top_k": TOP_K, "shard_size": 64, "seed": 5, "device": "cpu"}
                 found[policy] = reinforce(data, tiny_teacher(CLASSES), named_policy(policy, 16), folder, **options)
@@ -799,7 +822,7 @@ def test_images_of_every_kind(run, encoded, photo, policy):
     assert len(rows(folder)) == len(varied)
     dataset = opened(folder, data)
     assert largest_divergence(dataset, tiny_teacher(CLASSES)) <= KL_BOUND
-    position = dataset._position[list(varied).index("rotated")]
+    position = dataset.position(list(varied).index("rotated"))
     assert tuple(dataset.image(position).shape) == (3, 50, 35), "EXIF rotation is applied"
 
 

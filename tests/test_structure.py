@@ -18,6 +18,7 @@ SKIPPED = {".venv", ".git", "outputs", "build", "hf_reinforce.egg-info", "__pyca
 ORDER = [
     "version",
     "local",
+    "licenses",
     "schema",
     "randomness",
     "jpeg",
@@ -44,8 +45,20 @@ ORDER = [
     "sources",
     "views",
     "reinforcer",
+    "estimate",
     "dataset",
-    "preview",
+    "streaming.rows",
+    "streaming.partition",
+    "streaming.windows",
+    "streaming.stream",
+    "streaming",
+    "cards.markdown",
+    "cards.statistics",
+    "cards.preview",
+    "cards.wording",
+    "cards.tables",
+    "cards.dataset_card",
+    "cards.model_card",
     "cards",
     "run",
     "generation",
@@ -67,7 +80,7 @@ ORDER = [
     "",
 ]
 # `evaluate` loads these by path, so they are no part of the package's own imports.
-APART = {"evaluate_module", "templates"}
+APART = {"evaluate_module"}
 
 PUBLIC = {
     "AugmentationPolicy",

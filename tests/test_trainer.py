@@ -358,6 +358,18 @@ def test_loss_in_training_is_the_loss_of_the_batches(replay, trainer_of):
     assert result.training_loss == pytest.approx(np.mean(every), rel=1e-4)
 
 
+def test_repeated_augmentation_shows_an_image_several_times_in_a_batch(replay, trainer_of):
+    trainer = trainer_of(Constant(), replay(), repeated_augmentation=2)
+    batches = list(trainer.get_train_dataloader())
+    assert len(batches) == STEPS
+    for batch in batches:
+        for first, second in ((0, 1), (2, 3)):
+            assert batch["labels"][first] == batch["labels"][second]
+            assert not torch.equal(batch["target_value"][first], batch["target_value"][second])
+    trainer.train()
+    assert trainer.state.global_step == 2 * STEPS
+
+
 # -- resuming -----------------------------------------------------------------------------------------------------
 
 RESUMED = {

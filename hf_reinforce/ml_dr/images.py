@@ -81,27 +81,20 @@ class ImageFacts:
         self.usable = self.sizes[:, 0] > 0
 
     @classmethod
-    def of(cls, source: ImageSource, rows: NDArray[np.int64]) -> "ImageFacts":
-        """Reads the images of some rows, without decoding them."""
-        facts = cls(np.zeros(len(source), "S16"), np.zeros((len(source), 2), np.int32), {})
-        for row in tqdm(rows.tolist(), desc="Hashing the images", unit="image", unit_scale=True):
-            try:
-                encoded = source.encoded(row)
-                facts.hashes[row] = images.image_hash(encoded)
-                facts.sizes[row] = _image_size(encoded)
-            except ImageError as error:
-                facts.errors[row] = str(error)
-        return cls(facts.hashes, facts.sizes, facts.errors)
-
-    def save(self, path: Path) -> None:
-        rows, errors = np.array(list(self.errors), np.int64), np.array(list(self.errors.values()), str)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, hashes=self.hashes, sizes=self.sizes, rows=rows, errors=errors)
-        temporary.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> "ImageFacts":
-        with np.load(path) as stored:
+    def of(cls, source: ImageSource, rows: NDArray[np.int64], cache: Path) -> "ImageFacts":
+        """Reads the images of some rows, without decoding them, and keeps what was found in a .npz file."""
+        if not cache.exists():
+            hashes, sizes, errors = np.zeros(len(source), "S16"), np.zeros((len(source), 2), np.int32), {}
+            for row in tqdm(rows.tolist(), desc="Hashing the images", unit="image", unit_scale=True):
+                try:
+                    encoded = source.encoded(row)
+                    hashes[row], sizes[row] = images.image_hash(encoded), _image_size(encoded)
+                except ImageError as error:
+                    errors[row] = str(error)
+            temporary = cache.with_suffix(".tmp.npz")
+            np.savez(temporary, hashes=hashes, sizes=sizes, rows=np.array([*errors], int), errors=[*errors.values()])
+            temporary.replace(cache)
+        with np.load(cache) as stored:
             errors = dict(zip(stored["rows"].tolist(), stored["errors"].tolist(), strict=True))
             return cls(stored["hashes"], stored["sizes"], errors)
 

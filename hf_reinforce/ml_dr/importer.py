@@ -12,16 +12,17 @@ from datasets import ClassLabel, Dataset, Image
 from numpy.typing import NDArray
 
 from hf_reinforce import images, schema
-from hf_reinforce.cards import write_dataset_card
+from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.cards.preview import PREVIEW_FILE, draw
 from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.config import PixelContract, ReinforcementConfig, SourceRecord
 from hf_reinforce.dataset import ReinforcedDataset
+from hf_reinforce.licenses import read_license
 from hf_reinforce.ml_dr.config import policy_of, read_config
 from hf_reinforce.ml_dr.shards import Import
 from hf_reinforce.ml_dr.unpickling import read_members
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
-from hf_reinforce.preview import PREVIEW_FILE, draw
 from hf_reinforce.sources import find_columns
 
 _PREVIEW_IMAGES = 3
@@ -112,6 +113,7 @@ def import_ml_dr(
             image_column,
             label_column,
             tuple(name for name in dataset.column_names if name != image_column),
+            read_license(source_name, "dataset", source_revision),
         ),
         pixels=PixelContract(images.PIXEL_BACKEND, library_versions(), ()),
         shard_size=shard_size or 0,
@@ -129,8 +131,9 @@ def import_ml_dr(
 
 def _find_config(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:
-        for member in read_members(path, only_config=True):
-            return read_config(member)
+        for member in read_members(path):
+            if member.index is None:
+                return read_config(member)
     raise ValueError(f"None of {[path.name for path in paths]} has a config.pth.tar; say which policy it is of.")
 
 

@@ -4,7 +4,7 @@
 values, `field?` whether there are any, and `partner/field` those of a mixed image's partner.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,22 +53,23 @@ def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tup
         params, probs = [item["params"] for item in items], [item["prob"] for item in items]
         if type(index) is not int or not params or any(len(item) != 2 for item in items):
             raise ValueError("it is no index with a list of params and prob")
-        own, partner, mix, ids = (_compressed if isinstance(params[0], list) else _uncompressed)(params, policy)
-        columns: Columns = {schema.PARTNER_ROW: np.array([-1 if i is None else i for i in ids])}
+        if isinstance(params[0], dict):
+            params = [_compressed(item, policy) for item in params]
+        columns, values = _partner_column(params, policy)
         paired = columns[schema.PARTNER_ROW] >= 0
-        if columns[schema.PARTNER_ROW].dtype.kind != "i" or any(i is not None and i < 0 for i in ids):
-            raise ValueError("the index of a partner is not a natural number")
         for operation in policy.view_operations:
-            columns |= _view_columns(operation, own[operation.name], "", policy.image_size)
+            own = found = next(values)
             if policy.mix_operations:
-                columns |= _view_columns(operation, partner[operation.name], PARTNER, policy.image_size)
+                own = [pair[0] if mixed else pair for pair, mixed in zip(found, paired, strict=True)]
+                other = [pair[1] if mixed else None for pair, mixed in zip(found, paired, strict=True)]
+                columns |= _view_columns(operation, other, PARTNER, policy.image_size)
                 if operation.stage == "crop" and not np.array_equal(columns[f"{PARTNER}{schema.CROP}?"], paired):
                     raise ValueError("a mixed image has no crop of its partner")
+            columns |= _view_columns(operation, own, "", policy.image_size)
         mixed = np.zeros(len(items), dtype=bool)
         for mixing in policy.mix_operations:
-            found = _mix_columns(mixing, mix[mixing.name], policy.image_size)
-            columns |= found
-            mixed |= found[f"{mixing.field}?"]
+            columns |= _mix_columns(mixing, next(values), policy.image_size)
+            mixed |= columns[f"{mixing.field}?"]
         if not columns[f"{schema.CROP}?"].all() or not np.array_equal(mixed, paired):
             raise ValueError("a crop is missing, or a partner is named where nothing is mixed, or the reverse")
         return index, columns | _target_columns(probs, num_classes)
@@ -76,58 +77,44 @@ def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tup
         raise ValueError(f"it does not have the expected structure ({type(error).__name__}: {error})") from error
 
 
-Parsed = tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]], dict[str, Sequence[Any]], Sequence[Any]]
-
-
-def _compressed(params: list[Any], policy: AugmentationPolicy) -> Parsed:
-    """Positional parameters: the partner's index in policies that mix, then a value or a pair for each transform."""
-    views, mixing = [op.name for op in policy.view_operations], [op.name for op in policy.mix_operations]
-    width = len(views) + len(mixing) + bool(mixing)
+def _partner_column(params: list[Any], policy: AugmentationPolicy) -> tuple[Columns, Iterator[Sequence[Any]]]:
+    """The indices of the partners, -1 without one, and the values of each further transform, over the records."""
+    width = len(policy.operations) + bool(policy.mix_operations)
     if {len(item) for item in params} != {width}:
         raise ValueError(
             f"it has {len(params[0])} parameters where policy {policy.name!r} stores {width}, "
             "so it was made with another policy"
         )
-    columns: list[Sequence[Any]] = list(zip(*params, strict=True))
-    if not mixing:
-        return dict(zip(views, columns, strict=True)), {}, {}, [None] * len(params)
-    ids, columns = columns[0], columns[1:]
-    pairs = dict(zip(views, columns[: len(views)], strict=True))
-    own: dict[str, Sequence[Any]] = {
-        name: [value if i is None else value[0] for i, value in zip(ids, column, strict=True)]
-        for name, column in pairs.items()
-    }
-    partner: dict[str, Sequence[Any]] = {
-        name: [None if i is None else value[1] for i, value in zip(ids, column, strict=True)]
-        for name, column in pairs.items()
-    }
-    return own, partner, dict(zip(mixing, columns[len(views) :], strict=True)), ids
+    values = zip(*params, strict=True)
+    ids = next(values) if policy.mix_operations else [None] * len(params)
+    rows = np.array([-1 if i is None else i for i in ids])
+    if rows.dtype.kind != "i" or any(i is not None and i < 0 for i in ids):
+        raise ValueError("the index of a partner is not a natural number")
+    return {schema.PARTNER_ROW: rows}, values
 
 
-def _uncompressed(params: list[Any], policy: AugmentationPolicy) -> Parsed:
-    """Parameters by name, each with the value of the image and that of the partner, whether it is mixed or not."""
-    mixing = [op.name for op in policy.mix_operations]
-    names = {op.name: _NAMES[type(op)] for op in policy.view_operations}
-    known = {*names.values(), *mixing, *WITHOUT_PARAMETERS, *(["id2"] if mixing else [])}
-    for item in params:
-        if not item.keys() <= known:
-            raise ValueError(f"it has parameters of {sorted(item.keys() - known)}, which {policy.name!r} does not use")
-    mix: dict[str, Sequence[Any]] = {name: [item[name] for item in params] for name in mixing}
-    if schema.CUTMIX in mix:
-        mix[schema.CUTMIX] = [None if v is None else [v[0], *v[1]] for v in mix[schema.CUTMIX]]
-    mixed = [any(item[name] is not None for name in mixing) for item in params]
-    own: dict[str, Sequence[Any]] = {name: [item[key][0] for item in params] for name, key in names.items()}
-    partner: dict[str, Sequence[Any]] = {
-        name: [item[key][1] if m else None for item, m in zip(params, mixed, strict=True)]
-        for name, key in names.items()
-    }
-    for column in (own, partner):
-        if RandAugment.name in column:
-            column[RandAugment.name] = [
-                None if steps is None else [(_OP_INDEX[op], magnitude) for op, magnitude in steps]
-                for steps in column[RandAugment.name]
-            ]
-    return own, partner, mix, [item["id2"] if m else None for item, m in zip(params, mixed, strict=True)]
+def _compressed(item: dict[str, Any], policy: AugmentationPolicy) -> list[Any]:
+    """The uncompressed parameters of a record, by name and always in pairs, as the compressed ones.
+
+    These are a list by position: in policies that mix the partner's index or None, then for each transform the value,
+    or own and partner's value where there is a partner, then the values of the mixing operations.
+    """
+    mixing = [operation.name for operation in policy.mix_operations]
+    names = [_NAMES[type(operation)] for operation in policy.view_operations]
+    unknown = item.keys() - {*names, *mixing, *WITHOUT_PARAMETERS, *(["id2"] if mixing else [])}
+    if unknown:
+        raise ValueError(f"it has parameters of {sorted(unknown)}, which {policy.name!r} does not use")
+    mixed = any(item[name] is not None for name in mixing)
+    result = [item["id2"] if mixed else None] if mixing else []
+    for name in names:
+        pair = item[name]
+        if name == RandAugment.name:
+            pair = [steps and [(_OP_INDEX[op], magnitude) for op, magnitude in steps] for steps in pair]
+        result.append(pair if mixed else pair[0])
+    for name in mixing:
+        value = item[name]
+        result.append([value[0], *value[1]] if name == schema.CUTMIX and value is not None else value)
+    return result
 
 
 def _numbers(

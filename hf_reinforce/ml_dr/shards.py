@@ -47,13 +47,11 @@ _REFERENCE_VIEWS = 4
 @contextmanager
 def _frozen_objects() -> Iterator[None]:
     """Lets the garbage collector look at new objects only; else a record's make it walk all loaded libraries again."""
-    frozen = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 class Import:
@@ -94,11 +92,9 @@ class Import:
         }
         self._resume()
         self.source = ImageSource(dataset, record.image_column, record.label_column)
-        if not (facts := self.staging / "images.npz").exists():
-            ImageFacts.of(self.source, rows[rows >= 0]).save(facts)
         label = record.label_column
         labels = np.asarray(dataset.with_format("numpy")[label]) if label else None
-        self.facts = ImageFacts.load(facts)
+        self.facts = ImageFacts.of(self.source, rows[rows >= 0], self.staging / "images.npz")
         self.join = Join(rows, self.facts, labels, config.policy)
         self._buffer: dict[str, list[tuple[int, Columns]]] = {}
         self._buffered = 0
@@ -137,14 +133,15 @@ class Import:
         total = int((self.rows >= 0).sum()) * len(self.paths)
         with _frozen_objects(), tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
             for archive in range(self.journal["archive"], len(self.paths)):
-                count = self.journal["records"]
-                for member in read_members(self.paths[archive], skip=count):
+                count = 0
+                for member in read_members(self.paths[archive]):
                     if member.index is None:
                         self._check_config(member)
                         continue
-                    self._add(archive, member)
                     count += 1
                     progress.update()
+                    if count > self.journal["records"]:
+                        self._add(archive, member)
                     if self._buffered >= BUFFERED_RECORDS:
                         self._put_aside(archive, count)
                 self._put_aside(archive + 1, 0)

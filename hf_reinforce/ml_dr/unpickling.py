@@ -16,16 +16,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 MAX_RECORD_BYTES = 2**28
 """Most that one file may hold, compressed or not. The largest published ones, N = 8000, hold about 2 MB."""
 
-_MEMBER = re.compile(r"(?:(\d{1,18})|config)\.pth\.tar")
+_MEMBER = re.compile(r"(\d{1,18}|config)\.pth\.tar")
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _END_OF_TAR = bytes(1024)
 _FORMATS = {
@@ -46,13 +45,19 @@ class Member:
         name: archive and name inside it, for messages.
         folder: folder inside the archive.
         index: index of the image; None for the configuration.
-        data: contents.
+        read: returns its contents; of a tar.gz only before the next member is asked for.
     """
 
     name: str
     folder: str
     index: int | None
-    data: bytes
+    read: Callable[[], bytes]
+
+    @property
+    def data(self) -> bytes:
+        """Its contents; a ValueError if the archive ends before them."""
+        with _complete(self.name):
+            return self.read()
 
 
 class _Dtype:
@@ -154,30 +159,32 @@ def _zip_entry(data: bytes) -> bytes:
         return file.read(entries[0])
 
 
-def read_members(path: Path, skip: int = 0, only_config: bool = False) -> Iterator[Member]:
-    """The records and configurations of an archive, in its order, one at a time.
+def read_members(path: Path) -> Iterator[Member]:
+    """The records and configurations of an archive, in its order, one at a time; those that nobody reads are skipped.
 
     Args:
         path: tar, tar.gz or an extracted folder.
-        skip: leave out so many records from the start.
-        only_config: leave out all records.
 
     Raises:
         ValueError: if it is no archive, is truncated, or has a record that is a link, unusually large, or whose name
             leads out of the archive.
     """
-    try:
+    with _complete(path):
         for name, size, read in _folder_files(path) if path.is_dir() else _tar_files(path):
-            match = _MEMBER.fullmatch(PurePosixPath(name).name)
-            index = int(match[1]) if match is not None and match[1] is not None else None
-            if index is not None and (only_config or skip > 0):
-                skip -= 1
-            elif size > MAX_RECORD_BYTES:
+            if size > MAX_RECORD_BYTES:
                 raise ValueError(f"{path}: {name} has {size} bytes, more than the {MAX_RECORD_BYTES} that are read.")
-            else:
-                yield Member(f"{path.name}: {name}", str(PurePosixPath(name).parent), index, read())
+            inside = PurePosixPath(name)
+            number = inside.name.split(".")[0]
+            index = int(number) if number != "config" else None
+            yield Member(f"{path.name}: {name}", str(inside.parent), index, read)
+
+
+@contextmanager
+def _complete(name: object) -> Iterator[None]:
+    try:
+        yield
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is truncated, damaged or no tar archive; download it again ({error}).") from error
+        raise ValueError(f"{name} is truncated, damaged or no tar archive; download it again ({error}).") from error
 
 
 def _folder_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
@@ -211,7 +218,7 @@ def _tar_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                     f"{path}: {member.name!r} is a link or device, or its name leads out of the archive; published "
                     "archives hold nothing of the kind, so this one is refused."
                 )
-            yield member.name, member.size, partial(_contents, tar, member)
+            yield member.name, member.size, tar.extractfile(member).read  # type: ignore[union-attr]
         if compressed:
             while stream.read(2**20):  # up to the checksum
                 pass
@@ -219,8 +226,3 @@ def _tar_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
             raw.seek(-min(len(_END_OF_TAR), raw.seek(0, os.SEEK_END)), os.SEEK_END)
             if raw.read() != _END_OF_TAR:
                 raise EOFError("the end-of-archive mark is missing")
-
-
-def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return b"" if file is None else file.read()

@@ -1,0 +1,91 @@
+"""The photos that the benchmarks read: a data set by Hub id, a folder of photos, or generated ones."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from PIL import Image as PILImage
+
+from hf_reinforce.local import resolve
+from hf_reinforce.sources import find_columns
+
+DEFAULT, GENERATED = "imagenet1k_samples256", "generated"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def load_photos(data: str, images: int, cache: Path) -> tuple[Dataset, str]:
+    """Photos as a memory-mapped data set with the columns `image`, not decoded, and `label`, of 1,000 classes.
+
+    Args:
+        data: Hub id or folder, or `generated`. Without a local copy of the default, photos are generated.
+        images: the first so many; if there are fewer, all.
+        cache: where they are kept.
+
+    Returns:
+        The photos, and in words which they are.
+    """
+    path = resolve(data)
+    if data == GENERATED or (data == DEFAULT and not Path(path).exists()):
+        return generated_photos(images, cache), f"{images} generated photos of 468x401 pixels and 110 KB, seed 0"
+    files = [file for file in sorted(Path(path).rglob("*")) if file.suffix.lower() in SUFFIXES]
+    if files:
+        photos = _saved([file.read_bytes() for file in files[:images]], cache)
+        return photos, f"{len(photos)} photos of {Path(data).name}"
+    found = load_dataset(path)
+    assert isinstance(found, DatasetDict)
+    split = "train" if "train" in found else next(iter(found))
+    column, _ = find_columns(found[split].features, label_column="")
+    rows = found[split].select(range(min(images, len(found[split])))).cast_column(column, Image(decode=False))
+    photos = _saved([item["bytes"] for item in rows[column]], cache)
+    return photos, f"{len(photos)} photos of {data}, split {split}"
+
+
+def generated_photos(images: int, cache: Path) -> Dataset:
+    """JPEG files of noise at all scales, whose mean size in pixels and in bytes is that of ImageNet's photos."""
+    return _saved([_generated(seed) for seed in range(images)], cache)
+
+
+def _generated(seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    width, height = (500, int(rng.integers(333, 418)))[:: 1 if rng.random() < 0.7 else -1]
+    pixels = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((3, 60), (12, 30), (48, 22), (200, 40)):
+        coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+        for channel in range(3):
+            plane = PILImage.fromarray(coarse[..., channel]).resize((width, height), PILImage.Resampling.BICUBIC)
+            pixels[..., channel] += np.asarray(plane)
+    buffer = io.BytesIO()
+    PILImage.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _saved(encoded: list[bytes], cache: Path) -> Dataset:
+    """The photos with made-up labels, written once and opened from the disk, so that processes share them."""
+    path = cache / f"photos-{xxhash.xxh3_64_hexdigest(b''.join(encoded))}.parquet"
+    if not path.exists():
+        names = ClassLabel(names=[f"class {index:03d}" for index in range(1000)])
+        rows = {
+            "image": [{"bytes": photo, "path": None} for photo in encoded],
+            "label": [row % 1000 for row in range(len(encoded))],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        features = Features({"image": Image(decode=False), "label": names})
+        Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return Dataset.from_parquet(str(path), cache_dir=str(cache / "arrow"))
+
+
+def photos_key(photos: Dataset) -> str:
+    """Names what is made from these photos and kept: another one for other photos."""
+    return xxhash.xxh3_64_hexdigest(b"".join(item["image"]["bytes"] for item in photos))
+
+
+def image_folder(photos: Dataset, folder: Path) -> Path:
+    """The photos as files, one folder for each class, as torchvision's ImageFolder reads them."""
+    for row, item in enumerate(photos):
+        file = folder / f"{item['label']:04d}" / f"{row:06d}.jpg"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(item["image"]["bytes"])
+    return folder

@@ -1,0 +1,65 @@
+"""The results: a Markdown table, and `latest.json` that keeps the rows of earlier runs."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.measure import Row
+from hf_reinforce.jpeg import DECODER
+
+LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "timm", "transformers", "accelerate")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def save(rows: list[Row], path: Path, data: str) -> None:
+    """Puts rows into the file, in the place of earlier ones of the same name against the same."""
+    new = {}
+    for row in rows:
+        fields = asdict(row)
+        new[row.name, row.against] = {
+            **{key: fields.pop(key) for key in ("name", "against", "ratio", "target")},
+            "ok": row.ok,
+            **fields,
+            "data": data,
+        }
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    kept = {(row["name"], row["against"]): row for row in earlier}
+    versions = {"python": platform.python_version(), "decoder": DECODER, **{name: version(name) for name in LIBRARIES}}
+    content = {"machine": machine(), "versions": versions, "rows": list({**kept, **new}.values())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def table(path: Path) -> str:
+    """The rows of a file as Markdown."""
+    lines = ["| what | against | measured | target | ok |", "|---|---|---|---|---|"]
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        unit = "x" if row["unit"] == "x" else f" {row['unit']}"
+        measured = row["note"] if row["ratio"] is None else f"{row['ratio']:.3g}{unit}"
+        target = f"{'at most' if row['at_most'] else 'at least'} {row['target']:g}{unit}"
+        ok = {True: "yes", False: "no", None: ""}[row["ok"]]
+        lines.append(f"| {row['name']} | {row['against']} | {measured} | {target} | {ok} |")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Cards of data sets and of students, and their pictures."""

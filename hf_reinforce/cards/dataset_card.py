@@ -1,0 +1,155 @@
+"""Dataset cards, rendered from what is in the folder and nothing else."""
+
+import dataclasses
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Features
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from hf_reinforce.cards import markdown, tables
+from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
+from hf_reinforce.cards.statistics import measure
+from hf_reinforce.cards.tables import Configuration, Remarks
+from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, UNKNOWN, is_hub_id, is_imagenet
+
+_TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
+
+
+def write_dataset_card(folder: str | Path) -> None:
+    """Writes `README.md` for a folder of configurations, and `statistics.png` into each that is finished.
+
+    Raises:
+        FileNotFoundError: if there is no finished configuration.
+    """
+    described = describe(folder)
+    for name, item in described.items():
+        assert item.statistics is not None
+        draw_statistics(item.statistics, item.config, Path(folder) / name / STATISTICS_FILE)
+    _render_folder(folder, described).save(Path(folder) / "README.md")
+
+
+def dataset_card(folder: str | Path, config_names: Collection[str] | None = None) -> DatasetCard:
+    """The card of a folder of configurations, as the Hub wants it.
+
+    Args:
+        folder: holds one subfolder with `reinforcement.json` and Parquet files for each configuration.
+        config_names: the configurations to describe, default all that are finished.
+
+    Raises:
+        FileNotFoundError: if there is no finished configuration.
+    """
+    return _render_folder(folder, describe(folder, config_names))
+
+
+def _render_folder(folder: str | Path, described: Mapping[str, Configuration]) -> DatasetCard:
+    pictures = (PREVIEW_FILE, STATISTICS_FILE)
+    there = {name: tuple(file for file in pictures if (Path(folder) / name / file).exists()) for name in described}
+    named = {name: dataclasses.replace(item, pictures=there[name]) for name, item in described.items()}
+    return render(Path(folder).resolve().name, named)
+
+
+def describe(folder: str | Path, config_names: Collection[str] | None = None) -> dict[str, Configuration]:
+    """Measures the finished configurations of a folder.
+
+    Args:
+        folder: as for `dataset_card`.
+        config_names: as for `dataset_card`.
+
+    Raises:
+        FileNotFoundError: if there is no finished configuration.
+    """
+    described = {}
+    for path in sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG_FILE}")):
+        config = ReinforcementConfig.load(path)
+        if config.complete and (config_names is None or path.name in config_names):
+            columns = pq.read_schema(min(path.glob("[!.]*.parquet")))
+            features = Features.from_arrow_schema(columns)
+            described[path.name] = Configuration(config, features, measure(path, config), _version(path, config))
+    if not described:
+        raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")
+    return described
+
+
+def _version(folder: Path, config: ReinforcementConfig) -> str:
+    """Three numbers that change with the contents: `datasets` keeps a folder's rows in its cache by them."""
+    digest = zlib.crc32((folder / CONFIG_FILE).read_bytes()) % 1_000_000
+    return f"{config.schema_version}.{config.num_samples}.{digest}"
+
+
+def render(name: str, described: Mapping[str, Configuration], remarks: Remarks | None = None) -> DatasetCard:
+    """The card of a data set.
+
+    Args:
+        name: of the repository or folder.
+        described: its configurations by name, at least one; all of one source.
+        remarks: what the data cannot tell.
+    """
+    remarks = remarks or Remarks()
+    configs = {key: item.config for key, item in described.items()}
+    first = next(iter(configs.values()))
+    statistics = {key: item.statistics for key, item in described.items() if item.statistics is not None}
+    return DatasetCard.from_template(
+        _metadata(name, described),
+        template_path=str(_TEMPLATE),
+        name=name,
+        markdown=markdown,
+        remarks=remarks,
+        described=described,
+        first=first,
+        imagenet=is_imagenet(first.source.name),
+        source=tables.source_text(first),
+        mixing=[key for key, config in configs.items() if config.policy.mix_operations],
+        configurations=tables.configuration_table(described),
+        targets=tables.target_table(described),
+        steps=tables.policy_table(configs),
+        teachers=tables.teacher_tables(configs, remarks),
+        columns=tables.column_table(described),
+        licenses=tables.license_table(configs, remarks),
+        statistics=statistics,
+        hardest={key: tables.hardest_classes(item, configs[key]) for key, item in statistics.items()},
+    )
+
+
+def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardData:
+    first = next(iter(described.values())).config
+    source, split = first.source.name, first.source.split
+    rows = max(tables.num_rows(item) or 0 for item in described.values())
+    gating = {"extra_gated_prompt": IMAGENET_PROMPT} if is_imagenet(source) else {}
+    return DatasetCardData(
+        pretty_name=name,
+        annotations_creators=["machine-generated"],
+        task_categories=["image-classification"],
+        size_categories=[next((size for power, size in enumerate(_SIZES, 3) if rows < 10**power), "n>1T")],
+        source_datasets=[source] if is_hub_id(source) else None,
+        tags=["dataset-reinforcement", "knowledge-distillation"],
+        configs=[
+            {
+                "config_name": key,
+                **({"version": item.version} if item.version else {}),
+                "data_files": [{"split": split, "path": f"{key}/{split}-*.parquet"}],
+            }
+            for key, item in described.items()
+        ],
+        **_license(first),
+        **gating,
+    )
+
+
+def _license(config: ReinforcementConfig) -> dict[str, Any]:
+    """Licence metadata: the source's terms and the teachers', none at all where the source's are not known."""
+    if is_imagenet(config.source.name):
+        return IMAGENET_LICENSE
+    if config.source.license is None:
+        return {}
+    stated = [config.source.license, *(teacher.get("license") for teacher in config.teachers)]
+    names = [name.strip() for item in stated if item for name in item.split(",")]
+    names = list(dict.fromkeys(names))
+    if UNKNOWN in names:
+        return {"license": UNKNOWN}
+    return {"license": names if len(names) > 1 else names[0]}

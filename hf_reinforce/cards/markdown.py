@@ -1,0 +1,53 @@
+"""Markdown whose structure no name can change: everything that comes from data is escaped here."""
+
+import json
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+_PLAIN = re.compile(r"[\w .,:;/@+='?%()-]")  # neither Markdown nor HTML give these a meaning inside a line
+
+
+def text(value: object) -> str:
+    """A value as running text: one line, in which only letters, digits and common signs stand for themselves."""
+    line = " ".join(str(value).split())
+    escaped = "".join(char if _stands_for_itself(char) else f"&#{ord(char)};" for char in line)
+    # An underscore within a word emphasises nothing, and neither does one that stands between spaces.
+    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", escaped)
+    return re.sub(
+        r"(?i)(https?|ftp):(?=//)|(?<=www)\.", lambda found: f"{found[0][:-1]}&#{ord(found[0][-1])};", escaped
+    )
+
+
+def _stands_for_itself(char: str) -> bool:
+    return bool(_PLAIN.fullmatch(char)) or (ord(char) > 127 and not unicodedata.category(char).startswith("C"))
+
+
+def code(value: object) -> str:
+    """A value as inline code."""
+    line = " ".join(str(value).split())
+    if line and re.fullmatch(r"[\w .,:;/@+=?%()\[\]{}-]*", line):
+        return f"`{line}`"
+    return f"<code>{text(line)}</code>"
+
+
+def hub_link(name: str, kind: str = "") -> str:
+    """A link to a repository of the Hub; `kind` is `"datasets/"`, or empty for a model. The name must be a Hub id."""
+    return f"[{text(name)}](https://huggingface.co/{kind}{name})"
+
+
+def python_string(value: str) -> str:
+    """A string as a Python literal in double quotes."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shell_word(value: str) -> str:
+    """A string as one word of a command, in double quotes where these are enough."""
+    return f'"{value}"' if re.fullmatch(r"[\w./@+=:, -]+", value) else shlex.quote(" ".join(value.split()))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the cells are Markdown already."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

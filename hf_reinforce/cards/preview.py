@@ -1,0 +1,192 @@
+"""The pictures of cards: images and views with the teacher's answers, what the targets look like, training curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, IterableDataset
+
+from hf_reinforce import schema
+from hf_reinforce.cards.statistics import BINS, Statistics, largest_entropy
+from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.dataset import ReinforcedDataset
+from hf_reinforce.randomness import PARTNER_BLOCK
+
+PREVIEW_FILE = "preview.png"
+STATISTICS_FILE = "statistics.png"
+CURVE_FILE = "training_curve.png"
+_IMAGES, _VIEWS, _BARS = 3, 4, 5
+_VIEW_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
+_RIGHT, _OTHER = "#2a9d5c", "#8d99ae"
+_SIZE = 9  # of the smallest letters, points
+
+
+def write_preview(
+    folder: Path, config: ReinforcementConfig, shards: Sequence[Path], source: Dataset | IterableDataset
+) -> None:
+    """Draws `preview.png` into the folder of a configuration.
+
+    Args:
+        folder: the configuration's folder.
+        config: its configuration.
+        shards: its Parquet files; the first one is drawn from.
+        source: the data set with the images. Of a stream, the first rows are enough.
+    """
+    table = pq.read_table(shards[0])
+    if isinstance(source, IterableDataset):
+        head = next(iter(source.with_format("arrow").iter(batch_size=PARTNER_BLOCK)))
+        source = Dataset(head)
+        table = table.slice(0, PARTNER_BLOCK)
+    if not len(table):
+        return
+    reinforced = Dataset(table)
+    dataset = ReinforcedDataset(reinforced, config, source, accept_pixel_mismatch=True)
+    draw(dataset, range(min(_IMAGES, len(dataset))), folder / PREVIEW_FILE)
+
+
+def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> None:
+    """Draws the images at some positions, their first views, and the stored targets of these.
+
+    The box that a view was cropped from has the colour of the view's frame.
+    """
+    from matplotlib.figure import Figure  # the object interface: no display and no global state
+
+    views = min(_VIEWS, dataset.config.num_samples)
+    figure = Figure(figsize=(2.1 * (views + 1), 3.4 * len(positions)), layout="constrained")
+    axes = figure.subplots(2 * len(positions), views + 1, squeeze=False, height_ratios=[2, 1.1] * len(positions))
+    for row, position in enumerate(positions):
+        top, bottom = axes[2 * row], axes[2 * row + 1]
+        image = dataset.image(position).permute(1, 2, 0).numpy()
+        top[0].imshow(image)
+        top[0].set_title(_title(dataset, position), fontsize=_SIZE, fontweight="bold", parse_math=False)
+        bottom[0].axis("off")
+        for slot in range(views):
+            top[slot + 1].imshow(dataset.view(position, slot).permute(1, 2, 0).round().numpy().astype(np.uint8))
+            top[slot + 1].set_title(_describe(dataset.params(position, slot)), fontsize=_SIZE)
+            top[slot + 1].spines[:].set(color=_VIEW_COLOURS[slot], linewidth=2.5)
+            _outline(top[0], dataset, position, slot, image.shape)
+            _bars(bottom[slot + 1], dataset, position, slot)
+        for axis in top:
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
+
+
+def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: Path) -> None:
+    """Draws how sure the teacher was, and where there are labels how often it was right, overall and by class."""
+    from matplotlib.figure import Figure
+
+    by_class = sorted(share for share in statistics.class_agreement or () if share is not None)
+    panels = 3 if len(by_class) > 1 else 2
+    figure = Figure(figsize=(3.7 * panels, 3.1), layout="constrained")
+    axes = figure.subplots(1, panels)
+    share = 100 / max(sum(statistics.confidence_counts), 1)
+    steps = np.arange(BINS) / BINS
+    counts, hits = np.array(statistics.confidence_counts), np.array(statistics.confidence_hits or [0] * BINS)
+    other = "most likely class is another" if statistics.confidence_hits else None
+    axes[0].bar(steps, hits * share, 0.9 / BINS, align="edge", color=_RIGHT, label="most likely class is the label")
+    axes[0].bar(steps, (counts - hits) * share, 0.9 / BINS, hits * share, align="edge", color=_OTHER, label=other)
+    axes[0].set(title="How sure the teacher was", xlabel="probability of the most likely class", xlim=(0, 1))
+    if statistics.confidence_hits:
+        axes[0].set_ylim(top=1.35 * float(counts.max()) * share)  # room for the legend
+        axes[0].legend(frameon=False, fontsize=_SIZE - 1, loc="upper left")
+    most = largest_entropy(config)
+    entropies = np.array(statistics.entropy_counts) * share
+    axes[1].bar(steps * most, entropies, 0.9 * most / BINS, align="edge", color=_OTHER)
+    axes[1].set(title="How spread out its answers are", xlabel="entropy of a target (nats)", xlim=(0, most))
+    for axis in axes[:2]:
+        axis.set_ylabel("share of the targets (%)")
+    if panels == 3:
+        axes[2].fill_between(np.arange(1, len(by_class) + 1), by_class, color=_RIGHT, alpha=0.35, linewidth=0)
+        axes[2].plot(np.arange(1, len(by_class) + 1), by_class, color=_RIGHT)
+        axes[2].set(title="How often it is the label, by class", xlabel="classes, sorted", ylim=(0, 1))
+        axes[2].set(ylabel="share of the targets of a class", xlim=(1, len(by_class)))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_size(_SIZE + 1)
+        axis.xaxis.label.set_size(_SIZE)
+        axis.yaxis.label.set_size(_SIZE)
+        axis.tick_params(labelsize=_SIZE - 1)
+    figure.savefig(path, dpi=130)
+
+
+def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Draws the training loss, and the accuracy where it was evaluated more than once.
+
+    Args:
+        history: `TrainerState.log_history`.
+        path: of the picture.
+
+    Returns:
+        Whether there was a loss to draw.
+    """
+    from matplotlib.figure import Figure
+
+    losses = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
+    accuracies = {entry["epoch"]: 100 * entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
+    if len(losses) < 2:
+        return False
+    curves: list[tuple[str, str, list[tuple[float, float]]]] = [("training loss", "#4c72b0", losses)]
+    if len(accuracies) > 1:
+        curves.append(("accuracy (%)", "#2a9d5c", sorted(accuracies.items())))
+    figure = Figure(figsize=(max(4.6 * len(curves), 7), 3.1), layout="constrained")
+    for axis, (title, colour, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        axis.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) <= 30 else None, markersize=3)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=points[-1][0] >= 2)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_size(11)
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def _name(dataset: ReinforcedDataset, label: int) -> str:
+    names = dataset.config.class_names
+    name = (names[label] if names else str(label)).split(",")[0]
+    return name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _title(dataset: ReinforcedDataset, position: int) -> str:
+    label = dataset._label(position).get("labels")
+    return "image" if label is None else f"image: {_name(dataset, label)}"
+
+
+def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, shape: Sequence[int]) -> None:
+    """The box of a view on its image, in pixels of that; a policy that resizes first has it in resized pixels."""
+    from matplotlib.patches import Rectangle
+
+    box = dataset.params(position, slot).get(schema.CROP)
+    if box is None:
+        return
+    resized = [operation.size for operation in dataset.policy.view_operations if operation.stage == "resize"]  # type: ignore[attr-defined]
+    scale = min(shape[:2]) / resized[0] if resized else 1.0
+    left, top, width, height = (scale * box[side] for side in ("left", "top", "width", "height"))
+    corner = (left - 0.5, top - 0.5)
+    axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_VIEW_COLOURS[slot], linewidth=1.5))
+
+
+def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int) -> None:
+    target = dataset.target(position, slot)
+    shown = min(_BARS, dataset.config.top_k)
+    label = dataset._label(position).get("labels")
+    classes = [int(index) for index in target["target_label"][:shown]]
+    values = np.exp(target["target_value"][:shown])
+    colours = [_RIGHT if index == label else _OTHER for index in classes]
+    bars = axis.barh(range(shown), values, color=colours)
+    shares = [f"{value:.0%}" if value >= 0.01 else "<1%" for value in values]
+    names = [f"{_name(dataset, index)}  {share}" for index, share in zip(classes, shares, strict=True)]
+    axis.bar_label(bars, names, padding=3, fontsize=_SIZE, parse_math=False)
+    axis.set(xlim=(0, 2.2), ylim=(shown - 0.4, -0.6), yticks=[], xticks=[])
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _describe(params: dict[str, object]) -> str:
+    parts = []
+    for step in params.get(schema.RAND_AUGMENT) or ():  # type: ignore[attr-defined]
+        op, magnitude = schema.RAND_AUGMENT_OPERATIONS[step["op"]], step["magnitude"]
+        number = f" {magnitude:.2g}" if abs(magnitude) < 10 else f" {magnitude:.0f}"
+        parts.append(op + number if magnitude else op)
+    further = [name for name in (schema.HFLIP, schema.ERASE, schema.MIXUP, schema.CUTMIX) if params.get(name)]
+    return "\n".join([*parts, *([", ".join(further)] if further else [])]) or "crop"

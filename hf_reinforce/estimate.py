@@ -1,0 +1,181 @@
+"""What a run of `reinforce` will cost, measured on a few of its images before anything is spent."""
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from datasets import ClassLabel, Dataset, Image
+
+from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.randomness import PARTNER_BLOCK
+from hf_reinforce.reinforcer import Reinforcer
+from hf_reinforce.sources import find_columns
+from hf_reinforce.storage import write_shard
+from hf_reinforce.teachers import ClassMap, Teacher
+
+_SECONDS = 15.0  # that the measurement may take, about
+_MOST_SAMPLES = 16
+_DEVICES = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a run.
+
+    Attributes:
+        policy: name of the policy.
+        num_images: rows of the data set.
+        num_samples: N, reinforcements per image.
+        measured_views: views that were really made and answered.
+        measured_seconds: how long that took, decoding included.
+        teacher_seconds: how long the teacher alone takes for as many views that are ready.
+        bytes_per_reinforcement: on disk, of the views that were measured.
+        bytes_per_image: on disk beside them: the image, where images are embedded.
+        device: the teacher's.
+    """
+
+    policy: str
+    num_images: int
+    num_samples: int
+    measured_views: int
+    measured_seconds: float
+    teacher_seconds: float
+    bytes_per_reinforcement: float
+    bytes_per_image: float
+    device: str
+
+    @property
+    def num_views(self) -> int:
+        """Views that the teacher will see."""
+        return self.num_images * self.num_samples
+
+    @property
+    def num_bytes(self) -> float:
+        """Size of the Parquet files."""
+        return self.num_views * self.bytes_per_reinforcement + self.num_images * self.bytes_per_image
+
+    def hours(self, num_devices: int = 1) -> float:
+        """Duration on devices like the one that was measured, each with as many CPU cores for itself."""
+        return self.num_views * self.measured_seconds / self.measured_views / num_devices / 3600
+
+    def __str__(self) -> str:
+        speed = self.measured_views / self.measured_seconds
+        hours = ", ".join(f"{_duration(self.hours(count))} on {count}" for count in _DEVICES)
+        return (
+            f"{self.num_images:,} images, policy {self.policy}, N = {self.num_samples}: {self.num_views:,} views\n"
+            f"disk   about {_size(self.num_bytes)}, {self.bytes_per_reinforcement:.0f} bytes a reinforcement"
+            + (f" and {_size(self.bytes_per_image)} an image" if self.bytes_per_image else "")
+            + f"\nspeed  {speed:,.0f} views/s on {self.device}, "
+            f"{100 * self.teacher_seconds / self.measured_seconds:.0f} % of the teacher alone "
+            f"(measured on {self.measured_views:,} views in {self.measured_seconds:.1f} s)\n"
+            f"time   {hours} devices like this one"
+        )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
+
+
+def _size(count: float) -> str:
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:,.{1 if power else 0}f} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
+
+
+def estimate(
+    dataset: Dataset,
+    teacher: Teacher,
+    policy: AugmentationPolicy,
+    *,
+    num_samples: int,
+    top_k: int = 10,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_map: ClassMap | None = None,
+    embed_images: bool = False,
+    num_workers: int = 2,
+    batch_size: int = PARTNER_BLOCK,
+    device: str | torch.device | None = None,
+) -> Estimate:
+    """Reinforces a few images, writes them to a temporary file, and works out what all of them will take.
+
+    Takes the arguments of `reinforce`. Nothing is left on the disk.
+
+    Raises:
+        ValueError: as `reinforce`, for arguments that do not fit each other or the data set.
+        ImageError: if one of the few images cannot be decoded.
+    """
+    image_column, label_column = find_columns(dataset.features, image_column, label_column)
+    if not len(dataset):
+        raise ValueError("The data set has no rows; there is nothing to reinforce.")
+    feature = dataset.features[label_column] if label_column else None
+    teacher = teacher.with_classes(feature.names if isinstance(feature, ClassLabel) else None, class_map)
+    rows = np.linspace(0, len(dataset) - 1, min(PARTNER_BLOCK, len(dataset))).astype(np.int64)
+    few = dataset.select(rows).cast_column(image_column, Image(decode=False)).with_format("arrow")[:]
+    device = PartialState().device if device is None else torch.device(device)
+
+    def run(samples: int) -> tuple[pa.Table, float]:
+        reinforcer = Reinforcer(
+            teacher,
+            policy,
+            samples,
+            top_k,
+            image_column=image_column,
+            label_column=label_column,
+            num_workers=num_workers,
+            batch_size=batch_size,
+            device=device,
+        )
+        started = time.perf_counter()
+        return reinforcer(few, range(len(few)), order=rows.tolist()), time.perf_counter() - started
+
+    run(1)  # the first pass pays for what libraries do once
+    _, one = run(1)
+    samples = max(1, min(num_samples, _MOST_SAMPLES, int(_SECONDS / one)))
+    table, seconds = run(samples)
+    views = len(few) * samples
+    half = len(few) // 2
+    # The difference, because a small file is mostly footer.
+    size = (_file_size(table) - _file_size(table.slice(0, half))) / (len(few) - half) / samples
+    encoded = few.column(image_column).combine_chunks().field("bytes").nbytes if embed_images else 0
+    return Estimate(
+        policy=policy.name,
+        num_images=len(dataset),
+        num_samples=num_samples,
+        measured_views=views,
+        measured_seconds=seconds,
+        teacher_seconds=_teacher_seconds(teacher, policy.image_size, views, batch_size, torch.device(device)),
+        bytes_per_reinforcement=size,
+        bytes_per_image=encoded / len(few),
+        device=_device_name(torch.device(device)),
+    )
+
+
+def _file_size(table: pa.Table) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder) / "shard.parquet"
+        write_shard(shard, table)
+        return shard.stat().st_size
+
+
+def _teacher_seconds(teacher: Teacher, image_size: int, views: int, batch_size: int, device: torch.device) -> float:
+    """How long the teacher takes for so many views when it need not wait for any."""
+    size = max(1, batch_size // PARTNER_BLOCK) * PARTNER_BLOCK
+    ready = torch.zeros((min(size, views), 3, image_size, image_size), dtype=torch.uint8, device=device)
+    teacher(ready).sum().item()
+    started = time.perf_counter()
+    for _ in range(max(1, views // len(ready))):
+        teacher(ready).sum().item()
+    passes = max(1, views // len(ready)) * len(ready)
+    return (time.perf_counter() - started) * views / passes
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -1,0 +1,50 @@
+"""A process of its own for the real clients of the Hub: they read its address and the token when they are imported."""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
+
+from hub_server import TOKEN
+
+
+class Client:
+    """Calls functions of the tests in another process, whose clients were imported for the test's Hub.
+
+    Args:
+        hub: the server.
+        cache: folder of what the clients download.
+
+    Attributes:
+        environment: of processes that talk to the Hub, instead of everything else that configures the clients.
+    """
+
+    def __init__(self, hub, cache):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        self.environment = {
+            **kept,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(cache),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._pool = None
+
+    def start(self, function, *args, **kwargs):
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            with mock.patch.dict(os.environ, self.environment, clear=True):
+                self._pool.submit(os.getpid).result()
+        return self._pool.submit(function, *args, **kwargs)
+
+    def __call__(self, function, *args, **kwargs):
+        return self.start(function, *args, **kwargs).result(timeout=120)
+
+    def close(self):
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None

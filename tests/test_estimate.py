@@ -1,0 +1,81 @@
+import os
+import tempfile
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+from tiny import tiny_dataset, tiny_teacher
+
+from hf_reinforce import estimate as module
+from hf_reinforce import reinforce
+from hf_reinforce.estimate import Estimate, estimate
+from hf_reinforce.policies import named_policy
+
+KNOWN = Estimate(
+    policy="randaug",
+    num_images=1_281_167,
+    num_samples=50,
+    measured_views=1000,
+    measured_seconds=4.0,
+    teacher_seconds=3.6,
+    bytes_per_reinforcement=32.0,
+    bytes_per_image=0.0,
+    device="cpu",
+)
+
+
+def test_totals_follow_from_what_was_measured():
+    assert KNOWN.num_views == 64_058_350
+    assert KNOWN.num_bytes == 64_058_350 * 32
+    assert KNOWN.hours() == pytest.approx(64_058_350 / 250 / 3600)
+    assert KNOWN.hours(8) == pytest.approx(KNOWN.hours() / 8)
+    assert replace(KNOWN, bytes_per_image=110_000.0).num_bytes == 64_058_350 * 32 + 1_281_167 * 110_000
+
+
+def test_it_reads_as_text():
+    text = str(KNOWN)
+    assert "1,281,167 images, policy randaug, N = 50: 64,058,350 views" in text
+    assert "about 2.0 GB, 32 bytes a reinforcement\n" in text
+    assert "250 views/s on cpu, 90 % of the teacher alone (measured on 1,000 views in 4.0 s)" in text
+    assert "71.2 h on 1, 8.9 h on 8, 1.1 h on 64 devices like this one" in text
+    assert "and 110.0 KB an image" in str(replace(KNOWN, bytes_per_image=110_000.0))
+    assert "3.8 min on 1, 29 s on 8, 4 s on 64" in str(replace(KNOWN, num_images=1_150))
+
+
+@pytest.mark.parametrize("policy", ["randaug", "mixing"])
+def test_a_measurement_leaves_nothing_behind(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = estimate(tiny_dataset(100), tiny_teacher(), named_policy(policy, 16), num_samples=3, top_k=3)
+    assert (found.num_images, found.num_samples, found.num_views) == (100, 3, 300)
+    assert found.measured_views == 3 * 64, "a block of images, every reinforcement"
+    assert found.measured_seconds > 0 and found.teacher_seconds > 0 and found.bytes_per_image == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_bytes_are_those_of_a_run(tmp_path):
+    data, teacher, policy = tiny_dataset(400), tiny_teacher(), named_policy("rrc", 16)
+    found = estimate(data, teacher, policy, num_samples=12, top_k=3)
+    folder = reinforce(data, teacher, policy, tmp_path, num_samples=12, top_k=3, seed=0)
+    (shard,) = folder.glob("*.parquet")
+    assert found.num_bytes == pytest.approx(shard.stat().st_size, rel=0.35)
+
+
+def test_embedded_images_are_counted():
+    data = tiny_dataset(10)
+    found = estimate(data, tiny_teacher(), named_policy("rrc", 16), num_samples=1, top_k=3, embed_images=True)
+    sizes = [len(item["bytes"]) for item in data.data.column("image").to_pylist()]
+    assert found.bytes_per_image >= sum(sizes) / len(sizes)
+    assert found.bytes_per_image == pytest.approx(sum(sizes) / len(sizes), rel=0.1)
+
+
+def test_a_slow_teacher_is_asked_less(monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS", 0.0)
+    found = estimate(tiny_dataset(70), tiny_teacher(), named_policy("rrc", 16), num_samples=50, top_k=3)
+    assert found.measured_views == 64 and found.num_views == 3500
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        estimate(tiny_dataset(2).select([]), tiny_teacher(), named_policy("rrc", 16), num_samples=1)
+    with pytest.raises(ValueError, match="no image column"):
+        estimate(Dataset.from_dict({"label": [0]}), tiny_teacher(), named_policy("rrc", 16), num_samples=1)
