@@ -16,9 +16,8 @@ import torch
 import xxhash
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import default_collate
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from hf_reinforce import jpeg
 from hf_reinforce.schema import MAX_IMAGE_SIDE
@@ -73,8 +72,12 @@ def decode(encoded: Encoded, box: Box | None = None) -> Tensor:
     Raises:
         ImageError: if the bytes are not a complete image, or a side exceeds 32,767 pixels.
     """
+    size = jpeg.plain_size(encoded)
+    decoded = None if size is None or max(size) > MAX_IMAGE_SIDE else _decode_jpeg(encoded, *size, box)
+    if decoded is not None:
+        return decoded
     with _opened(encoded) as image:
-        if image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
+        if size is None and image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
             decoded = _decode_jpeg(encoded, image.height, image.width, box)
             if decoded is not None:
                 return decoded
@@ -88,6 +91,9 @@ def image_size(encoded: Encoded) -> tuple[int, int]:
     Raises:
         ImageError: as `decode`, for what the header shows.
     """
+    size = jpeg.plain_size(encoded)
+    if size is not None and max(size) <= MAX_IMAGE_SIDE:
+        return size
     with _opened(encoded) as image:
         turned = _orientation(image) >= 5
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -176,11 +182,9 @@ def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinea
     """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory."""
     if tuple(image.shape[-2:]) == (height, width):
         return image
-    mode: Any = InterpolationMode(interpolation)
     # Of a crop that is still a view, torch would make a planar image, in twice the time.
     batch = image[None].contiguous(memory_format=torch.channels_last)
-    resized: Tensor = F.resize(batch, [height, width], interpolation=mode, antialias=True)[0]
-    return resized
+    return F.interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]
 
 
 def stack(views: Sequence[Tensor]) -> Tensor:

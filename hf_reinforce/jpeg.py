@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 DECODER_VARIABLE = "HF_REINFORCE_DECODER"
@@ -33,6 +34,41 @@ _MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8, 7: 16}  # TJSAMP_444,
 _PLAIN_COLORSPACES = (0, 1, 2)  # TJCS_RGB, YCbCr, GRAY
 _MARGIN = 2
 """Pixels around a box that smooth upsampling of the colours looks at."""
+
+
+_SOFS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman coding
+_SKIPPED = {0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)}  # tables, restart interval, comment, APP0 and APP2-15
+_START_OF_SCAN, _FILL = 0xDA, 0xFF
+
+
+def plain_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
+    """Height and width of a JPEG file that needs nothing but decoding, read from its header in microseconds.
+
+    Returns:
+        None for anything else: another format, CMYK, 12 bits, more pixels than Pillow allows, and files with an APP1
+        segment, which may hold an orientation.
+    """
+    data = memoryview(encoded).cast("B")
+    size, at = None, 2
+    if bytes(data[:3]) != b"\xff\xd8\xff":
+        return None
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == _START_OF_SCAN:
+            return size
+        if marker == _FILL:
+            at += 1
+            continue
+        if marker in _SOFS:
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and size is None
+            if not plain or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0):
+                return None
+            size = height, width
+        elif marker not in _SKIPPED:
+            return None
+        at += 2 + length
+    return None
 
 
 class _Region(ctypes.Structure):
@@ -67,28 +103,33 @@ class TurboJPEG:
         self._library: Any = library
         self._threads = threading.local()
 
-    def _handle(self) -> int:
-        if not hasattr(self._threads, "handle"):
-            self._threads.handle = self._library.tj3Init(_DECOMPRESS)
-        return int(self._threads.handle)
-
     def __call__(
         self, encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
     ) -> Tensor | None:
-        library: Any = self._library
-        handle = self._handle()
+        if not hasattr(self._threads, "handle"):
+            self._threads.handle = self._library.tj3Init(_DECOMPRESS)
+        decoded = self._decode(self._threads.handle, encoded, (height, width), box or (0, 0, height, width))
+        if decoded is None:  # a handle remembers that a file was damaged
+            self._library.tj3Destroy(self._threads.handle)
+            del self._threads.handle
+        return decoded
+
+    def _decode(
+        self, handle: int, encoded: bytes | memoryview, size: tuple[int, int], box: tuple[int, int, int, int]
+    ) -> Tensor | None:
+        library = self._library
         data = np.frombuffer(encoded, dtype=np.uint8)
         if library.tj3DecompressHeader(handle, data.ctypes.data, data.size):
             return None
         get = partial(library.tj3Get, handle)
         mcu = _MCU_WIDTH.get(get(_SUBSAMPLING))
         plain = get(_PRECISION) == 8 and get(_COLORSPACE) in _PLAIN_COLORSPACES and not get(_LOSSLESS)
-        if mcu is None or not plain or (get(_HEIGHT), get(_WIDTH)) != (height, width):
+        if mcu is None or not plain or (get(_HEIGHT), get(_WIDTH)) != size:
             return None
-        top, left, bottom, right = box or (0, 0, height, width)
+        top, left, bottom, right = box
         x = max(left - _MARGIN, 0) // mcu * mcu
         y = max(top - _MARGIN, 0)
-        w, h = min(right + _MARGIN, width) - x, min(bottom + _MARGIN, height) - y
+        w, h = min(right + _MARGIN, size[1]) - x, min(bottom + _MARGIN, size[0]) - y
         if library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)):
             return None
         pixels = torch.empty((h, w, 3), dtype=torch.uint8)

@@ -237,7 +237,7 @@ def test_resize_to_its_own_size_changes_nothing(photo):
 
 
 def test_resize_refuses_an_unknown_interpolation(photo):
-    with pytest.raises(ValueError, match="bilinearr"):
+    with pytest.raises(ValueError, match="bilinear, bicubic"):
         images.resize(images.from_pil(photo), 20, 20, "bilinearr")
 
 

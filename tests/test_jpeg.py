@@ -176,6 +176,14 @@ def test_damaged_files_give_pillows_pixels_or_its_error(decode):
             assert torch.equal(decode(bytes(damaged)), expected)
 
 
+@pytest.mark.parametrize("name", FAST)
+def test_a_damaged_file_does_not_disturb_the_next(name):
+    decode_box, data = FOUND[name], save(picture(40, 50))
+    for size in range(3, len(data) - 2, 40):
+        assert decode_box(data[:size], 40, 50, None) is None
+        assert torch.equal(decode_box(data, 40, 50, None), pillow(data))
+
+
 def test_threads_do_not_disturb_each_other(fast):
     files = [save(picture(60 + i, 90 - i, seed=i), subsampling=i % 3) for i in range(24)]
     box = {"top": 11, "left": 21, "height": 31, "width": 33}
