@@ -1,6 +1,8 @@
 """Generation: a teacher that looks at N views of every photo."""
 
+import os
 from functools import partial
+from unittest.mock import patch
 
 import timm
 import torch
@@ -97,12 +99,18 @@ def _augment(encoded: list[bytes], policy: AugmentationPolicy, num_samples: int,
 
 
 def memory(settings: Settings) -> list[Row]:
-    """Peak memory of `reinforce` in a fresh process, by number of photos. Medians in MB of resident memory."""
-    counts = settings.pick((256, 2048), (2, 6))
+    """Peak memory of `reinforce` in a fresh process, by number of photos. Medians in MB of resident memory.
+
+    Shards of 512 rows, so that even the fewer photos fill several: a shard is what is in memory as a whole.
+    """
+    counts = settings.pick((1024, 4096), (2, 6))
     medians = {}
     for count in counts:
-        with in_own_process(settings, None, peak_memory, settings, count) as measure:
-            medians[f"{count} photos"] = measure()
+        with patch.dict(os.environ):
+            for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # they keep what was freed
+                os.environ.pop(name, None)
+            with in_own_process(settings, None, peak_memory, settings, count) as measure:
+                medians[f"{count} photos"] = measure()
     few, many = medians.values()
     return [
         Row(
@@ -124,7 +132,7 @@ def peak_memory(settings: Settings, count: int) -> Measure:
     teacher, policy = made_up_teacher(settings.image_size), load_policy("rrc", settings.image_size)
 
     def measure() -> float:
-        generate(photos, teacher, policy, folder, settings.pick(8, 2), "cpu")
+        generate(photos, teacher, policy, folder, 2, "cpu", shard_size=512)
         return status("VmHWM")
 
     return measure

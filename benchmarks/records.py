@@ -149,9 +149,16 @@ def encoded_photos(photos: Dataset, count: int) -> list[bytes]:
 
 
 def generate(
-    photos: Dataset, teacher: Teacher, policy: AugmentationPolicy, folder: Path, num_samples: int, device: str = "cpu"
+    photos: Dataset,
+    teacher: Teacher,
+    policy: AugmentationPolicy,
+    folder: Path,
+    num_samples: int,
+    device: str,
+    **options: Any,
 ) -> None:
     """`reinforce` into a new folder, without the card and the picture, which take as long for any number of photos."""
     shutil.rmtree(folder, ignore_errors=True)
     with patch("hf_reinforce.run.write_preview"), patch("hf_reinforce.run.write_dataset_card"):
-        reinforce(photos, teacher, policy, folder, num_samples=num_samples, class_map="identity", device=device)
+        options = {"num_samples": num_samples, "class_map": "identity", "device": device, **options}
+        reinforce(photos, teacher, policy, folder, **options)

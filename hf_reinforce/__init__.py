@@ -8,6 +8,7 @@ from hf_reinforce.policies import AugmentationPolicy, load_policy
 from hf_reinforce.publish import push_to_hub
 from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.sources import ImageSource
+from hf_reinforce.streaming.stream import ReinforcedStream
 from hf_reinforce.teachers import Teacher, load_teacher
 from hf_reinforce.trainer import KDTrainer, KDTrainingArguments
 from hf_reinforce.version import __version__
@@ -20,6 +21,7 @@ __all__ = [
     "KDTrainer",
     "KDTrainingArguments",
     "ReinforcedDataset",
+    "ReinforcedStream",
     "ReinforcementConfig",
     "Reinforcer",
     "Teacher",

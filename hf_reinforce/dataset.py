@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
-from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.pixels import check_reference, view_checksum
 from hf_reinforce.randomness import hash_uniform, select_slots
 from hf_reinforce.sources import ImageSource
@@ -70,6 +70,13 @@ class ReinforcedDataset(AugmentedDataset):
             )
         if not 0 <= plain_fraction <= 1 or (plain_fraction > 0 and record.label_column is None):
             raise ValueError(f"plain_fraction must lie in [0, 1] and needs labels; it is {plain_fraction}.")
+        stored = reinforced.features[schema.TEACHER_LOGITS].length
+        if stored != config.num_samples:
+            raise ValueError(
+                f"The shards hold {stored} reinforcements of each image, but {CONFIG_FILE} says {config.num_samples}: "
+                f"reinforcements were being added. Run that command again, with num_samples={stored}, or load an "
+                "earlier revision."
+            )
         present = None if source_rows is None else np.flatnonzero(source_rows >= 0)
         self._incomplete = present is not None and len(present) < len(reinforced)
         if present is not None and self._incomplete:

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset, Image
 
+from hf_reinforce import images
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.reinforcer import Reinforcer
@@ -142,7 +143,8 @@ def estimate(
     half = len(few) // 2
     # The difference, because a small file is mostly footer.
     size = (_file_size(table) - _file_size(table.slice(0, half))) / (len(few) - half) / samples
-    encoded = few.column(image_column).combine_chunks().field("bytes").nbytes if embed_images else 0
+    items = few.column(image_column).to_pylist() if embed_images else []
+    encoded = sum(len(images.read_encoded(item)) for item in items)
     return Estimate(
         policy=policy.name,
         num_images=len(dataset),

@@ -205,8 +205,12 @@ def _load_config(path: str, config_name: str | None, revision: str | None) -> tu
         names = sorted(file.split("/")[0] for file in files if file.count("/") == 1 and file.endswith(CONFIG_FILE))
         if config_name is None and len(names) == 1:
             config_name = names[0]
+        if not names:
+            raise ValueError(f"{path} is not a reinforced data set; recipes/reinforce.py makes one of it.")
         if config_name is None or config_name not in names:
-            raise ValueError(f"{path} has the configurations {names}; name one of them with config_name.")
+            raise ValueError(
+                f"{path} has the configurations {names}; name one of them with config_name (--dataset_config_name)."
+            )
         if local:
             return config_name, ReinforcementConfig.load(Path(path) / config_name)
         file = hf_hub_download(path, f"{config_name}/{CONFIG_FILE}", repo_type="dataset", revision=revision)

@@ -75,6 +75,16 @@ class _Region(ctypes.Structure):
     _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int)]
 
 
+class _Handle:
+    """A decompressor, which belongs to one thread and ends with it."""
+
+    def __init__(self, library: Any) -> None:
+        self._destroy, self.pointer = library.tj3Destroy, library.tj3Init(_DECOMPRESS)
+
+    def __del__(self) -> None:
+        self._destroy(self.pointer)
+
+
 class TurboJPEG:
     """Box-only decoding with libturbojpeg: outside of the box just the entropy coding is read.
 
@@ -107,10 +117,10 @@ class TurboJPEG:
         self, encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
     ) -> Tensor | None:
         if not hasattr(self._threads, "handle"):
-            self._threads.handle = self._library.tj3Init(_DECOMPRESS)
-        decoded = self._decode(self._threads.handle, encoded, (height, width), box or (0, 0, height, width))
+            self._threads.handle = _Handle(self._library)
+        pointer = self._threads.handle.pointer
+        decoded = self._decode(pointer, encoded, (height, width), box or (0, 0, height, width))
         if decoded is None:  # a handle remembers that a file was damaged
-            self._library.tj3Destroy(self._threads.handle)
             del self._threads.handle
         return decoded
 

@@ -28,7 +28,7 @@ The terms of ImageNet decide wherever this summary differs from them.
 """
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_IMAGENET = re.compile(r"(^|[/_-])(ilsvrc\w*|(tiny[-_])?imagenet|imagenet[-_]?\d+k([-_][\w.-]*)?)(/|$)", re.IGNORECASE)
+_IMAGENET = re.compile(r"(^|[/_.-])(ilsvrc|imagenet)", re.IGNORECASE)  # rather the terms too often than too seldom
 
 
 def is_hub_id(name: str | None) -> bool:

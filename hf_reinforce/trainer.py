@@ -109,6 +109,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         if args.method == "online" and teacher is None:
             raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
+        repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
+        if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
+            raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
         any_dataset = train_dataset or eval_dataset
         if any_dataset is not None:
             kwargs.setdefault("data_collator", any_dataset.collate)
@@ -260,10 +263,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the student: with averaged weights, unless it is for a checkpoint, which keeps both."""
-        if _internal_call and output_dir is not None:  # push_to_hub calls it without a folder
-            super().save_model(output_dir, _internal_call)
-            return
-        with self._averaged_weights():
+        with nullcontext() if _internal_call and output_dir else self._averaged_weights():  # push_to_hub: no folder
             super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

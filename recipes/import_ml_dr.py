@@ -40,6 +40,7 @@ class ImportArguments:
 def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
     from hf_reinforce import load_policy
     from hf_reinforce.hub import load_source
     from hf_reinforce.ml_dr import import_ml_dr

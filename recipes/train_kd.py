@@ -49,8 +49,8 @@ class ModelArguments:
 
 
 FURTHER = """Further flags: --method {reinforced,online,plain}, --temperature, --hard_label_weight, --ema_decay,
---timm_optimizer, --timm_scheduler, and every field of transformers.TrainingArguments (--output_dir,
---num_train_epochs, --per_device_train_batch_size, --learning_rate, ...)."""
+--timm_optimizer, --timm_scheduler, --repeated_augmentation, and every field of transformers.TrainingArguments
+(--output_dir, --num_train_epochs, --per_device_train_batch_size, --learning_rate, ...)."""
 
 
 def training_classes() -> list[type]:
@@ -63,6 +63,7 @@ def training_classes() -> list[type]:
 def main() -> None:
     data, model_args, args = parse(__doc__, [DataArguments, ModelArguments], training_classes, FURTHER)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
     from transformers import set_seed
 
     from hf_reinforce import KDTrainer
@@ -72,7 +73,7 @@ def main() -> None:
     set_seed(args.seed)
     train = training_data(data, args.method, args.seed)
     stored = train.config if args.method == "reinforced" else None
-    names = (stored.class_names if stored else None) or train.source.class_names
+    names = stored.class_names if stored else train.source.class_names
     num_labels = stored.num_classes if stored else len(names or [])
     if not num_labels:
         raise ValueError(f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it.")
@@ -239,6 +240,10 @@ def evaluation_data(data, train, names, preprocessing):
     name = data.eval_dataset_name or data.source_name_or_path or (record.name if record else data.dataset_name)
     config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
     revision = record.revision if record and name == record.name else None
+    if name is None:
+        raise ValueError(
+            f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."
+        )
     rows = load_source(name, config, data.eval_split, revision, alone=data.streaming)
     if data.max_eval_samples:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))

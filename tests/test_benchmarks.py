@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import profile, report
 from benchmarks.measure import Row, Settings, interleave
 from benchmarks.photos import generated_photos, load_photos
 from benchmarks.suite import BENCHMARKS
@@ -40,6 +40,15 @@ def test_benchmark_runs(name, settings, tmp_path):
         assert row["medians"] and all(math.isfinite(value) and value >= 0 for value in row["medians"].values())
     for row in rows:
         assert f"| {row.name} | {row.against} |" in report.table(output)
+
+
+def test_profile_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profile, "CACHE", tmp_path)
+    monkeypatch.setattr("sys.argv", ["profile", "--data", "generated", "--images", "3"])
+    profile.main()
+    printed = capsys.readouterr().out
+    for step in ("decode", "resize", "rand_augment", "random_erasing", "make the batch", "all"):
+        assert f"| {step} | " in printed
 
 
 def test_rows_of_other_benchmarks_are_kept(tmp_path):

@@ -398,9 +398,15 @@ def test_imagenet_is_gated(folder):
     [
         *(
             (name, True)
-            for name in ("ILSVRC/imagenet-1k", "timm/imagenet-12k-wds", "/data/imagenet/train", "me/ILSVRC2012")
+            for name in (
+                "ILSVRC/imagenet-1k",
+                "timm/imagenet-w21-wds",
+                "/data/imagenet/train",
+                "me/ILSVRC2012",
+                "x/tiny-imagenet",
+            )
         ),
-        *((name, False) for name in (None, "fastai/imagenette", "me/imagenet-sketch", "me/imagenetlike", "me/pets")),
+        *((name, False) for name in (None, "me/pets", "me/notimagenet", "imagine/net")),
     ],
 )
 def test_imagenet_is_known_by_its_name(name, expected):

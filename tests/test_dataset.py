@@ -1,5 +1,6 @@
 """Replay: the view, the target and the label of every sample are those of the stored reinforcement."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -237,6 +238,12 @@ def test_random_selection_draws_with_replacement(replay):
     other = replay(selection="random", seed=4)
     assert np.array_equal(again.slots(np.full(ROWS, 5), positions), slots[5])
     assert not np.array_equal(other.slots(np.full(ROWS, 5), positions), slots[5])
+
+
+def test_shards_of_another_number_of_reinforcements_are_refused(stored, source):
+    rows, config = stored(PLAIN)
+    with pytest.raises(ValueError, match=f"hold {N} reinforcements of each image, but reinforcement.json says 9"):
+        ReinforcedDataset(rows, dataclasses.replace(config, num_samples=9), source)
 
 
 def test_unknown_selection(replay):

@@ -26,7 +26,7 @@ def commands(path):
                 yield words
 
 
-def test_readme_python_blocks_run(tmp_path, monkeypatch):
+def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     policy = load_policy(str(ROOT / "recipes" / "digits_plus" / "policy.yaml"))
     reinforce(
@@ -38,11 +38,13 @@ def test_readme_python_blocks_run(tmp_path, monkeypatch):
         embed_images=True,
     )
     namespace = {}
-    code = blocks(ROOT / "README.md", "python")
-    assert len(code) >= 2
-    for block in code:
-        exec(compile(block, "README.md", "exec"), namespace)
+    for path, count in ((ROOT / "README.md", 2), (ROOT / "docs" / "guide.md", 1)):
+        code = blocks(path, "python")
+        assert len(code) == count
+        for block in code:
+            exec(compile(block, path.name, "exec"), namespace)
     assert len(namespace["reinforced"]) == 20
+    assert namespace["batch"]["labels"].shape == (4,), "20 rows in batches of 16"
     assert (tmp_path / "outputs" / "student").is_dir()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import TinyNet, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_reinforced, reinforce
+from hf_reinforce.cards import model_card
 from hf_reinforce.cards.model_card import Evaluation, loaded_revision, shown_command, write_model_card
 from hf_reinforce.cards.preview import CURVE_FILE, draw_curve
 from hf_reinforce.policies import evaluation_policy, named_policy
@@ -231,16 +232,27 @@ def test_finished_run_keeps_its_curve(trained, trainer_of):
     assert line(section(card, "Training"), "steps") == "4"
 
 
+def test_licence_is_stated_where_all_agree():
+    data = {"source_license": "mit", "source_name": "me/pets", "teachers": [{"license": "mit"}]}
+    student = {"pretrained": True, "base_license": "mit"}
+    assert model_card._license(data, student) == "mit"
+    assert model_card._license({**data, "source_license": None}, student) is None
+    assert model_card._license({**data, "teachers": [{"license": "cc-by-nc-4.0"}]}, student) is None
+    assert model_card._license({**data, "source_name": "ILSVRC/imagenet-1k"}, student) is None
+    assert model_card._license(data, {"pretrained": True, "base_license": "apache-2.0"}) is None
+    assert model_card._license(data, {"pretrained": False, "base_license": "apache-2.0"}) == "mit"
+
+
 def test_pretrained_student_has_the_licence_of_its_weights(trained, tmp_path, monkeypatch):
     licensed = tmp_path / "licensed"
     licensed.mkdir()
     (licensed / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", encoding="utf-8")
     card, front = written(trained, base_model=str(licensed))
     assert "fine-tuned" in card.text and "cc-by-nc-4.0" in section(card, "Licence")
-    assert "license" not in front  # of a folder that nobody else can look at
+    assert "license" not in front, "that of the images is not known"
     monkeypatch.setenv("HF_REINFORCE_LOCAL", str(tmp_path))
     card, front = written(trained, base_model="me/licensed")
-    assert (front["base_model"], front["license"]) == ("me/licensed", "cc-by-nc-4.0")
+    assert front["base_model"] == "me/licensed" and "license" not in front
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a|b", "a`b", "x\n\n# y", '"); import os  # '])

@@ -324,6 +324,30 @@ def test_stream_resumes(done, policy, form, stored):
     assert contents(other, 2) == whole, "only the next iteration is shorter"
 
 
+def test_another_epoch_begins_at_its_beginning(stored):
+    stream = load_reinforced(stored(), streaming=True)
+    assert len(list(stream)) == ROWS == stream.state_dict()["samples"]
+    stream.set_epoch(1)
+    assert stream.state_dict() == {"epoch": 1, "samples": 0}
+    stream.load_state_dict({"epoch": 1, "samples": 50})
+    assert stream.state_dict() == {"epoch": 1, "samples": 50}
+    assert len(list(stream)) == ROWS - 50
+
+
+def test_workers_refuse_to_resume_by_samples(stored):
+    stream = load_reinforced(stored(), streaming=True)
+    stream.load_state_dict({"epoch": 0, "samples": 40})
+    loader = DataLoader(stream, 8, num_workers=2, collate_fn=stream.collate, multiprocessing_context="fork")
+    with pytest.raises(ValueError, match="resumes by batches"):
+        next(iter(loader))
+
+
+def test_repeated_augmentation_is_refused(stored, tmp_path):
+    args = KDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, repeated_augmentation=2)
+    with pytest.raises(ValueError, match="no streaming"):
+        KDTrainer(torch.nn.Linear(1, 1), args, load_reinforced(stored(), streaming=True))
+
+
 def test_resuming_reads_nothing_of_what_is_done(stored, monkeypatch):
     stream = load_reinforced(stored(), streaming=True)
     stream.load_state_dict({"epoch": 0, "samples": ROWS})

@@ -89,6 +89,7 @@ PUBLIC = {
     "KDTrainer",
     "KDTrainingArguments",
     "ReinforcedDataset",
+    "ReinforcedStream",
     "ReinforcementConfig",
     "Reinforcer",
     "Teacher",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,6 @@ def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardD
     first = next(iter(described.values())).config
     source, split = first.source.name, first.source.split
     rows = max(tables.num_rows(item) or 0 for item in described.values())
-    gating = {"extra_gated_prompt": IMAGENET_PROMPT} if is_imagenet(source) else {}
     return DatasetCardData(
         pretty_name=name,
         annotations_creators=["machine-generated"],
@@ -136,18 +135,18 @@ def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardD
             }
             for key, item in described.items()
         ],
-        **_license(first),
-        **gating,
+        **_license([item.config for item in described.values()]),
     )
 
 
-def _license(config: ReinforcementConfig) -> dict[str, Any]:
-    """Licence metadata: the source's terms and the teachers', none at all where the source's are not known."""
-    if is_imagenet(config.source.name):
-        return IMAGENET_LICENSE
-    if config.source.license is None:
+def _license(configs: Sequence[ReinforcementConfig]) -> dict[str, Any]:
+    """Licence metadata: the sources' terms and the teachers', none at all where a source's are not known."""
+    if any(is_imagenet(config.source.name) for config in configs):
+        return {**IMAGENET_LICENSE, "extra_gated_prompt": IMAGENET_PROMPT}
+    if any(config.source.license is None for config in configs):
         return {}
-    stated = [config.source.license, *(teacher.get("license") for teacher in config.teachers)]
+    stated = [config.source.license for config in configs]
+    stated += [teacher.get("license") for config in configs for teacher in config.teachers]
     names = [name.strip() for item in stated if item for name in item.split(",")]
     names = list(dict.fromkeys(names))
     if UNKNOWN in names:

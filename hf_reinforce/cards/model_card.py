@@ -81,7 +81,7 @@ def write_model_card(
     results = _results(trainer, history, evaluation)
     student = _student(trainer, model_name, base_model)
     ModelCard.from_template(
-        _metadata(student, results, [dataset_name, data["source_name"]]),
+        _metadata(student, results, data, dataset_name),
         template_path=str(_TEMPLATE),
         markdown=markdown,
         curve=CURVE_FILE if drawn else None,
@@ -160,7 +160,9 @@ def _results(trainer: Any, history: Sequence[Mapping[str, Any]], evaluation: Eva
     }
 
 
-def _metadata(student: Mapping[str, Any], results: Mapping[str, Any], names: Sequence[str | None]) -> ModelCardData:
+def _metadata(
+    student: Mapping[str, Any], results: Mapping[str, Any], data: Mapping[str, Any], dataset_name: str
+) -> ModelCardData:
     evaluation, found = results["evaluation"], []
     if evaluation is not None:
         name = evaluation.name if is_hub_id(evaluation.name) else Path(evaluation.name).name
@@ -186,11 +188,22 @@ def _metadata(student: Mapping[str, Any], results: Mapping[str, Any], names: Seq
         library_name="timm" if student["in_timm"] else "transformers" if student["in_transformers"] else None,
         pipeline_tag="image-classification",
         tags=["dataset-reinforcement", *(["transformers"] if student["in_timm"] else [])],
-        datasets=list(dict.fromkeys(name for name in names if name and is_hub_id(name))) or None,
+        datasets=list(dict.fromkeys(name for name in (dataset_name, data["source_name"]) if name and is_hub_id(name)))
+        or None,
         base_model=base,
-        license=student["base_license"] if base and "," not in (student["base_license"] or "") else None,
+        license=_license(data, student),
         metrics=["accuracy"] if found else None,
     )
+
+
+def _license(data: Mapping[str, Any], student: Mapping[str, Any]) -> str | None:
+    """The licence of all that the student was made from, where that is one and the same; else none."""
+    licenses = {data["source_license"], *(teacher.get("license") for teacher in data["teachers"])}
+    if student["pretrained"]:
+        licenses.add(student["base_license"])
+    (license, *others) = licenses
+    plain = license is not None and "," not in license and not others and not is_imagenet(data["source_name"])
+    return license if plain else None
 
 
 def _licenses(data: Mapping[str, Any], student: Mapping[str, Any]) -> str:

@@ -123,6 +123,7 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is that of epoch `epoch`, counted from 0."""
         self._epoch.fill_(epoch)
+        self._samples = 0
 
     def state_dict(self) -> dict[str, int]:
         """Where the iteration is: its epoch, and how many samples of that it has given."""
@@ -136,7 +137,7 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 and `batches`, the number of batches of that epoch that it has given.
         """
         self.set_epoch(state["epoch"])
-        self._resume = dict(state)
+        self._resume, self._samples = dict(state), state.get("samples", 0)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Batches samples, as `AugmentedDataset.collate`."""
@@ -146,6 +147,11 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         epoch, worker, consumer = int(self._epoch), get_worker_info(), self._consumer
         resume, self._resume = self._resume if self._resume.get("epoch") == epoch else {}, {}
         batches = resume.get("batches", 0)
+        if worker is not None and resume.get("samples"):
+            raise ValueError(
+                "A loader with workers resumes by batches: pass load_state_dict({'epoch': ..., 'batches': ...}), the "
+                "number of batches of the epoch that it has given."
+            )
         if worker is not None:  # a loader begins with its first worker, so that takes the place of whose turn it is
             place = (worker.id + batches) % worker.num_workers
             consumer = replace(consumer, worker=place, num_workers=worker.num_workers)
