@@ -154,7 +154,7 @@ def generate(
     policy: AugmentationPolicy,
     folder: Path,
     num_samples: int,
-    device: str,
+    device: str = "cpu",
     **options: Any,
 ) -> None:
     """`reinforce` into a new folder, without the card and the picture, which take as long for any number of photos."""

@@ -140,7 +140,7 @@ def test_only_configuration_is_found_and_several_are_named(plus):
 
 
 def test_folder_that_is_not_reinforced(originals):
-    with pytest.raises(ValueError, match=r"has the configurations \[\]"):
+    with pytest.raises(ValueError, match="is not a reinforced data set; recipes/reinforce.py makes one"):
         load_reinforced(str(originals / "pets"))
 
 
