@@ -116,12 +116,15 @@ def evaluated_on(data, train):
     """What the model card says of the evaluation set, None where there is none."""
     from hf_reinforce.cards.model_card import Evaluation
 
-    if data.eval_split is None:
-        return None
+    return None if data.eval_split is None else Evaluation(*evaluation_name(data, train)[:2], data.eval_split)
+
+
+def evaluation_name(data, train):
+    """Hub id or folder of the evaluation set, its configuration and its revision."""
     record = train.config.source if hasattr(train, "config") else None
     name = data.eval_dataset_name or data.source_name_or_path or (record.name if record else data.dataset_name)
     config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
-    return Evaluation(name, config, data.eval_split)
+    return name, config, record.revision if record and name == record.name else None
 
 
 def check_same_run(data, model_args, args) -> None:
@@ -236,10 +239,7 @@ def evaluation_data(data, train, names, preprocessing):
 
     if data.eval_split is None:
         return None
-    record = train.config.source if hasattr(train, "config") else None
-    name = data.eval_dataset_name or data.source_name_or_path or (record.name if record else data.dataset_name)
-    config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
-    revision = record.revision if record and name == record.name else None
+    name, config, revision = evaluation_name(data, train)
     if name is None:
         raise ValueError(
             f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."
