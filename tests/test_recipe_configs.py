@@ -13,7 +13,8 @@ from hf_reinforce.policies import POLICY_NAMES
 RECIPES = Path(__file__).parent.parent / "recipes"
 FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "accelerate")
 POLICIES = [path for path in FILES if path.name == "policy.yaml"]
-CONFIGS = [path for path in FILES if path not in POLICIES]
+STUDIES = [path for path in FILES if path.name == "study.yaml"]  # see test_study
+CONFIGS = [path for path in FILES if path not in POLICIES + STUDIES]
 TRAINING = ("teacher.yaml", "student.yaml")
 FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")
 VARIANTS = ("rrc", "mixing", "randaug", "mixing_randaug")

@@ -1,0 +1,187 @@
+"""Runs a study: many recipes over a grid of settings, one after the other, going on where it was stopped.
+
+python recipes/study.py --study recipes/cifar100_plus/study.yaml --size cpu
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arguments import one_line_errors, option, parse, required, write_json
+
+RECIPES = Path(__file__).parent
+
+
+@dataclass
+class StudyArguments:
+    study: str = required("YAML file of the study: its sizes, and its stages in order.")
+    size: str = option("Which of the file's sizes.", "cpu")
+    stages: list[str] = option("Only these stages, default all of them.", [])
+    jobs: int = option("Runs of one stage at the same time; several disturb each other's seconds.", 1)
+    minutes: float | None = option("Stop after so many minutes; the same command goes on from the last checkpoints.")
+    list_runs: bool = option("Print the commands and which of them are done, and run nothing.", False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command of a study.
+
+    Attributes:
+        stage: name of its stage.
+        name: stage and labels, joined by dashes; the names of its log and of its record.
+        command: file of the recipe and its flags.
+    """
+
+    stage: str
+    name: str
+    command: tuple[str, ...]
+
+
+class Stopped(Exception):
+    """The time is up."""
+
+
+def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
+    """The commands of a study in their order.
+
+    Raises:
+        ValueError: for an unknown size or stage, or a placeholder that the size does not define.
+    """
+    for asked, known, what in ((size, study["sizes"], "size"), *((stage, study["stages"], "stage") for stage in only)):
+        if asked not in known:
+            raise ValueError(f"The study has no {what} {asked!r}; its {what}s are {', '.join(known)}.")
+    values = {"output_dir": f"{study['output_dir']}/{size}", **study["sizes"][size]}
+    stages = {name: stage for name, stage in study["stages"].items() if not only or name in only}
+    return [run for name, stage in stages.items() for run in _runs_of_stage(name, stage, values)]
+
+
+def _runs_of_stage(stage: str, spec: dict[str, Any], values: dict[str, Any]) -> Iterator[Run]:
+    if unknown := set(spec) - {"recipe", "config", "flags", "over"}:
+        raise ValueError(f"Stage {stage} has unknown keys {sorted(unknown)}; expected recipe, config, flags, over.")
+    axes = [_axis(axis, choices, values) for axis, choices in spec.get("over", {}).items()]
+    for choice in itertools.product(*axes):
+        name = "-".join([stage, *(label for label, _ in choice)])
+        flags = dict(spec.get("flags", {}))
+        for _, further in choice:
+            flags |= further
+        known = {**values, "name": name}
+        command = [os.path.relpath(RECIPES / spec["recipe"]), *([str(spec["config"])] if "config" in spec else [])]
+        for flag, value in flags.items():
+            command += [f"--{flag}", *_filled(stage, value, known)]
+        yield Run(stage, name, tuple(command))
+
+
+def _axis(axis: str, choices: Any, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Labels and flags along one axis of the grid: {label: flags}, or a list of values of the flag `axis`."""
+    if isinstance(choices, str):
+        choices = values[choices.strip("{}")]
+    if isinstance(choices, dict):
+        return [(str(label), flags or {}) for label, flags in choices.items()]
+    return [(f"{axis}{value}", {axis: value}) for value in choices]
+
+
+def _filled(stage: str, value: Any, values: dict[str, Any]) -> list[str]:
+    """The words of a flag's value, with placeholders filled in; a list is several words, an object is JSON."""
+    if isinstance(value, list):
+        return [word for item in value for word in _filled(stage, item, values)]
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    try:
+        if isinstance(value, str) and isinstance(whole := values.get(value.strip("{}")), list):
+            return _filled(stage, whole, values)
+        return [str(value).format(**values)]
+    except KeyError as error:
+        raise ValueError(f"Stage {stage} uses {{{error.args[0]}}}, which this size does not define.") from error
+
+
+class Runner:
+    """Runs commands and remembers which are done.
+
+    Args:
+        folder: gets `done/NAME.json` (command, seconds) and `logs/NAME.log`.
+        deadline: `time.monotonic()` at which what runs is stopped, None without one.
+    """
+
+    def __init__(self, folder: Path, deadline: float | None) -> None:
+        self._folder, self._deadline = folder, deadline
+
+    def is_done(self, run: Run) -> bool:
+        """Whether the command has been run to its end.
+
+        Raises:
+            ValueError: if another command of that name has been.
+        """
+        path = self._record(run)
+        if not path.exists():
+            return False
+        if json.loads(path.read_text(encoding="utf-8"))["command"] != list(run.command[1:]):
+            raise ValueError(
+                f"{run.name} was run with other settings; remove {path} and its results to run it again, or choose "
+                "another output_dir for the study."
+            )
+        return True
+
+    def __call__(self, run: Run) -> None:
+        """Runs one command.
+
+        Raises:
+            ValueError: if it fails; the message has its last line.
+            Stopped: if the time is up.
+        """
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise Stopped
+        log = self._folder / "logs" / f"{run.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{run.name}: {' '.join(run.command)}", flush=True)
+        begun = time.monotonic()
+        with log.open("ab") as file:
+            try:
+                code = subprocess.run(
+                    [sys.executable, *run.command], stdout=file, stderr=file, timeout=left
+                ).returncode
+            except subprocess.TimeoutExpired:
+                raise Stopped from None
+        if code:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise ValueError(f"{run.name} failed: {''.join(last)} (all of it: {log})")
+        write_json(self._record(run), {"command": list(run.command[1:]), "seconds": time.monotonic() - begun})
+
+    def _record(self, run: Run) -> Path:
+        return self._folder / "done" / f"{run.name}.json"
+
+
+@one_line_errors
+def main() -> None:
+    (args,) = parse(__doc__, [StudyArguments])
+    import yaml
+
+    if not Path(args.study).exists():
+        raise ValueError(f"There is no file {args.study}; recipes/cifar100_plus/study.yaml is one.")
+    study = yaml.safe_load(Path(args.study).read_text(encoding="utf-8"))
+    runs = runs_of(study, args.size, args.stages)
+    runner = Runner(Path(study["output_dir"]) / args.size, args.minutes and time.monotonic() + 60 * args.minutes)
+    left = [run for run in runs if not runner.is_done(run)]
+    if args.list_runs:
+        for run in runs:
+            print("todo" if run in left else "done", run.name, " ".join(run.command))
+        return
+    print(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
+    try:
+        for _, of_stage in itertools.groupby(left, key=lambda run: run.stage):
+            with ThreadPoolExecutor(args.jobs) as pool:
+                list(pool.map(runner, of_stage))
+    except Stopped:
+        print(f"Stopped after {args.minutes} minutes; the same command goes on.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The runner of studies: which commands a file stands for, what is done, and how it stops."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from recipe_modules import load_recipe
+
+study = load_recipe("study")
+ROOT = Path(__file__).parent.parent
+
+SPEC = {
+    "output_dir": "out",
+    "sizes": {"small": {"seeds": [0, 1], "teachers": ["a", "b"], "members": {"x": {"flag": 1}}}},
+    "stages": {
+        "first": {"recipe": "write.py", "over": {"member": "{members}"}},
+        "second": {
+            "recipe": "write.py",
+            "config": "some.yaml",
+            "flags": {"output_dir": "{output_dir}/{name}", "teachers": "{teachers}", "args": {"depth": 6}},
+            "over": {"method": {"plain": None, "kd": {"method": "kd"}}, "seed": "{seeds}"},
+        },
+    },
+}
+
+
+def test_a_stage_is_a_grid_over_its_axes():
+    runs = study.runs_of(SPEC, "small", [])
+    assert [run.name for run in runs] == [
+        "first-x",
+        "second-plain-seed0",
+        "second-plain-seed1",
+        "second-kd-seed0",
+        "second-kd-seed1",
+    ]
+    assert runs[0].command[1:] == ("--flag", "1")
+    assert runs[3].command[1:] == (
+        *("some.yaml", "--output_dir", "out/small/second-kd-seed0", "--teachers", "a", "b"),
+        *("--args", '{"depth": 6}', "--method", "kd", "--seed", "0"),
+    )
+    assert [run.name for run in study.runs_of(SPEC, "small", ["first"])] == ["first-x"]
+
+
+def changed(**stage):
+    return {**SPEC, "stages": {"first": {"recipe": "write.py", **stage}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "only", "says"),
+    [
+        (SPEC, "large", [], "no size 'large'; its sizes are small"),
+        (SPEC, "small", ["third"], "no stage 'third'; its stages are first, second"),
+        (changed(flags={"n": "{num}"}), "small", [], "uses {num}, which this size does not define"),
+        (changed(grid={}), "small", [], "unknown keys ['grid']"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_refused(spec, size, only, says):
+    with pytest.raises(ValueError) as error:
+        study.runs_of(spec, size, only)
+    assert says in str(error.value)
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    """A folder of recipes with one that notes its flags, fails at `--fail yes` and hangs at `--hang yes`."""
+    (tmp_path / "write.py").write_text(
+        "import sys, time, pathlib\n"
+        "flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "if flags.get('--fail') == 'yes': sys.exit('error: it was told to')\n"
+        "with pathlib.Path('ran.txt').open('a') as file: file.write(flags['--n'] + ' ')\n"
+        "if flags.get('--hang') == 'yes': time.sleep(60)\n"
+    )
+    monkeypatch.setattr(study, "RECIPES", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_study(recipes, monkeypatch, stage, *flags):
+    spec = {"output_dir": "out", "sizes": {"cpu": {}}, "stages": {"only": {"recipe": "write.py", **stage}}}
+    (recipes / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["study.py", "--study", "study.yaml", *flags])
+    study.main()
+
+
+def test_what_is_done_is_not_run_again(recipes, monkeypatch, capsys):
+    run_study(recipes, monkeypatch, {"over": {"n": [1, 2]}})
+    run_study(recipes, monkeypatch, {"over": {"n": [1, 2, 3]}})
+    assert (recipes / "ran.txt").read_text() == "1 2 3 "
+    record = json.loads((recipes / "out/cpu/done/only-n3.json").read_text())
+    assert record["command"] == ["--n", "3"] and record["seconds"] > 0
+    capsys.readouterr()
+    run_study(recipes, monkeypatch, {"over": {"n": [1, 4]}}, "--list_runs", "true")
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["done", "only-n1"],
+        ["todo", "only-n4"],
+    ]
+
+
+def test_a_run_with_other_settings_is_not_taken_for_done(recipes, monkeypatch):
+    run_study(recipes, monkeypatch, {"over": {"n": {"a": {"n": 1}}}})
+    with pytest.raises(SystemExit, match="only-a was run with other settings; remove"):
+        run_study(recipes, monkeypatch, {"over": {"n": {"a": {"n": 2}}}})
+
+
+def test_a_failure_ends_the_study_with_its_last_line(recipes, monkeypatch):
+    with pytest.raises(SystemExit, match="only failed: error: it was told to"):
+        run_study(recipes, monkeypatch, {"flags": {"n": 1, "fail": "yes"}})
+    assert not (recipes / "out/cpu/done/only.json").exists()
+
+
+def test_at_the_time_limit_a_run_is_stopped_and_not_recorded(recipes, monkeypatch, capsys):
+    run_study(recipes, monkeypatch, {"flags": {"hang": "yes"}, "over": {"n": [1, 2]}}, "--minutes", "0.02")
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not list((recipes / "out/cpu").glob("done/*"))
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+def test_the_study_of_cifar100_has_flags_that_its_recipes_know(size):
+    spec = yaml.safe_load((ROOT / "recipes/cifar100_plus/study.yaml").read_text())
+    runs = study.runs_of(spec, size, [])
+    assert {run.stage for run in runs} == set(spec["stages"])
+    known = {
+        path: subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True).stdout
+        for path in {run.command[0] for run in runs}
+    }
+    for run in runs:
+        flags = {word for word in run.command if word.startswith("--")}
+        shared = {
+            "--output_dir",
+            "--num_train_epochs",
+            "--label_smoothing_factor",
+            "--learning_rate",
+            "--weight_decay",
+            "--seed",
+        }
+        assert all(flag in known[run.command[0]] for flag in flags - shared)
