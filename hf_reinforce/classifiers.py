@@ -107,6 +107,17 @@ class Member:
         return logits.float()
 
 
+def architecture(model: nn.Module) -> str:
+    """What kind of network it is: timm's name of it, e.g. `resnet10t`, else its class."""
+    sources = (getattr(model, "config", None), getattr(model, "pretrained_cfg", None))
+    found = [item.get("architecture") for item in map(_as_dict, sources)]
+    return next((str(name) for name in found if name), type(model).__name__)
+
+
+def _as_dict(config: Any) -> Mapping[str, Any]:
+    return config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
+
+
 def weight_hash(model: nn.Module) -> str:
     """xxh3-64, hex, over the names and bytes of a model's parameters and buffers."""
     digest = xxhash.xxh3_64()

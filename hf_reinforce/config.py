@@ -19,7 +19,7 @@ class SourceRecord:
     """Where the images are.
 
     Attributes:
-        name: Hub id or folder, as the user named it; None for a data set that was only in memory.
+        name: Hub id or folder, see `recorded_name`; None for a data set that was only in memory.
         config_name: Hub configuration.
         revision: Hub revision.
         split: split of the source, e.g. `train`.
@@ -93,7 +93,7 @@ class ReinforcementConfig:
         shuffled: whether the rows are stored in shuffled order, so that mixing partners come from everywhere.
         embed_images: whether the images are stored too.
         complete: whether every shard has been written.
-        skipped: images that are missing because they could not be read.
+        skipped: rows of the source that are missing, because their image could not be read or an import left it out.
         schema_version: version of the columns, docs/schema.md.
     """
 
@@ -137,7 +137,7 @@ class ReinforcementConfig:
         if version != SCHEMA_VERSION:
             raise ValueError(
                 f"This data set has schema version {version}; this hf_reinforce reads version {SCHEMA_VERSION}. "
-                "Upgrade with: pip install -U hf-reinforce"
+                "Install a newer hf_reinforce."
             )
         values = _checked(cls, data)
         pixels = _checked(PixelContract, values["pixels"])
@@ -185,15 +185,18 @@ class ReinforcementConfig:
 
         `num_samples` is left out, because it can be raised, and so is what a run only reports, such as licences.
         """
-        mine, theirs = _without_licenses(self.to_dict()), _without_licenses(other.to_dict())
+        mine, theirs = _without_reports(self.to_dict()), _without_reports(other.to_dict())
         reported = {"num_samples", "pixels", "complete", "skipped"}
         return _differences({k: v for k, v in mine.items() if k not in reported}, theirs)
 
 
-def _without_licenses(data: dict[str, Any]) -> dict[str, Any]:
+def _without_reports(data: dict[str, Any]) -> dict[str, Any]:
+    """Without what earlier versions did not record, or recorded in another way."""
     for record in (data["source"], *data["teachers"]):
         if isinstance(record, dict):
             record.pop("license", None)
+            record.pop("architecture", None)
+            record["name"] = record["name"] and record["name"].removeprefix("./")
     return data
 
 

@@ -162,8 +162,8 @@ class ReinforcedDataset(AugmentedDataset):
         """Stored target of one reinforcement: `target_label` [K], `target_value` [K], `target_tail`."""
         stored = self._targets(position, slot)
         return {
-            "target_label": np.array(stored[schema.LABEL], dtype=np.int64),
-            "target_value": np.array(stored[schema.VALUE], dtype=np.float32),
+            "target_label": stored[schema.LABEL].astype(np.int64),
+            "target_value": stored[schema.VALUE].astype(np.float32),
             "target_tail": np.float32(stored[schema.TAIL]),
         }
 

@@ -3,16 +3,21 @@
 import math
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset, Image
+from numpy.typing import NDArray
 
-from hf_reinforce import images
+from hf_reinforce import images, schema
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.reinforcer import Reinforcer
@@ -37,7 +42,7 @@ class Estimate:
         measured_seconds: how long that took, decoding included.
         teacher_seconds: how long the teacher alone takes for as many views that are ready.
         bytes_per_reinforcement: on disk, of the views that were measured.
-        bytes_per_image: on disk beside them: the image, where images are embedded.
+        bytes_per_image: on disk beside them: the row's other columns, and the image where images are embedded.
         device: the teacher's.
     """
 
@@ -70,9 +75,9 @@ class Estimate:
         hours = ", ".join(f"{_duration(self.hours(count))} on {count}" for count in _DEVICES)
         return (
             f"{self.num_images:,} images, policy {self.policy}, N = {self.num_samples}: {self.num_views:,} views\n"
-            f"disk   about {_size(self.num_bytes)}, {self.bytes_per_reinforcement:.0f} bytes a reinforcement"
-            + (f" and {_size(self.bytes_per_image)} an image" if self.bytes_per_image else "")
-            + f"\nspeed  {speed:,.0f} views/s on {self.device}, "
+            f"disk   about {_size(self.num_bytes)}, {self.bytes_per_reinforcement:.0f} bytes a reinforcement and "
+            f"{_size(self.bytes_per_image)} an image\n"
+            f"speed  {speed:,.0f} views/s on {self.device}, "
             f"{100 * self.teacher_seconds / self.measured_seconds:.0f} % of the teacher alone "
             f"(measured on {self.measured_views:,} views in {self.measured_seconds:.1f} s)\n"
             f"time   {hours} devices like this one"
@@ -99,17 +104,21 @@ def estimate(
     label_column: str | None = None,
     class_map: ClassMap | None = None,
     embed_images: bool = False,
+    on_error: str = "raise",
     num_workers: int = 2,
     batch_size: int = PARTNER_BLOCK,
     device: str | torch.device | None = None,
+    num_images: int | None = None,
 ) -> Estimate:
     """Reinforces a few images, writes them to a temporary file, and works out what all of them will take.
 
-    Takes the arguments of `reinforce`. Nothing is left on the disk.
+    Takes the arguments of `reinforce`, and `num_images`: the rows of the whole, where `dataset` is only a few of them.
+    Nothing is left on the disk.
 
     Raises:
-        ValueError: as `reinforce`, for arguments that do not fit each other or the data set.
-        ImageError: if one of the few images cannot be decoded.
+        ValueError: as `reinforce`, for arguments that do not fit each other or the data set; if none of the few images
+            can be decoded.
+        ImageError: if one of them cannot be decoded, unless `on_error="skip"`.
     """
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     if not len(dataset):
@@ -128,6 +137,7 @@ def estimate(
             top_k,
             image_column=image_column,
             label_column=label_column,
+            on_error=on_error,
             num_workers=num_workers,
             batch_size=batch_size,
             device=device,
@@ -135,34 +145,55 @@ def estimate(
         started = time.perf_counter()
         return reinforcer(few, range(len(few)), order=rows.tolist()), time.perf_counter() - started
 
-    run(1)  # the first pass pays for what libraries do once
+    if not len(run(1)[0]):  # the first pass pays for what libraries do once
+        raise ValueError(f"None of the {len(few)} images that were tried can be decoded.")
     _, one = run(1)
     samples = max(1, min(num_samples, _MOST_SAMPLES, int(_SECONDS / one)))
     table, seconds = run(samples)
-    views = len(few) * samples
-    half = len(few) // 2
-    # The difference, because a small file is mostly footer.
-    size = (_file_size(table) - _file_size(table.slice(0, half))) / (len(few) - half) / samples
-    items = few.column(image_column).to_pylist() if embed_images else []
-    encoded = sum(len(images.read_encoded(item)) for item in items)
+    views = len(table) * samples
+    half = len(table) // 2
+    # The difference, because the first rows of a file pay for what there is once in it.
+    stored, beside = _stored_bytes(table) - _stored_bytes(table.slice(0, half))
+    encoded = _encoded_bytes(few.column(image_column).to_pylist()) if embed_images else 0.0
     return Estimate(
         policy=policy.name,
-        num_images=len(dataset),
+        num_images=len(dataset) if num_images is None else num_images,
         num_samples=num_samples,
         measured_views=views,
         measured_seconds=seconds,
         teacher_seconds=_teacher_seconds(teacher, policy.image_size, views, batch_size, torch.device(device)),
-        bytes_per_reinforcement=size,
-        bytes_per_image=encoded / len(few),
+        bytes_per_reinforcement=float(stored) / (len(table) - half) / samples,
+        bytes_per_image=float(beside) / (len(table) - half) + encoded,
         device=_device_name(torch.device(device)),
     )
 
 
-def _file_size(table: pa.Table) -> int:
+def _stored_bytes(table: pa.Table) -> NDArray[np.int64]:
+    """Bytes that the reinforcements of a table, and its other columns, take in a shard: int64 [2].
+
+    Without dictionaries: few targets fill them almost as much as all targets of a shard, where they are nothing.
+    """
+    sizes = np.zeros(2, dtype=np.int64)
+    if not len(table):
+        return sizes
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "shard.parquet"
         write_shard(shard, table)
-        return shard.stat().st_size
+        group = pq.read_metadata(shard).row_group(0)
+    for chunk in map(group.column, range(group.num_columns)):
+        dictionary = chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
+        lists = chunk.path_in_schema.split(".")[0] in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS)
+        sizes[0 if lists else 1] += chunk.total_compressed_size - dictionary
+    return sizes
+
+
+def _encoded_bytes(items: Sequence[dict[str, Any]]) -> float:
+    """Mean size of the image files that can be read."""
+    sizes = []
+    for item in items:
+        with suppress(images.ImageError):
+            sizes.append(len(images.read_encoded(item)))
+    return sum(sizes) / max(len(sizes), 1)
 
 
 def _teacher_seconds(teacher: Teacher, image_size: int, views: int, batch_size: int, device: torch.device) -> float:

@@ -1,24 +1,25 @@
 """Data sets by Hub id or folder: sources, and reinforced data sets joined with them."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, Features, Image, IterableDataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict
 from datasets.packaged_modules.parquet.parquet import Parquet
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
 from hf_reinforce.joining import check_missing, source_positions
 from hf_reinforce.local import resolve
 from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.streaming.rows import ParquetRows, StreamRows
+from hf_reinforce.repository import Repository, explained
+from hf_reinforce.streaming.rows import ParquetRows, StreamRows, read_footer
 from hf_reinforce.streaming.stream import ReinforcedStream
+
+logger = logging.getLogger(__name__)
 
 
 def load_source(
@@ -45,7 +46,7 @@ def load_source(
     """
     path = resolve(name)
     revision = None if Path(path).exists() else revision
-    with _explained(name):
+    with explained(name, revision):
         if alone:
             builder = datasets.load_dataset_builder(path, config_name, revision=revision)
             if isinstance(builder, Parquet) and split in builder.config.data_files:
@@ -78,33 +79,17 @@ def stream_source(
     """
     path = resolve(name)
     revision = None if Path(path).exists() else revision
-    with _explained(name):
+    with explained(name, revision):
         builder = datasets.load_dataset_builder(path, config_name, revision=revision)
         stream: IterableDataset = builder.as_streaming_dataset(split)
-        features = stream.features
-        if features is None:  # a stream of samples that nobody has looked at
-            return StreamRows(stream, columns)
-        if not set(columns) <= set(features):
-            raise ValueError(f"{name!r} should have the columns {list(columns)}, but has {list(features)}.")
-        if isinstance(builder, Parquet) and split in builder.config.data_files:
-            features = Features({column: features[column] for column in columns} | {columns[0]: Image(decode=False)})
-            return ParquetRows(builder.config.data_files[split], columns, features=features)
+    features = stream.features
+    if features is not None:  # None: a stream of samples that nobody has looked at
+        _check_columns(name, features, columns)
+    if features is None or not isinstance(builder, Parquet) or split not in builder.config.data_files:
         return StreamRows(stream, columns)
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, ConnectionError) as error:
-        if "gated dataset" in str(error):  # datasets has no class for it, and drops the cause
-            raise ValueError(_gated(name)) from error
-        raise ValueError(f"There is no data set {name!r}, neither as a folder nor on the Hub: {error}") from error
-    except DatasetGenerationError as error:
-        raise ValueError(
-            f"A file of {name!r} cannot be read, probably because it was cut short: {error.__cause__ or error} "
-            "Delete it from the cache to download it again, or ask whoever published it to publish it again."
-        ) from error
+    features = Features({column: features[column] for column in columns} | {columns[0]: Image(decode=False)})
+    with explained(name, revision):
+        return ParquetRows(builder.config.data_files[split], columns, features=features)
 
 
 def load_reinforced(
@@ -137,99 +122,126 @@ def load_reinforced(
         ValueError: if the configuration is missing, unfinished or ambiguous, if the source or a revision cannot be
             found or read, or if images are missing; the message says what to do.
     """
-    path = resolve(name_or_path)
-    config_name, config = _load_config(path, config_name, revision)
+    repository = Repository.find(name_or_path, revision)
+    config_name, config = repository.load_config(config_name)
     if not config.complete:
         raise ValueError(f"{name_or_path} is not finished; run the command that reinforces it again to complete it.")
-    record = config.source
-    where = (record.config_name, record.split, record.revision if source is None else None)
-    if source is None and not config.embed_images:
-        if record.name is None:
-            raise ValueError(f"{name_or_path} does not record where its images are; pass source=.")
-        source = record.name
+    if repository.commit is not None:
+        logger.info("Loading %s, configuration %r, of commit %s.", name_or_path, config_name, repository.commit)
+    files = repository.shards(config_name, config.source.split, streaming)
+    images = None if config.embed_images else _images(name_or_path, config, source, streaming)
     if streaming:
-        columns = [record.image_column, *filter(None, [record.label_column])]
-        images = stream_source(source, columns, *where) if isinstance(source, str) else source
-        files = _shards(name_or_path, config_name, record.split, revision)
         return ReinforcedStream(files, config, images, max_rows, allow_missing, **kwargs)
-    reinforced = _load_rows(name_or_path, config_name, record.split, revision)
+    reinforced = _rows(name_or_path, files, config)
     if max_rows is not None:
         if config.policy.mix_operations:  # partners are in the same block
             max_rows = -(-max_rows // PARTNER_BLOCK) * PARTNER_BLOCK
         reinforced = reinforced.select(range(min(max_rows, len(reinforced))))
     if config.embed_images:
         return ReinforcedDataset(reinforced, config, **kwargs)
-    if isinstance(source, str):
-        source = load_source(source, *where)
-    positions = source_positions(reinforced, source, config)
+    positions = source_positions(reinforced, images, config)
     check_missing(positions, reinforced, config, allow_missing)
-    return ReinforcedDataset(reinforced, config, source, source_rows=positions, **kwargs)
+    return ReinforcedDataset(reinforced, config, images, source_rows=positions, **kwargs)
 
 
-def _load_rows(name_or_path: str, config_name: str, split: str, revision: str | None) -> Dataset:
-    folder = Path(resolve(name_or_path)) / config_name
-    if not folder.exists():
-        return load_source(name_or_path, config_name, split, revision)
-    # Known by name and card, a folder could be taken for an earlier one of the same name; known by its files, not.
-    files = _shards(name_or_path, config_name, split, revision)
-    return load_source("parquet", split=split, data_files={split: files})
-
-
-def _shards(name_or_path: str, config_name: str, split: str, revision: str | None) -> list[str]:
-    """The shards of a configuration in their order, as paths or as addresses of one commit on the Hub."""
-    path = resolve(name_or_path)
-    folder = Path(path) / config_name
-    if folder.exists():
-        return sorted(str(file) for file in folder.glob(f"{split}-*.parquet"))
-    with _explained(name_or_path):
-        builder = datasets.load_dataset_builder(path, config_name, revision=revision)
-        return sorted(builder.config.data_files[split])
-
-
-def is_reinforced(name_or_path: str, config_name: str | None = None) -> bool:
-    """Whether a folder or Hub repository holds a reinforced data set."""
-    path = resolve(name_or_path)
-    if Path(path).exists():
-        return any(Path(path).glob(f"{config_name or '*'}/{CONFIG_FILE}"))
-    return any(file.endswith(f"/{CONFIG_FILE}") for file in HfApi().list_repo_files(path, repo_type="dataset"))
-
-
-def _load_config(path: str, config_name: str | None, revision: str | None) -> tuple[str, ReinforcementConfig]:
-    local = Path(path).exists()
-    try:
-        files = (
-            [f"{file.parent.name}/{file.name}" for file in Path(path).glob(f"*/{CONFIG_FILE}")]
-            if local
-            else HfApi().list_repo_files(path, repo_type="dataset", revision=revision)
+def _images(
+    name: str, config: ReinforcementConfig, source: Dataset | IterableDataset | str | None, streaming: bool
+) -> Dataset | IterableDataset | ParquetRows | StreamRows:
+    """The data set that holds the images: the one in hand, or the one of this name or of the recorded one."""
+    record = config.source
+    columns = [record.image_column, *filter(None, [record.label_column])]
+    if source is None or isinstance(source, str):
+        return _named_images(name, config, source, columns, streaming)
+    if isinstance(source, (DatasetDict, IterableDatasetDict)):
+        raise TypeError(f"source has the splits {list(source)}; pass one of them: source[{record.split!r}].")
+    if isinstance(source, IterableDataset) and not streaming:
+        raise TypeError(
+            "source is a stream (IterableDataset), whose rows cannot be looked up; pass streaming=True, or a "
+            "map-style Dataset: load_dataset(...) without streaming=True."
         )
-        names = sorted(file.split("/")[0] for file in files if file.count("/") == 1 and file.endswith(CONFIG_FILE))
-        if config_name is None and len(names) == 1:
-            config_name = names[0]
-        if not names:
-            raise ValueError(f"{path} is not a reinforced data set; recipes/reinforce.py makes one of it.")
-        if config_name is None or config_name not in names:
-            raise ValueError(
-                f"{path} has the configurations {names}; name one of them with config_name (--dataset_config_name)."
+    _check_columns("source", source.features or columns, columns)
+    return source
+
+
+def _named_images(
+    name: str, config: ReinforcementConfig, source: str | None, columns: Sequence[str], streaming: bool
+) -> Dataset | ParquetRows | StreamRows:
+    record = config.source
+    found = source or record.name
+    if found is None:
+        raise ValueError(f"{name} does not record where its images are; pass source= (--source_name_or_path).")
+    where = (record.config_name, record.split, record.revision if source is None else None)
+    try:
+        if streaming:
+            return stream_source(found, columns, *where)
+        images = load_source(found, *where)
+    except ValueError as error:
+        hint = ""
+        if source is None:
+            hint = (
+                f" {name} records it as the source of its images; if they are elsewhere now, name them with source= "
+                "(--source_name_or_path)."
             )
-        if local:
-            return config_name, ReinforcementConfig.load(Path(path) / config_name)
-        file = hf_hub_download(path, f"{config_name}/{CONFIG_FILE}", repo_type="dataset", revision=revision)
-    except GatedRepoError as error:
-        raise ValueError(_gated(path)) from error
-    except RevisionNotFoundError as error:
-        branches = HfApi().list_repo_refs(path, repo_type="dataset")
-        known = [ref.name for ref in (*branches.branches, *branches.tags)]
-        raise ValueError(f"{path} has no revision {revision!r}; its branches and tags are {known}.") from error
-    except RepositoryNotFoundError as error:
+        elif isinstance(error.__cause__, ValueError):  # its configurations or splits have other names
+            hint = " Load it with `datasets`, and pass the result as source=."
+        raise ValueError(f"{error}{hint}") from error
+    _check_columns(found, images.features, columns)
+    return images
+
+
+def _check_columns(name: str, found: Iterable[str], columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in found]
+    if missing:
         raise ValueError(
-            f"There is no data set {path!r}, neither as a folder nor on the Hub. If it is private, log in with "
-            "`hf auth login` first."
-        ) from error
-    return config_name, ReinforcementConfig.load(Path(file).parent)
+            f"{name} should have the columns {list(columns)}, as when it was reinforced, but has {list(found)}. Load "
+            f"it with `datasets`, rename its column with .rename_column(..., {missing[0]!r}), and pass the result as "
+            "source=."
+        )
 
 
-def _gated(name: str) -> str:
-    return (
-        f"{name!r} may only be read by those who accepted its conditions: accept them on its page on the Hub, then "
-        "log in with `hf auth login`, or set HF_TOKEN."
-    )
+def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Dataset:
+    """The rows of some shards; known by their files, since a folder could be taken for an earlier one of its name."""
+    split, expected = config.source.split, config.source.num_rows
+    rows = Dataset.from_dict({})
+    if files:
+        with _explained_files(name, files), explained(name):
+            rows = datasets.load_dataset("parquet", split=split, data_files={split: list(files)})
+    if not files or (expected is not None and len(rows) + len(config.skipped) != expected):
+        raise ValueError(
+            f"{name} holds {len(rows)} rows, not {expected}: shards are missing. Publish it again, or run the command "
+            "that reinforces it again."
+        )
+    return rows
+
+
+@contextmanager
+def _explained_files(name: str, files: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        for file in files:
+            try:
+                read_footer(file)
+            except (ValueError, OSError):  # pyarrow's errors are such
+                raise ValueError(
+                    f"A file of {name!r} cannot be read, probably because it was cut short. Delete "
+                    f"{Path(file).resolve()} and load it again, after the command that made it if you made it "
+                    "yourself; if that does not help, ask whoever published it to publish it again."
+                ) from error
+        raise
+
+
+def is_reinforced(name_or_path: str, config_name: str | None = None, revision: str | None = None) -> bool:
+    """Whether a folder or Hub repository holds a reinforced data set.
+
+    Args:
+        name_or_path: Hub id or folder.
+        config_name: the configuration, default any.
+        revision: Hub revision; ignored for a folder.
+
+    Raises:
+        ValueError: if there is no such repository or revision, it may not be read, or is in no cache while the Hub
+            cannot be reached.
+    """
+    names = Repository.find(name_or_path, revision).config_names
+    return config_name in names if config_name else bool(names)

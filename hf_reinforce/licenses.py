@@ -6,10 +6,10 @@ from typing import Any
 
 from hf_reinforce.local import resolve
 
-UNKNOWN = "unknown"
+UNKNOWN, OTHER = "unknown", "other"
 
 IMAGENET_LICENSE = {
-    "license": "other",
+    "license": OTHER,
     "license_name": "imagenet",
     "license_link": "https://www.image-net.org/download.php",
 }
@@ -32,8 +32,17 @@ _IMAGENET = re.compile(r"(^|[/_.-])(ilsvrc|imagenet)", re.IGNORECASE)  # rather 
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name can be a repository on the Hub: `owner/name`, and no folder here."""
-    return name is not None and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    """Whether a recorded name is a repository on the Hub: `owner/name`. It is asked the same anywhere."""
+    return name is not None and _HUB_ID.fullmatch(name) is not None
+
+
+def recorded_name(name: str) -> str:
+    """A name as it is to be recorded: a folder that could be taken for a Hub id gets `./` in front.
+
+    Args:
+        name: what was loaded under this name here, a Hub id or folder.
+    """
+    return f"./{name}" if is_hub_id(name) and Path(name).exists() else name
 
 
 def is_imagenet(name: str | None) -> bool:

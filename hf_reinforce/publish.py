@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, RepoFile
 
 from hf_reinforce import schema
-from hf_reinforce.cards.dataset_card import dataset_card
+from hf_reinforce.cards.dataset_card import dataset_card, keep_metadata
+from hf_reinforce.cards.markdown import code
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.licenses import is_hub_id
@@ -254,15 +255,12 @@ def _card(folder: Path, configs: dict[str, ReinforcementConfig], branch: Branch,
     card.text = re.sub(calls, rf'\g<1>{branch.repo_id}"', card.text)
     on_hub = branch.card(state)
     if on_hub is not None:
-        mine, theirs = card.data.to_dict(), on_hub.data.to_dict()
-        for key, value in theirs.items():
-            if key not in mine and key != "dataset_info":
-                setattr(card.data, key, value)
-        others = [item for item in theirs.get("configs") or [] if item.get("config_name") not in configs]
+        others = ", ".join(code(name) for name in keep_metadata(card, on_hub))
         if others:
-            card.data.configs = [*(mine.get("configs") or []), *others]
-            named = ", ".join(f"`{item.get('config_name')}`" for item in others)
-            card.text += f"\n\nThis repository also holds {named}; its `{CONFIG_FILE}` describes each.\n"
+            card.text += (
+                f"\n\nThis repository also holds {others}; `{CONFIG_FILE}` in its folder describes each, with\n"
+            )
+            card.text += "its source and its teachers. The licences in the metadata above are those of all.\n"
     return _LocalFile(CARD_FILE, str(card).encode())
 
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 
 from hf_reinforce.local import resolve
@@ -122,13 +123,14 @@ def dataset_commit(name: str, revision: str | None = None) -> str | None:
         revision: branch, tag or commit, default `main`.
 
     Returns:
-        The commit's id; the revision as it is for a folder, and where the Hub has none or cannot be asked.
+        The commit's id, from the cache if the Hub cannot be asked; the revision as it is for a folder, and where
+        neither knows it.
     """
     if Path(resolve(name)).exists():
         return revision
     try:
-        return str(HfApi().repo_info(name, repo_type="dataset", revision=revision).sha)
-    except (HTTPError, ConnectionError, HFValidationError):
+        return str(HfApi().resolve_revision(name, repo_type="dataset", revision=revision).resolved)
+    except (HTTPError, RevisionResolutionError, HFValidationError):
         return revision
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_reinforce.classifiers import Member, Preprocessing, module_member, named_member
-from hf_reinforce.licenses import read_license
+from hf_reinforce.classifiers import Member, Preprocessing, architecture, module_member, named_member
+from hf_reinforce.licenses import read_license, recorded_name
 
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
 
@@ -100,8 +100,9 @@ class Teacher:
         """What `reinforcement.json` records of each member; its licence where its own card states one."""
         return [
             {
-                "name": member.name,
+                "name": recorded_name(member.name) if member.kind != "module" else member.name,
                 "kind": member.kind,
+                "architecture": architecture(member.model),
                 "revision": member.revision,
                 "weight_hash": member.weight_hash,
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),

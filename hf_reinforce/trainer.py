@@ -19,10 +19,12 @@ from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.schedules import TimmSchedule
-from hf_reinforce.streaming.stream import ReinforcedStream, training_loader
+from hf_reinforce.streaming.loader import training_loader
+from hf_reinforce.streaming.stream import ReinforcedStream
 from hf_reinforce.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.targets import sparse_kl, top_k_targets
 from hf_reinforce.teachers import Teacher
+from hf_reinforce.training_time import TrainingTime
 from hf_reinforce.views import AugmentedDataset, EpochSampler
 
 
@@ -112,9 +114,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
-        any_dataset = train_dataset or eval_dataset
-        if any_dataset is not None:
-            kwargs.setdefault("data_collator", any_dataset.collate)
+        if (dataset := train_dataset or eval_dataset) is not None:
+            kwargs.setdefault("data_collator", dataset.collate)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = _RunningMetrics()
         # Trainer looks for `model.config` when labels are smoothed, which a plain module need not have.
@@ -124,6 +125,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
+        self.add_callback(TrainingTime())
         self.teacher = None if teacher is None else teacher.to(args.device)
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         if self.ema is not None:
@@ -154,12 +156,13 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     @contextmanager
     def _collator_of(self, dataset: Any) -> Iterator[None]:
-        # Training batches may be mixed and carry targets; what is evaluated collates itself.
-        previous, self.data_collator = self.data_collator, getattr(dataset, "collate", self.data_collator)
+        # Training batches may be mixed and carry targets; what is evaluated collates itself, and all of it counts.
+        before, self.data_collator = self.data_collator, getattr(dataset, "collate", self.data_collator)
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             yield
         finally:
-            self.data_collator = previous
+            self.data_collator, self.args.dataloader_drop_last = before, drop_last
 
     def _images(self, inputs: dict[str, Tensor]) -> Tensor:
         """The B mixed views of a batch, float, values 0 to 255."""
@@ -193,11 +196,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     def _label_loss(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         if "labels" not in inputs:
-            raise ValueError(
-                f"method={self.args.method!r} with these settings needs labels, and the data set has none."
-            )
-        smoothing = self.args.label_smoothing_factor
-        logits = logits.float()
+            raise ValueError(f"method={self.args.method!r} needs labels with these settings, but there are none.")
+        logits, smoothing = logits.float(), self.args.label_smoothing_factor
         own = F.cross_entropy(logits, inputs["labels"], reduction="none", label_smoothing=smoothing)
         if "partner" not in inputs:
             return own

@@ -128,7 +128,8 @@ def teacher_remarks(folder: str, known: dict[str, Any], accuracies: dict[str, fl
         f"{hub_link(recipe['dataset_name'], 'datasets/')} with `recipes/{folder}/teacher.yaml`. Its accuracy on the "
         f"{recipe['eval_split']} split is "
     )
-    return {name: text + (f"{100 * accuracies[name]:.1f} %." if name in accuracies else "not measured yet.")}
+    text += f"{100 * accuracies[name]:.1f} %." if name in accuracies else "not measured yet."
+    return {name: text, f"./{name}": text}  # as the recipe has it, and as it is recorded
 
 
 def card(name: str) -> str:
@@ -160,7 +161,9 @@ def take_over(folder: Path) -> None:
         for teacher in item.config.teachers:
             results = Path(teacher["name"]) / "eval_results.json"
             if results.exists():
-                accuracies[teacher["name"]] = json.loads(results.read_text(encoding="utf-8"))["eval_accuracy"]
+                accuracies[teacher["name"].removeprefix("./")] = json.loads(results.read_text(encoding="utf-8"))[
+                    "eval_accuracy"
+                ]
         (target / key).mkdir(parents=True, exist_ok=True)
         for file in (PREVIEW_FILE, STATISTICS_FILE):
             if (folder / key / file).exists():

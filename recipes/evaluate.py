@@ -1,10 +1,14 @@
-"""Evaluates a student, a teacher or an ensemble: top-1, top-5, calibration error, log-likelihood, Brier score.
+"""Evaluates a student, a teacher or an ensemble: accuracy, calibration error, log-likelihood, Brier score, robustness.
 
 python recipes/evaluate.py --model_name_or_path outputs/student --dataset_name uoft-cs/cifar100 --split test
+python recipes/evaluate.py --model_name_or_path outputs/student --suite cifar_robustness \
+    --output_dir outputs/student/evaluation
 """
 
 import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from arguments import class_map, one_line_errors, option, parse, required, write_json
 
@@ -12,7 +16,8 @@ from arguments import class_map, one_line_errors, option, parse, required, write
 @dataclass
 class EvaluateArguments:
     model_name_or_path: list[str] = required("Hub id or folder of a classifier; several are averaged.")
-    dataset_name: str = required("Hub id, folder of Parquet files, or ImageFolder.")
+    dataset_name: str | None = option("Hub id, folder of Parquet files, or ImageFolder; or name a --suite.")
+    suite: str | None = option("imagenet_robustness, cifar_robustness, or a YAML file; see docs/evaluation.md.")
     dataset_config_name: str | None = option("Hub configuration of the data set.")
     dataset_revision: str | None = option("Hub revision of the data set.")
     split: str = option("Split to evaluate on.", "test")
@@ -21,61 +26,124 @@ class EvaluateArguments:
     model_checkpoint: str | None = option("Weights of a model that is a bare timm architecture.")
     model_revision: str | None = option("Hub revision of the model.")
     class_map: str | None = option("identity, or JSON: the model's class for each class of the data set.")
+    classes_from: str | None = option("Column of the model's classes (indices, names, WordNet ids), or a file.")
+    scoring: str = option("restricted to the data set's classes, or full: all of the model's compete.", "restricted")
     image_size: int | None = option("Side of the evaluated square in pixels, default the model's input.")
     crop_pct: float | None = option("Share of the shorter side that is evaluated, default the model's.")
     max_samples: int | None = option("Evaluate on the first so many rows.")
     batch_size: int = option("Images per forward pass.", 64)
-    num_workers: int = option("Processes that decode.", 2)
+    num_workers: int = option("Processes that decode and corrupt.", 2)
     device: str | None = option("Device, default a GPU where there is one.")
+    dtype: str = option("float32, bfloat16 or float16.", "float32")
+    seed: int = option("Seed of the corruptions.", 0)
     output_json: str | None = option("File to write the metrics to.")
+    output_dir: str | None = option("Folder to write all figures, predictions, a report and pictures to.")
 
 
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [EvaluateArguments])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
+    if (args.dataset_name is None) == (args.suite is None):
+        raise ValueError("Name either a data set with --dataset_name, or a --suite.")
     if args.output_json:
         write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
-    metrics = evaluate(args)
-    for name, value in metrics.items():
-        print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
-    if args.output_json:
-        write_json(args.output_json, metrics)
+    if args.output_dir:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+
+    from hf_reinforce.evaluation.evaluator import is_main_process
+
+    evaluation, figures = evaluate_suite(args) if args.suite else evaluate_dataset(args)
+    if is_main_process():
+        for name, value in figures.items():
+            print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
+        if args.output_json:
+            write_json(args.output_json, figures)
+        if args.output_dir:
+            from hf_reinforce.evaluation.report import write_report
+
+            evaluation.save(args.output_dir)
+            if evaluation.datasets:
+                write_report(args.output_dir)
+    if evaluation.skipped:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
+        raise ValueError(f"{len(evaluation.skipped)} data sets of the suite could not be evaluated: {reasons}")
 
 
-def evaluate(args):
-    import torch
-    from torch.utils.data import DataLoader
-    from tqdm.auto import tqdm
+def evaluate_suite(args):
+    from hf_reinforce.evaluation import evaluator
+    from hf_reinforce.evaluation.suites import load_suite
 
-    from hf_reinforce import AugmentedDataset, ImageSource, load_teacher
+    suite = load_suite(args.suite)
+    settings = make_settings(args)
+    model = load_model(args).to(settings.device, args.dtype)
+
+    def show(entry, name, result):
+        value = result.metrics[entry.metric]
+        if evaluator.is_main_process() and value is not None:
+            print(f"{name:40} {entry.metric} {value:.4f}", flush=True)
+
+    names = " + ".join(args.model_name_or_path)
+    found = evaluator.evaluate_suite(model, names, suite, settings, args.output_dir, args.max_samples, show)
+    figures = {"model": names, "suite": suite.name, **found.summary}
+    return found, figures
+
+
+def evaluate_dataset(args):
+    from hf_reinforce import ImageSource
+    from hf_reinforce.evaluation import evaluator
+    from hf_reinforce.evaluation.suites import Entry
+    from hf_reinforce.evaluation.tasks import open_task
     from hf_reinforce.hub import load_source
-    from hf_reinforce.metrics import ClassificationMetrics
-    from hf_reinforce.policies import evaluation_policy
 
     rows = load_source(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
-    if args.max_samples is not None:
-        rows = rows.select(range(min(args.max_samples, len(rows))))
-    source = ImageSource.of(rows, args.image_column_name, args.label_column_name)
-    if not len(source) or not source.has_labels:
-        raise ValueError(f"{args.dataset_name}, split {args.split!r}, has no rows or no labels to evaluate on.")
+    model, given = load_model(args), class_map(args.class_map)
+    label_column, classes = args.label_column_name, None
+    if args.classes_from in rows.column_names:
+        label_column = args.classes_from
+    elif args.classes_from is not None:
+        classes = args.classes_from
+    elif given is not None:
+        model = model.with_classes(ImageSource.of(rows, args.image_column_name, label_column).class_names, given)
+        classes = list(range(model.num_classes))
+    entry = Entry(
+        args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        revision=args.dataset_revision,
+        split=args.split,
+        image_column=args.image_column_name,
+        label_column=label_column,
+        classes=classes,
+        scoring=args.scoring,
+    )
+    task = open_task(rows, entry, model.class_names, model.num_classes, args.max_samples)
+    settings = make_settings(args)
+    found = evaluator.new_evaluation(" + ".join(args.model_name_or_path), None, settings)
+    name = Path(args.dataset_name).name
+    model.to(settings.device, args.dtype)
+    evaluator.evaluate_entry(model, name, entry, {"": task}, settings, found, args.output_dir)
+    result = found.datasets[name]
+    figures = {"model": found.model, "dataset": args.dataset_name, "split": args.split, **result.metrics}
+    return found, {**figures, "num_samples": float(result.num_samples), "classes": result.class_map}
+
+
+def load_model(args):
+    from hf_reinforce import load_teacher
+
+    return load_teacher(args.model_name_or_path, checkpoint=args.model_checkpoint, revision=args.model_revision)
+
+
+def make_settings(args):
+    import torch
+
+    from hf_reinforce.evaluation.evaluator import Settings
+
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_teacher(args.model_name_or_path, checkpoint=args.model_checkpoint, revision=args.model_revision)
-    model = model.with_classes(source.class_names, class_map(args.class_map)).to(device)
-    # The members of an ensemble look at the same pixels; each resizes them to its own input.
-    first = model.members[0].preprocessing
-    size = args.image_size or max(member.preprocessing.image_size for member in model.members)
-    dataset = AugmentedDataset(source, evaluation_policy(size, args.crop_pct or first.crop_pct, first.interpolation))
-    loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=dataset.collate)
-    metrics = ClassificationMetrics()
-    for batch in tqdm(loader, desc="Evaluating", unit="batch"):
-        metrics.update(model(batch["pixel_values"].to(device)).cpu(), batch["labels"])
-    return {
-        "model": " + ".join(args.model_name_or_path),
-        "dataset": args.dataset_name,
-        "split": args.split,
-        **metrics.compute(),
-    }
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by accelerate launch or torchrun
+        from accelerate import PartialState
+
+        device = str(PartialState(cpu=device == "cpu").device)
+    return Settings(args.batch_size, args.num_workers, device, args.image_size, args.crop_pct, args.seed)
 
 
 if __name__ == "__main__":

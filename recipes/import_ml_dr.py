@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import option, parse, required
+from arguments import one_line_errors, option, parse, required
 
 
 @dataclass
@@ -37,6 +37,7 @@ class ImportArguments:
     shard_size: int | None = option("Rows per Parquet file, default about 2^20 reinforcements in each.")
 
 
+@one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
@@ -46,27 +47,24 @@ def main() -> None:
     from hf_reinforce.ml_dr import import_ml_dr
     from hf_reinforce.remote import dataset_commit
 
-    try:
-        revision = dataset_commit(args.source_name_or_path, args.source_revision)
-        dataset = load_source(args.source_name_or_path, args.source_config_name, args.split, revision)
-        folder = import_ml_dr(
-            args.archive,
-            dataset,
-            args.output_dir,
-            id_map=read_id_map(args, dataset),
-            policy=None if args.policy is None else load_policy(args.policy, args.image_size),
-            teachers=args.teacher_name_or_path,
-            num_classes=args.num_classes,
-            image_column=args.image_column_name,
-            label_column=args.label_column_name,
-            source_name=args.source_name_or_path,
-            source_config=args.source_config_name,
-            source_revision=revision,
-            split=args.split,
-            shard_size=args.shard_size,
-        )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    revision = dataset_commit(args.source_name_or_path, args.source_revision)
+    dataset = load_source(args.source_name_or_path, args.source_config_name, args.split, revision)
+    folder = import_ml_dr(
+        args.archive,
+        dataset,
+        args.output_dir,
+        id_map=read_id_map(args, dataset),
+        policy=None if args.policy is None else load_policy(args.policy, args.image_size),
+        teachers=args.teacher_name_or_path,
+        num_classes=args.num_classes,
+        image_column=args.image_column_name,
+        label_column=args.label_column_name,
+        source_name=args.source_name_or_path,
+        source_config=args.source_config_name,
+        source_revision=revision,
+        split=args.split,
+        shard_size=args.shard_size,
+    )
     print(f'Done: load_dataset("{folder.parent}", "{folder.name}").')
 
 

@@ -9,7 +9,7 @@ Run the same command again to continue after an interruption; files that the Hub
 import logging
 from dataclasses import dataclass
 
-from arguments import option, parse, required
+from arguments import one_line_errors, option, parse, required
 
 
 @dataclass
@@ -24,6 +24,7 @@ class PublishArguments:
     dry_run: bool = option("List what would be sent, and send nothing.", False)
 
 
+@one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [PublishArguments])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
@@ -40,8 +41,6 @@ def main() -> None:
             commit_message=args.commit_message,
             dry_run=args.dry_run,
         )
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("Interrupted. What was sent is kept; run the same command again to continue.") from None
     for change in result.changes:

@@ -4,7 +4,7 @@
     python recipes/reinforce.py recipes/cifar100_plus/reinforce.yaml
     accelerate launch recipes/reinforce.py --dataset_name ethz/food101 --teacher_name_or_path timm/resnet50.a1_in1k ...
 
-With --estimate it measures a few images and says what the run will cost, before anything is spent.
+With --estimate it reads and measures a few images and says what the run will cost, before anything is spent.
 Run the same command again to continue after an interruption, or with a larger --num_samples to add reinforcements.
 """
 
@@ -53,13 +53,16 @@ def main() -> None:
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source
+    from hf_reinforce.licenses import recorded_name
     from hf_reinforce.remote import dataset_commit
 
     policy = load_policy(args.policy, args.image_size)
     revision = dataset_commit(args.dataset_name, args.dataset_revision)
-    dataset = load_source(args.dataset_name, args.dataset_config_name, args.split, revision)
+    source = (args.dataset_name, args.dataset_config_name, args.split, revision)
+    dataset, num_images = first_images(source, args) if args.estimate else (load_source(*source), None)
     if args.max_samples is not None:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
+        num_images = num_images and min(args.max_samples, num_images)
     teacher = load_teacher(
         args.teacher_name_or_path,
         checkpoint=args.teacher_checkpoint,
@@ -74,12 +77,13 @@ def main() -> None:
         "label_column": args.label_column_name,
         "class_map": class_map(args.class_map),
         "embed_images": args.embed_images,
+        "on_error": args.on_error,
         "num_workers": args.num_workers,
         "batch_size": args.batch_size,
         "device": args.device,
     }
     if args.estimate:
-        print(estimate(dataset, teacher, policy, **options))
+        print(estimate(dataset, teacher, policy, num_images=num_images, **options))
         return
     reinforce(
         dataset,
@@ -87,14 +91,38 @@ def main() -> None:
         policy,
         args.output_dir,
         seed=args.seed,
-        source_name=args.dataset_name,
+        source_name=recorded_name(args.dataset_name),
         source_config=args.dataset_config_name,
         source_revision=revision,
         split=args.split,
         shard_size=args.shard_size,
-        on_error=args.on_error,
         **options,
     )
+
+
+def first_images(source, args):
+    """The first images of a data set, without downloading the rest, and how many there are.
+
+    Where that is recorded nowhere, the whole data set and None.
+    """
+    from datasets import Dataset, Image
+
+    from hf_reinforce.hub import load_source, stream_source
+    from hf_reinforce.randomness import PARTNER_BLOCK
+    from hf_reinforce.sources import find_columns
+
+    stream = load_source(*source, streaming=True)
+    if stream.features is not None:
+        name, config, split, revision = source
+        image, _ = find_columns(stream.features, args.image_column_name, args.label_column_name)
+        recorded = (stream.info.splits or {}).get(split)
+        rows = recorded.num_examples if recorded else stream_source(name, [image], config, split, revision)
+        if recorded or hasattr(rows, "__len__"):
+            stream = stream.cast_column(image, Image(decode=False))
+            few = Dataset.from_list(list(stream.take(PARTNER_BLOCK)), features=stream.features)
+            return few, rows if recorded else len(rows)
+    logging.warning("%s does not say how many rows it has, so the whole of it is loaded.", source[0])
+    return load_source(*source), None
 
 
 if __name__ == "__main__":

@@ -59,16 +59,35 @@ def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
         if asked not in known:
             raise ValueError(f"The study has no {what} {asked!r}; its {what}s are {', '.join(known)}.")
     values = {"output_dir": f"{study['output_dir']}/{size}", **study["sizes"][size]}
-    stages = {name: stage for name, stage in study["stages"].items() if not only or name in only}
-    return [run for name, stage in stages.items() for run in _runs_of_stage(name, stage, values)]
+    runs: dict[str, list[Run]] = {}
+    for name, stage in study["stages"].items():
+        runs[name] = list(_runs_of_stage(name, stage, values, runs))
+    return [run for name, of_stage in runs.items() if not only or name in only for run in of_stage]
 
 
-def _runs_of_stage(stage: str, spec: dict[str, Any], values: dict[str, Any]) -> Iterator[Run]:
-    if unknown := set(spec) - {"recipe", "config", "flags", "over"}:
-        raise ValueError(f"Stage {stage} has unknown keys {sorted(unknown)}; expected recipe, config, flags, over.")
+def _runs_of_stage(
+    stage: str, spec: dict[str, Any], values: dict[str, Any], earlier: dict[str, list[Run]]
+) -> Iterator[Run]:
+    if unknown := set(spec) - {"recipe", "config", "flags", "over", "each"}:
+        raise ValueError(
+            f"Stage {stage} has unknown keys {sorted(unknown)}; expected recipe, config, flags, over, each."
+        )
     axes = [_axis(axis, choices, values) for axis, choices in spec.get("over", {}).items()]
+    if "each" in spec:
+        if spec["each"] not in earlier:
+            raise ValueError(f"Stage {stage} is for each of {spec['each']}, which is no stage before it.")
+        for run in earlier[spec["each"]]:
+            name = run.name.removeprefix(f"{run.stage}-")
+            yield from _grid(f"{stage}-{name}", stage, spec, axes, {**values, "run": run.name})
+        return
+    yield from _grid(stage, stage, spec, axes, values)
+
+
+def _grid(
+    prefix: str, stage: str, spec: dict[str, Any], axes: list[list[tuple[str, dict[str, Any]]]], values: dict[str, Any]
+) -> Iterator[Run]:
     for choice in itertools.product(*axes):
-        name = "-".join([stage, *(label for label, _ in choice)])
+        name = "-".join([prefix, *(label for label, _ in choice)])
         flags = dict(spec.get("flags", {}))
         for _, further in choice:
             flags |= further

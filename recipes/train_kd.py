@@ -18,6 +18,7 @@ from arguments import class_map, one_line_errors, option, parse, required, write
 class DataArguments:
     dataset_name: str = required("Hub id or folder of a reinforced data set, or for plain and online of any images.")
     dataset_config_name: str | None = option("Configuration: of a reinforced data set, the policy.")
+    dataset_revision: str | None = option("Hub revision: branch, tag or commit, default main.")
     train_split: str = option("Training split of a data set that is not reinforced.", "train")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
     streaming: bool = option("Read rows and images as streams, and download neither as a whole.", False)
@@ -71,7 +72,8 @@ def main() -> None:
     from hf_reinforce.students import create_student, student_preprocessing
 
     set_seed(args.seed)
-    train = training_data(data, args.method, args.seed)
+    commit = data_commit(data, args.output_dir)
+    train = training_data(data, args.method, args.seed, commit)
     stored = train.config if args.method == "reinforced" else None
     names = stored.class_names if stored else train.source.class_names
     num_labels = stored.num_classes if stored else len(names or [])
@@ -91,11 +93,11 @@ def main() -> None:
         model,
         args,
         train_dataset=train,
-        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, view_size)),
+        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, view_size), commit),
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
-    check_same_run(data, model_args, args)
+    check_same_run(data, model_args, args, commit)
     train_and_evaluate(trainer, args)
     trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
         write_model_card,
@@ -119,19 +121,31 @@ def evaluated_on(data, train):
     return None if data.eval_split is None else Evaluation(*evaluation_name(data, train)[:2], data.eval_split)
 
 
-def evaluation_name(data, train):
+def evaluation_name(data, train, commit=None):
     """Hub id or folder of the evaluation set, its configuration and its revision."""
     record = train.config.source if hasattr(train, "config") else None
-    name = data.eval_dataset_name or data.source_name_or_path or (record.name if record else data.dataset_name)
+    source = (record.name, record.revision) if record else (data.dataset_name, commit)
+    name = data.eval_dataset_name or data.source_name_or_path or source[0]
     config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
-    return name, config, record.revision if record and name == record.name else None
+    return name, config, source[1] if name == source[0] else None
 
 
-def check_same_run(data, model_args, args) -> None:
+def data_commit(data, output_dir):
+    """The commit of the training data: the one that the run began with, else the one that the revision names now."""
+    from hf_reinforce.remote import dataset_commit
+
+    path = Path(output_dir) / "run.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = all(there.get(key) == getattr(data, key) for key in ("dataset_name", "dataset_revision"))
+    return (same and there.get("dataset_commit")) or dataset_commit(data.dataset_name, data.dataset_revision)
+
+
+def check_same_run(data, model_args, args, commit) -> None:
     """Refuses to resume a run that was made with another method, data set or student."""
     path = Path(args.output_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
     asked = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
+    asked["dataset_commit"] = commit
     free = {"accept_pixel_mismatch", "source_name_or_path", "max_eval_samples"}  # change no sample of the training
     asked |= {k: v for k, v in asdict(data).items() if k not in free and not k.startswith("eval")}
     if path.exists():
@@ -193,17 +207,18 @@ def is_finished(checkpoint, args) -> bool:
     return state["global_step"] >= state["max_steps"] and not longer
 
 
-def training_data(data, method, seed):
+def training_data(data, method, seed, commit):
     """The training set: stored reinforcements, or fresh augmentations of the same policy."""
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
     from hf_reinforce.hub import is_reinforced, load_source
 
     if data.streaming and method != "reinforced":
         raise ValueError(f"--streaming is for stored reinforcements; leave it out with --method {method}.")
-    if is_reinforced(data.dataset_name):
+    if is_reinforced(data.dataset_name, revision=commit):
         stored = load_reinforced(
             data.dataset_name,
             data.dataset_config_name,
+            revision=commit,
             source=data.source_name_or_path,
             image_size=data.image_size,
             seed=seed,
@@ -224,14 +239,14 @@ def training_data(data, method, seed):
             f"{data.dataset_name} is not a reinforced data set; reinforce it with recipes/reinforce.py, or choose "
             "--method plain or online with a --policy."
         )
-    rows = load_source(data.dataset_name, data.dataset_config_name, data.train_split)
+    rows = load_source(data.dataset_name, data.dataset_config_name, data.train_split, commit)
     if data.max_train_samples:
         rows = rows.select(range(min(data.max_train_samples, len(rows))))
     source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
     return AugmentedDataset(source, load_policy(data.policy, data.image_size or 224), data.image_size, seed)
 
 
-def evaluation_data(data, train, names, preprocessing):
+def evaluation_data(data, train, names, preprocessing, commit):
     """The evaluation set, None without `eval_split`; its classes must be the student's."""
     from hf_reinforce import AugmentedDataset, ImageSource
     from hf_reinforce.hub import load_source
@@ -239,7 +254,7 @@ def evaluation_data(data, train, names, preprocessing):
 
     if data.eval_split is None:
         return None
-    name, config, revision = evaluation_name(data, train)
+    name, config, revision = evaluation_name(data, train, commit)
     if name is None:
         raise ValueError(
             f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."

@@ -16,6 +16,7 @@ from arguments import one_line_errors, option, parse, required, write_json
 class VerifyArguments:
     dataset_name: str = required("Hub id or folder of a reinforced data set.")
     dataset_config_name: str | None = option("Its configuration, default the only one.")
+    dataset_revision: str | None = option("Its Hub revision: branch, tag or commit, default main.")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
     teacher_name_or_path: list[str] = option("The teacher, default the recorded one.", [])
     teacher_checkpoint: str | None = option("Weights of a teacher that is a bare timm architecture.")
@@ -51,6 +52,7 @@ def verify(args):
     dataset = load_reinforced(
         args.dataset_name,
         args.dataset_config_name,
+        revision=args.dataset_revision,
         source=args.source_name_or_path,
         accept_pixel_mismatch=args.accept_pixel_mismatch,
     )

@@ -38,6 +38,7 @@ class Fault:
     drop_after: int | None = None  # bytes of the real answer after which the connection is closed
     drop_upload_after: int | None = None  # bytes of the request after which the connection is closed
     hold: threading.Event | None = None  # the request waits for it and is then dropped unanswered
+    then: Callable[[], Any] | None = None  # called when the request was answered
     times: int = 1
     reached: threading.Event = field(default_factory=threading.Event)  # a request met the fault
 
@@ -134,6 +135,8 @@ class RequestHandler(BaseHTTPRequestHandler):
             sent = self.wfile.write(body[: fault.drop_after])
             with self.hub.lock:
                 self.hub.served[unquote(url.path)] += sent
+        if fault.then:
+            fault.then()
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -271,9 +274,10 @@ class RequestHandler(BaseHTTPRequestHandler):
         if repository.gated and not self.authorised():
             raise HubError(401, f"Access to {name} is restricted. Please log in.", "GatedRepo")
         file = repository.files(revision).get(path)
+        commit = {"X-Repo-Commit": repository.find(revision)}
         if file is None:
-            raise HubError(404, f"{path} does not exist", "EntryNotFound")
-        headers = {"X-Repo-Commit": repository.find(revision), "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
+            raise HubError(404, f"{path} does not exist", "EntryNotFound", commit)
+        headers = {**commit, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked is None:
             return Answer(file.content, headers=headers)

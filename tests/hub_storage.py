@@ -61,8 +61,8 @@ class Repository:
 
 
 class HubError(Exception):
-    """An answer that is an error: status, message, and the code by which clients tell errors apart."""
+    """An answer that is an error: status, message, the code by which clients tell errors apart, further headers."""
 
-    def __init__(self, status: int, message: str, code: str = "") -> None:
+    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message}
+        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}

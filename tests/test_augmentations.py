@@ -26,6 +26,7 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
     ViewAugmentation,
+    photometric,
 )
 from hf_reinforce.augmentations.rand_augment import SIGNED, magnitude_of
 from hf_reinforce.randomness import params_generator
@@ -605,15 +606,42 @@ def test_mixes_keep_the_dtype(name, dtype):
     assert operation.apply(random_batch(0).to(dtype), random_batch(1).to(dtype), params).dtype == dtype
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3), (33, 57), (64, 64)])
-@pytest.mark.parametrize("magnitude", [-0.9, -0.27, 0.0, 0.27, 0.9])
-def test_sharpness_has_the_pixels_of_pil(size, magnitude):
+def odd_pictures():
+    """Pictures of few pixels, noisy, flat, gray, of few colours, and flat in one channel."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    for pixels in (noise, noise // 128 * 255):
-        image = images.from_pil(Image.fromarray(pixels))
-        found = RandAugment().apply(
-            image, [{"op": RAND_AUGMENT_OPERATIONS.index("Sharpness"), "magnitude": magnitude}]
-        )
-        expected = F.adjust_sharpness(Image.fromarray(pixels), 1.0 + magnitude)
-        np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(expected))
+    for size in ((1, 1), (2, 5), (3, 3), (5, 2), (33, 57)):
+        noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        one_flat = noise.copy()
+        one_flat[..., 1] = 7
+        gray = rng.integers(40, 90, (*size, 1), dtype=np.uint8).repeat(3, axis=2)
+        for pixels in (noise, noise // 128 * 255, np.full_like(noise, noise[0, 0]), one_flat, gray):
+            yield Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("op", RAND_AUGMENT_OPERATIONS)
+def test_every_magnitude_has_the_pixels_of_pillow(op):
+    for picture in odd_pictures():
+        for level in range(31) if magnitude_of(op, 0, 9) or magnitude_of(op, 30, 9) else (0,):
+            magnitude = float(np.float32(magnitude_of(op, level, picture.width)))
+            for signed in (magnitude, -magnitude) if op in SIGNED else (magnitude,):
+                expected = _apply_op(picture, op, signed, InterpolationMode.NEAREST, None)
+                assert rand_augment(images.from_pil(picture), (op, signed)).tobytes() == expected.tobytes(), level
+
+
+def test_any_sequence_of_operations_has_the_pixels_of_pillow(photo):
+    rng, photo = np.random.default_rng(0), photo.resize((45, 31))
+    image = images.from_pil(photo)
+    for _ in range(150):
+        steps, expected = [], photo
+        for op in rng.choice(RAND_AUGMENT_OPERATIONS, 4):
+            steps.append((str(op), float(np.float32(magnitude_of(str(op), int(rng.integers(31)), 45)))))
+            expected = _apply_op(expected, *steps[-1], InterpolationMode.NEAREST, None)
+        assert rand_augment(image, *steps).tobytes() == expected.tobytes(), steps
+    assert torch.equal(image, images.from_pil(photo)), "the input is not changed"
+
+
+@pytest.mark.parametrize("factor", [*(1 + 0.03 * level for level in range(-30, 31)), -3.0, 0.5, 7.7, 300.0])
+def test_blending_equals_pillows_for_all_pairs_of_values(factor):
+    first, second = np.mgrid[:256, :256].astype(np.uint8)
+    expected = Image.blend(Image.fromarray(first), Image.fromarray(second), float(np.float32(factor)))
+    np.testing.assert_array_equal(photometric._blend(first, second, float(np.float32(factor))), np.asarray(expected))

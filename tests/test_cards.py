@@ -19,15 +19,15 @@ from recipe_modules import load_recipe
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import schema
-from hf_reinforce.cards import markdown
-from hf_reinforce.cards.dataset_card import describe, render, write_dataset_card
+from hf_reinforce.cards import commands, markdown
+from hf_reinforce.cards.dataset_card import describe, keep_metadata, render, write_dataset_card
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw
 from hf_reinforce.cards.statistics import BINS, Statistics, measure
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
-from hf_reinforce.licenses import is_imagenet, read_license
+from hf_reinforce.licenses import is_hub_id, is_imagenet, read_license, recorded_name
 from hf_reinforce.policies import POLICY_NAMES, named_policy
 
 ROOT = Path(__file__).parent.parent
@@ -468,19 +468,21 @@ HOSTILE = (
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_change_nothing_but_themselves(folder, name):
-    (item,) = described(folder, name=name, label_column=name).values()
+    (item,) = described(folder, name=name, label_column=name, split=name).values()
     classes = tuple(f"{name}{index}" for index in range(5))
-    teacher = {**item.config.teachers[0], "name": name, "license": name, "dtype": name, "weight_hash": name}
+    teacher = dict.fromkeys(("name", "license", "dtype", "weight_hash", "architecture", "revision"), name)
+    teacher = {**item.config.teachers[0], **teacher}
     config = dataclasses.replace(item.config, class_names=classes, teachers=(teacher,))
     features = type(item.features)({name: item.features["label"], **item.features})
     statistics = dataclasses.replace(
         item.statistics, class_rows=(90,) * 5 + (90,) * 5, class_agreement=(0.1,) * 5 + (0.2,) * 5
     )
     config = dataclasses.replace(config, class_names=classes * 2, num_classes=10)
-    card = render(name, {"randaug": Configuration(config, features, statistics)})
+    card = render(name, {name: Configuration(config, features, statistics)})
     plain = render("pets-plus", described(folder))
     text = str(card)
-    assert yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))["pretty_name"] == name
+    front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
+    assert front["pretty_name"] == front["configs"][0]["config_name"] == name
     body = card.text
     outside = re.sub(r"^```.*?^```$", "", body, flags=re.M | re.S)
     for opened in (
@@ -509,7 +511,8 @@ def test_names_change_nothing_but_themselves(folder, name):
         compile(code, "card", "exec")
     (command,) = re.findall(r"^```bash\n(.*?)^```$", body, re.M | re.S)
     words = shlex.split(command.replace("\\\n", " "))
-    assert words[words.index("--dataset_name") + 1] == " ".join(name.split())
+    for flag in ("--dataset_name", "--dataset_config_name"):
+        assert words[words.index(flag) + 1] == " ".join(name.split())
 
 
 @pytest.mark.parametrize(
@@ -595,6 +598,151 @@ def test_the_command_of_the_card_has_flags_that_exist(card):
     assert words[words.index("--dataset_name") + 1] == "pets-plus"
 
 
+def words_of_the_command(card):
+    (command,) = re.findall(r"```bash\n(.*?)```", card.text, re.S)
+    words = shlex.split(command.replace("\\\n", " "))
+    return words[words.index("recipes/train_kd.py") + 1 :]
+
+
+def test_the_command_of_the_card_trains(card, data, folder, tmp_path, monkeypatch):
+    recipe = load_recipe("train_kd")
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(
+        "hf_reinforce.hub.load_source", lambda name, *arguments, **options: data_of(name, data, options)
+    )
+    words = [*words_of_the_command(card), "--max_steps", "1", "--use_cpu", "True", "--output_dir", tmp_path]
+    words += ["--model_name_or_path", "test_resnet", "--dataset_config_name", "randaug"]
+    monkeypatch.setattr(sys, "argv", ["train_kd.py", *map(str, words)])
+    recipe.main()
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def settings_of(folder, num_rows, num_classes=5, side=16, **source):
+    """The words of the command of a card for such a data set, by their flags."""
+    (item,) = described(folder, **source).values()
+    policy = named_policy("randaug", side)
+    config = dataclasses.replace(item.config, num_classes=num_classes, policy=policy, class_names=None)
+    statistics = dataclasses.replace(item.statistics, num_rows=num_rows, class_rows=None, class_agreement=None)
+    words = words_of_the_command(render("x", {"randaug": Configuration(config, item.features, statistics)}))
+    return words, dict(zip(words, [*words[1:], None], strict=True))
+
+
+def test_the_example_fits_the_data_set(folder):
+    _, small = settings_of(folder, 50_000, side=32)
+    assert small["--model_name_or_path"] == "resnet10t" and small["--learning_rate"] == "0.1"
+    _, photos = settings_of(folder, 50_000, num_classes=37, side=224)
+    assert photos["--model_name_or_path"] == "mobilenetv3_large_100" and photos["--learning_rate"] == "0.2"
+    assert photos["--weight_decay"] == "5e-4" and photos["--per_device_train_batch_size"] == "256"
+    _, many = settings_of(folder, 10**6, num_classes=1000, side=224)
+    assert many["--model_name_or_path"] == "resnet50d" and many["--learning_rate"] == "0.1"
+    _, few = settings_of(folder, 100, num_classes=37, side=224)
+    assert few["--per_device_train_batch_size"] == "8" and few["--learning_rate"] == "0.00625"
+    words, _ = settings_of(folder, 50_000, side=32, name="uoft-cs/cifar100")
+    assert words[0] == "recipes/cifar100_plus/student.yaml" and "--learning_rate" not in words
+    words, _ = settings_of(folder, 50_000, side=224, name="uoft-cs/cifar100")
+    assert words[0] == "--method", "the recipe is for views of 32 pixels"
+
+
+def test_recipes_of_cards_are_those_of_their_sources():
+    for (source, side), name in commands.RECIPES.items():
+        recipes = [yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / "recipes" / name).glob("*.yaml")]
+        made = [recipe for recipe in recipes if "num_samples" in recipe]
+        assert made and {(recipe["dataset_name"], recipe["image_size"]) for recipe in made} == {(source, side)}
+        student = yaml.safe_load((ROOT / "recipes" / name / "student.yaml").read_text(encoding="utf-8"))
+        assert student["method"] == "reinforced" and student["output_dir"] != "outputs/student"
+
+
+def test_the_card_says_how_to_get_the_package(card):
+    assert "pip install ." in section(card, "Load") and "no release on a package index" in section(card, "Load")
+
+
+def test_architecture_is_shown_where_the_name_does_not_tell(folder):
+    (item,) = described(folder).values()
+    teachers = [
+        {**item.config.teachers[0], "name": name, "kind": "transformers", "architecture": "resnet10t"}
+        for name in ("./outputs/teacher", "me/resnet10t.mine")
+    ]
+    config = dataclasses.replace(item.config, teachers=tuple(teachers))
+    shown = section(render("pets-plus", {"randaug": dataclasses.replace(item, config=config)}), "Teacher")
+    assert "| `./outputs/teacher` (`resnet10t`) |" in shown
+    assert "| [me/resnet10t.mine](https://huggingface.co/me/resnet10t.mine) |" in shown
+
+
+def test_a_folder_in_the_way_makes_a_hub_id_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "me" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert is_hub_id("me/data") and recorded_name("me/data") == "me/data"
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("me/data"), "a rule of the name alone"
+    assert recorded_name("me/data") == "./me/data" and not is_hub_id("./me/data")
+    assert recorded_name("me") == "me" and recorded_name(str(tmp_path)) == str(tmp_path)
+
+
+def test_two_sources_are_described_both(folder):
+    (first,) = described(folder, name="me/pets", license="mit").values()
+    (second,) = described(folder, name="me/birds", license="cc-by-4.0", split="all").values()
+    second = dataclasses.replace(second, config=dataclasses.replace(second.config, embed_images=True))
+    card = render("both", {"birds": second, "pets": first})
+    found = check_metadata(str(card))
+    assert found["source_datasets"] == ["me/birds", "me/pets"] and found["license"] == ["cc-by-4.0", "mit"]
+    assert [config["data_files"][0]["split"] for config in found["configs"]] == ["all", "train"]
+    assert "datasets/me/birds) and [me/pets](" in card.text.split("## ")[0]
+    assert {name: cells["images of"].split("]")[0] for name, cells in table(card).items()} == {
+        "birds": "[me/birds",
+        "pets": "[me/pets",
+    }
+    load = section(card, "Load")
+    assert "The images of `pets` are **not** in the data set" in load and "they stay in [me/pets]" in load
+    assert 'load_reinforced("both", "pets")' in load
+    licences = {line[0].split("]")[0]: line[1] for line in cells(section(card, "Licence"))[0][1:]}
+    assert licences["[me/birds"] == "cc-by-4.0" and licences["[me/pets"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "expected"),
+    [
+        ("mit", "mit", "mit"),
+        ("mit", "cc-by-4.0", ["mit", "cc-by-4.0"]),
+        (["mit", "cc-by-4.0"], "cc-by-nc-4.0", ["mit", "cc-by-4.0", "cc-by-nc-4.0"]),
+        ("mit", "unknown", "unknown"),
+        ("other", "cc-by-4.0", "other"),
+        (None, "mit", "mit"),
+        ("mit", None, "mit"),
+    ],
+)
+def test_metadata_fit_the_configurations_that_only_the_hub_has(theirs, mine, expected):
+    def card(name, **data):
+        data = {key: value for key, value in data.items() if value is not None}
+        return DatasetCard.from_template(
+            DatasetCardData(configs=[{"config_name": name, "data_files": []}], **data),
+            template_str="---\n{{card_data}}\n---",
+        )
+
+    on_hub = card(
+        "old",
+        license=theirs,
+        source_datasets=["me/a"],
+        size_categories=["1M<n<10M"],
+        pretty_name="Mine",
+        extra_gated_prompt="Ask me.",
+    )
+    options = {"source_datasets": ["me/b"], "size_categories": ["n<1K"], "pretty_name": "folder"}
+    new = card("new", license=mine, extra_gated_prompt="Ask them.", **options)
+    assert keep_metadata(new, on_hub) == ["old"]
+    found = new.data.to_dict()
+    assert found["license"] == expected and found["source_datasets"] == ["me/a", "me/b"]
+    assert found["size_categories"] == ["1M<n<10M"] and found["pretty_name"] == "Mine"
+    assert found["extra_gated_prompt"] == "Ask me.\n\nAsk them."
+    assert [config["config_name"] for config in found["configs"]] == ["new", "old"]
+    again = card("new", license=mine, extra_gated_prompt="Ask them.", **options)
+    keep_metadata(again, new)
+    assert again.data.to_dict()["extra_gated_prompt"] == found["extra_gated_prompt"]
+    alone = card("old", license=mine, **options)
+    assert keep_metadata(alone, on_hub) == []
+    assert alone.data.to_dict()["license"] == (mine or theirs)  # the configuration was made again
+
+
 def test_remarks(folder):
     remarks = Remarks("`plan.yaml`", {"TinyNet": "TinyNet is small."}, "@misc{pets}")
     card = render("pets-plus", described(folder), remarks)
@@ -657,6 +805,12 @@ def test_planned_cards_follow_the_recipes():
     assert line["stored classes (K)"] == f"{recipe['top_k']} of 1,000" and line["images"] == "1,281,167"
     for teacher in recipe["teacher_name_or_path"]:
         assert teacher in section(card, "Teacher")
+
+
+def test_licences_of_the_plan_say_where_they_are_stated():
+    known = yaml.safe_load((HUB_CARDS / "sources.yaml").read_text(encoding="utf-8"))
+    for entry in (*known["sources"].values(), *known["teachers"].values()):
+        assert bool(entry["stated_in"]) == (entry["license"] is not None)
 
 
 def test_measured_card_states_what_was_measured():

@@ -112,6 +112,18 @@ def test_licences_are_optional_and_no_difference(tmp_path):
     assert licensed.differences(plain) == plain.differences(licensed) == []
 
 
+def test_what_earlier_versions_recorded_otherwise_is_no_difference(tmp_path):
+    old = example(source=dataclasses.replace(example().source, name="data/pets"))
+    source = dataclasses.replace(old.source, name="./data/pets")
+    new = example(source=source, teachers=({**old.teachers[0], "name": "./net", "architecture": "resnet18"},))
+    new.save(tmp_path)
+    assert ReinforcementConfig.load(tmp_path) == new
+    assert new.differences(old) == old.differences(new) == []
+    other = example(source=dataclasses.replace(old.source, name="data/birds"))
+    assert new.differences(other) == ["source.name: 'data/pets', not 'data/birds'"]
+    assert new.source.name == "./data/pets", "comparing changes nothing"
+
+
 LEVELS = [
     (),
     ("policy",),
@@ -162,7 +174,7 @@ def test_values_of_another_kind_are_refused(tmp_path, key, value):
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
 def test_another_schema_version_is_refused_with_what_to_do(tmp_path, version):
     (tmp_path / CONFIG_FILE).write_text(json.dumps({**example().to_dict(), "schema_version": version, "new_key": 1}))
-    with pytest.raises(ValueError, match=f"schema version {version}.*reads version 1.*pip install -U"):
+    with pytest.raises(ValueError, match=f"schema version {version}.*reads version 1.*Install a newer"):
         ReinforcementConfig.load(tmp_path)
 
 

@@ -52,17 +52,15 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 def test_commands_name_flags_that_exist(path):
     from transformers import HfArgumentParser
 
-    import hf_reinforce
-
     arguments = load_recipe("arguments")
     for words in commands(path):
         index = next(i for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py"))
         recipe = load_recipe(Path(words[index]).stem)
         classes = [cls for name, cls in vars(recipe).items() if name.endswith("Arguments")]
-        if recipe.__name__ == "recipe_train_kd":
-            classes.append(hf_reinforce.KDTrainingArguments)
+        classes += getattr(recipe, "training_classes", list)()
         parser = HfArgumentParser(classes, allow_abbrev=False)
         flags = words[index + 1 :]
+        flags = recipe.with_flag(flags) if hasattr(recipe, "with_flag") else flags
         if flags and flags[0].endswith(".yaml"):
             flags = [*arguments._flags_of_file(str(ROOT / flags[0]), parser), *flags[1:]]
         parsed, unknown = parser.parse_known_args([flag for flag in flags if flag != "..."])

@@ -3,12 +3,13 @@ import tempfile
 from dataclasses import replace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import estimate as module
 from hf_reinforce import reinforce
 from hf_reinforce.estimate import Estimate, estimate
+from hf_reinforce.images import ImageError
 from hf_reinforce.policies import named_policy
 
 KNOWN = Estimate(
@@ -19,14 +20,14 @@ KNOWN = Estimate(
     measured_seconds=4.0,
     teacher_seconds=3.6,
     bytes_per_reinforcement=32.0,
-    bytes_per_image=0.0,
+    bytes_per_image=20.0,
     device="cpu",
 )
 
 
 def test_totals_follow_from_what_was_measured():
     assert KNOWN.num_views == 64_058_350
-    assert KNOWN.num_bytes == 64_058_350 * 32
+    assert KNOWN.num_bytes == 64_058_350 * 32 + 1_281_167 * 20
     assert KNOWN.hours() == pytest.approx(64_058_350 / 250 / 3600)
     assert KNOWN.hours(8) == pytest.approx(KNOWN.hours() / 8)
     assert replace(KNOWN, bytes_per_image=110_000.0).num_bytes == 64_058_350 * 32 + 1_281_167 * 110_000
@@ -35,7 +36,7 @@ def test_totals_follow_from_what_was_measured():
 def test_it_reads_as_text():
     text = str(KNOWN)
     assert "1,281,167 images, policy randaug, N = 50: 64,058,350 views" in text
-    assert "about 2.0 GB, 32 bytes a reinforcement\n" in text
+    assert "about 2.1 GB, 32 bytes a reinforcement and 20 bytes an image\n" in text
     assert "250 views/s on cpu, 90 % of the teacher alone (measured on 1,000 views in 4.0 s)" in text
     assert "71.2 h on 1, 8.9 h on 8, 1.1 h on 64 devices like this one" in text
     assert "and 110.0 KB an image" in str(replace(KNOWN, bytes_per_image=110_000.0))
@@ -48,7 +49,7 @@ def test_a_measurement_leaves_nothing_behind(policy, tmp_path, monkeypatch):
     found = estimate(tiny_dataset(100), tiny_teacher(), named_policy(policy, 16), num_samples=3, top_k=3)
     assert (found.num_images, found.num_samples, found.num_views) == (100, 3, 300)
     assert found.measured_views == 3 * 64, "a block of images, every reinforcement"
-    assert found.measured_seconds > 0 and found.teacher_seconds > 0 and found.bytes_per_image == 0
+    assert found.measured_seconds > 0 and found.teacher_seconds > 0 and 0 < found.bytes_per_image < 40
     assert os.listdir(tmp_path) == []
 
 
@@ -58,6 +59,36 @@ def test_bytes_are_those_of_a_run(tmp_path):
     folder = reinforce(data, teacher, policy, tmp_path, num_samples=12, top_k=3, seed=0)
     (shard,) = folder.glob("*.parquet")
     assert found.num_bytes == pytest.approx(shard.stat().st_size, rel=0.35)
+
+
+def test_one_reinforcement_of_each_image_tells_the_bytes_of_many(monkeypatch):
+    data, teacher, policy = tiny_dataset(64), tiny_teacher(), named_policy("rrc", 16)
+    many = estimate(data, teacher, policy, num_samples=16, top_k=3)
+    monkeypatch.setattr(module, "_SECONDS", 0.0)  # no time for more than one
+    one = estimate(data, teacher, policy, num_samples=16, top_k=3)
+    assert (many.measured_views, one.measured_views) == (16 * 64, 64)
+    assert one.bytes_per_reinforcement == pytest.approx(many.bytes_per_reinforcement, rel=0.6)
+    assert one.bytes_per_image == pytest.approx(many.bytes_per_image, rel=0.1)
+
+
+def test_a_few_rows_stand_for_the_whole():
+    found = estimate(
+        tiny_dataset(20), tiny_teacher(), named_policy("rrc", 16), num_samples=2, top_k=3, num_images=10**6
+    )
+    assert (found.num_images, found.num_views, found.measured_views) == (10**6, 2 * 10**6, 40)
+
+
+def test_images_that_cannot_be_decoded():
+    options = {"num_samples": 2, "top_k": 3, "embed_images": True}
+    rows = [{"image": {"bytes": b"no image", "path": None}, "label": 0}] * 2
+    broken = Dataset.from_list(rows, features=tiny_dataset(1).features)
+    data = concatenate_datasets([tiny_dataset(10), broken])
+    with pytest.raises(ImageError):
+        estimate(data, tiny_teacher(), named_policy("rrc", 16), **options)
+    found = estimate(data, tiny_teacher(), named_policy("rrc", 16), on_error="skip", **options)
+    assert found.measured_views == 20 and found.num_images == 12
+    with pytest.raises(ValueError, match="None of the 2 images that were tried can be decoded"):
+        estimate(broken, tiny_teacher(), named_policy("rrc", 16), on_error="skip", **options)
 
 
 def test_embedded_images_are_counted():

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+from datasets import DatasetDict
 from huggingface_hub import HfApi
 from tiny import NAMES, encode_image, tiny_dataset, tiny_image, tiny_teacher
 
@@ -84,7 +85,9 @@ def test_local_copy_of_a_hub_id(originals, tmp_path, monkeypatch):
 
 
 def test_missing_source_is_named(tmp_path):
-    with pytest.raises(ValueError, match="There is no data set 'owner/nothing', neither as a folder nor on the Hub"):
+    with pytest.raises(
+        ValueError, match="There is no data set .owner/nothing., neither as a folder nor in the cache.*HF_HUB_OFFLINE"
+    ):
         load_source("owner/nothing")
     with pytest.raises(ValueError, match="There is no data set"):
         load_source(str(tmp_path / "nothing"))
@@ -118,10 +121,40 @@ def test_source_may_be_given(originals, plus, tmp_path):
         assert load_reinforced(str(plus), "rrc", source=source)[3]["labels"] == 3
 
 
+def test_source_in_hand_that_does_not_fit(plus, tmp_path):
+    rows = tiny_dataset(ROWS)
+    cases = [
+        (TypeError, rows.to_iterable_dataset(), "source is a stream .* pass streaming=True, or a map-style Dataset"),
+        (TypeError, DatasetDict(train=rows), r"has the splits \['train'\]; pass one of them: source\['train'\]"),
+        (ValueError, rows.rename_column("image", "img"), r"but has \['img', 'label'\].*rename_column\(..., 'image'\)"),
+    ]
+    for kind, source, expected in cases:
+        with pytest.raises(kind, match=expected):
+            load_reinforced(str(plus), "rrc", source=source)
+    assert len(load_reinforced(str(plus), "rrc", source=rows.to_iterable_dataset(), streaming=True)) == ROWS
+
+
+def test_source_in_another_order(plus):
+    rows = tiny_dataset(ROWS).shuffle(seed=1)
+    dataset = load_reinforced(str(plus), "rrc", source=rows)
+    assert [dataset[position]["labels"] for position in range(ROWS)] == tiny_dataset(ROWS)["label"]
+
+
+def test_missing_rows_are_noticed(plus):
+    change_config(
+        plus / "rrc", source=dataclasses.replace(ReinforcementConfig.load(plus / "rrc").source, num_rows=ROWS + 1)
+    )
+    with pytest.raises(ValueError, match=f"holds {ROWS} rows, not {ROWS + 1}: shards are missing"):
+        load_reinforced(str(plus), "rrc")
+    next((plus / "rrc").glob("*.parquet")).unlink()
+    with pytest.raises(ValueError, match=f"holds 0 rows, not {ROWS + 1}: shards are missing"):
+        load_reinforced(str(plus), "rrc")
+
+
 def test_recorded_source_that_is_gone(plus, tmp_path):
     record = ReinforcementConfig.load(plus / "rrc").source
     change_config(plus / "rrc", source=dataclasses.replace(record, name=str(tmp_path / "moved")))
-    with pytest.raises(ValueError, match="There is no data set .*moved"):
+    with pytest.raises(ValueError, match="There is no data set .*moved.* name them with source="):
         load_reinforced(str(plus), "rrc")
 
 

@@ -2,9 +2,13 @@
 
 import hashlib
 import io
+import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,10 +81,17 @@ def load_joined(config):
 
 def stream_joined(config):
     """In the client: labels and views that each of two processes streams."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        parts = [pool.submit(stream_part, config, rank) for rank in (0, 1)]
+        return [part.result() for part in parts]
+
+
+def stream_part(config, rank):
+    """In a process of the client: its id, and labels and views of its part."""
     from hf_reinforce import load_reinforced
 
-    stream = load_reinforced("me/photos-plus", config, streaming=True)
-    return [[described(sample) for sample in stream.split(rank, 2)] for rank in (0, 1)]
+    stream = load_reinforced("me/photos-plus", config, streaming=True).split(rank, 2)
+    return os.getpid(), [described(sample) for sample in stream]
 
 
 def described(sample):
@@ -128,29 +139,29 @@ def test_from_a_folder_to_a_student_over_the_hub(hub, client, tmp_path):
     photos.commit(
         "main", "take the training images back", {path: photos.files()[path] for path in ["data/test.parquet"]}
     )
+    (first_process, first), (second_process, second) = client(stream_joined, "rrc")
+    assert first_process != second_process
+    assert not list((tmp_path / "cache").rglob("*.parquet")), "what is streamed is not downloaded"
     for config in ("rrc", "mixing"):
         loaded, streamed, columns = client(load_plain, config)
         assert len(set(loaded)) == ROWS and streamed == loaded and columns == {"label", "image_hash"}
         rows, samples = client(load_joined, config)
         assert sorted(rows) == list(range(ROWS)) and [label for label, _ in samples] == [row % 5 for row in rows]
-    first, second = client(stream_joined, "rrc")
     assert len(first) == len(second) == ROWS // 2 and sorted(first + second) == sorted(client(load_joined, "rrc")[1])
 
     # A student is trained from the repository's name alone, and published.
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        RECIPES / "accelerate" / "cpu.yaml",
-    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", RECIPES / "accelerate" / "cpu_multi_process.yaml"]
     command += [RECIPES / "train_kd.py", "--dataset_name", "me/photos-plus", "--dataset_config_name", "mixing"]
     command += ["--model_name_or_path", "test_resnet", "--output_dir", tmp_path / "student", "--num_train_epochs", "2"]
-    command += ["--per_device_train_batch_size", "32", "--ema_decay", "0.5", "--eval_split", "test"]
+    command += ["--per_device_train_batch_size", "16", "--ema_decay", "0.5", "--eval_split", "test"]
     command += ["--push_to_hub", "True", "--hub_model_id", "me/student", "--save_strategy", "epoch"]
-    environment = {**client.environment, "HF_HOME": str(tmp_path / "another-cache")}
+    fresh = {"HF_HOME": str(tmp_path / "another-cache"), "ACCELERATE_USE_CPU": "true"}
+    environment = {**client.environment, **fresh}
     run = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-4000:]
+    state = json.loads((tmp_path / "student" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 2 * ROWS // (2 * 16), "two processes share the steps of each epoch"
     student = hub.repositories["models", "me/student"].files()
     assert student["model.safetensors"].content == (tmp_path / "student" / "model.safetensors").read_bytes()
 

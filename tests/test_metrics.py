@@ -50,6 +50,17 @@ def ece_reference(logits: Tensor, labels: Tensor, num_bins: int) -> float:
     return total
 
 
+def adaptive_reference(logits: Tensor, labels: Tensor, num_bins: int) -> float:
+    """Equal groups of the samples, sorted by confidence; samples of equal confidence have their mean correctness."""
+    probabilities = logits.softmax(-1).numpy()
+    confidence, correct = probabilities.max(1).astype(np.float32), probabilities.argmax(1) == labels.numpy()
+    order = confidence.argsort()
+    confidence = confidence[order].astype(np.float64)
+    shared = [correct[order][confidence == value].mean() for value in confidence]
+    groups = zip(np.array_split(confidence, num_bins), np.array_split(np.array(shared), num_bins), strict=True)
+    return sum(abs(right.sum() - sure.sum()) for sure, right in groups) / len(labels)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("samples", "classes"), [(2000, 10), (500, 100), (400, 2), (300, 3), (1, 7)])
 def test_agrees_with_torchmetrics_scikit_learn_and_numpy(samples: int, classes: int, dtype: torch.dtype) -> None:
@@ -62,6 +73,7 @@ def test_agrees_with_torchmetrics_scikit_learn_and_numpy(samples: int, classes: 
         "accuracy": float(multiclass_accuracy(logits, labels, classes, average="micro")),
         "accuracy_top5": float(multiclass_accuracy(logits, labels, classes, "micro", top_k=min(5, classes))),
         "ece": float(multiclass_calibration_error(logits, labels, classes, n_bins=15, norm="l1")),
+        "ece_adaptive": adaptive_reference(logits, labels, 15),
         "nll": log_loss(labels.numpy(), probabilities, labels=every_class),
         "brier": float(((probabilities - one_hot) ** 2).sum(1).mean()),
         "num_samples": samples,
@@ -90,6 +102,7 @@ def test_batches_change_nothing(batch_size: int) -> None:
     split = measure(*zip(logits.split(batch_size), labels.split(batch_size), strict=True))
     assert split.compute() == pytest.approx(whole.compute(), rel=1e-6)
     torch.testing.assert_close(split.state, whole.state, rtol=1e-6, atol=0)
+    torch.testing.assert_close(split.confidences, whole.confidences)
     double = measure(*zip(logits.double().split(batch_size), labels.split(batch_size), strict=True))
     torch.testing.assert_close(double.state, measure((logits.double(), labels)).state, rtol=1e-12, atol=0)
 
@@ -100,11 +113,26 @@ def test_merges_and_summed_states_change_nothing() -> None:
     merged = measure(first)
     merged.merge(measure(second, third))
     merged.merge(ClassificationMetrics())
-    summed = ClassificationMetrics.from_state(
-        sum((measure(part).state for part in (first, second)), measure(third).state)
-    )
+    parts = [measure(part) for part in (third, first, second)]
+    state = torch.stack([part.state for part in parts]).sum(0)
+    padding = torch.zeros(7)
+    confidences = torch.cat([padding, *(part.confidences for part in parts)])
+    summed = ClassificationMetrics.from_state(state, confidences)
     assert merged.compute() == pytest.approx(whole.compute(), rel=1e-12)
     assert summed.compute() == pytest.approx(whole.compute(), rel=1e-12)
+
+
+def test_a_state_without_confidences_has_no_adaptive_error() -> None:
+    whole = measure(make_batch(100, 12))
+    summed = ClassificationMetrics.from_state(whole.state)
+    assert math.isnan(summed.compute()["ece_adaptive"])
+    assert summed.compute() == pytest.approx({**whole.compute(), "ece_adaptive": math.nan}, nan_ok=True)
+    summed.update(*make_batch(5, 12))
+    assert math.isnan(summed.compute()["ece_adaptive"]), "part of the samples is no answer"
+    with pytest.raises(
+        ValueError, match=r"counts 100 samples, but there are confidences of 99; pass both of the same"
+    ):
+        ClassificationMetrics.from_state(whole.state, whole.confidences[1:])
 
 
 def test_the_state_is_a_copy_of_fixed_size() -> None:
@@ -114,6 +142,7 @@ def test_the_state_is_a_copy_of_fixed_size() -> None:
     assert metrics.state.shape == (len(MEAN_METRICS) + 3 * 15,)
     restored = ClassificationMetrics.from_state(metrics.state)
     metrics.state.zero_()
+    metrics.confidences.zero_()
     restored.update(*make_batch(5, 4, seed=1))
     assert metrics.compute() == before
     assert measure(make_batch(5000, 4)).state.shape == metrics.state.shape
@@ -135,7 +164,15 @@ def test_a_confidence_of_one_is_in_the_last_bin() -> None:
     assert reliability.confidence[-1] == 1.0
     assert reliability.accuracy[-1] == pytest.approx(2 / 3)
     assert metrics.compute() == pytest.approx(
-        {"accuracy": 2 / 3, "accuracy_top5": 1.0, "ece": 1 / 3, "nll": 200 / 3, "brier": 2 / 3, "num_samples": 3.0}
+        {
+            "accuracy": 2 / 3,
+            "accuracy_top5": 1.0,
+            "ece": 1 / 3,
+            "ece_adaptive": 1 / 3,
+            "nll": 200 / 3,
+            "brier": 2 / 3,
+            "num_samples": 3.0,
+        }
     )
 
 
@@ -228,8 +265,12 @@ def test_the_device_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (torch.zeros(2, 3), torch.tensor([0, 3]), r"labels from 0 to 2, the logits having 3 classes; found 3\. Check"),
-        (torch.zeros(2, 3), torch.tensor([-1, 0]), r"3 classes; found -1\. Check"),
+        (
+            torch.zeros(2, 3),
+            torch.tensor([0, 3]),
+            r"labels from 0 to 2, the logits having 3 classes; found 3 in row 1\. Check",
+        ),
+        (torch.zeros(2, 3), torch.tensor([-1, 0]), r"3 classes; found -1 in row 0\. Check"),
         (torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), torch.zeros(2).long(), r"1 of 2 rows, first in row 1\. Check"),
         (torch.tensor([[math.inf, 1.0]]), torch.zeros(1).long(), r"finite logits; found nan or infinity in 1 of 1"),
         (torch.tensor([[0.0, -math.inf]]), torch.zeros(1).long(), r"finite logits; found nan or infinity in 1 of 1"),

@@ -113,9 +113,10 @@ def test_metrics_are_evaluation_results(trained):
         "top_5_accuracy": pytest.approx(found["eval_accuracy_top5"], abs=1e-6),
         "nll": pytest.approx(found["eval_nll"], abs=1e-6),
         "expected_calibration_error": pytest.approx(found["eval_ece"], abs=1e-6),
+        "adaptive_calibration_error": pytest.approx(found["eval_ece_adaptive"], abs=1e-6),
         "brier_score": pytest.approx(found["eval_brier"], abs=1e-6),
     }
-    assert all(isinstance(item, EvalResult) for item in card.data.eval_results) and len(card.data.eval_results) == 5
+    assert all(isinstance(item, EvalResult) for item in card.data.eval_results) and len(card.data.eval_results) == 6
     assert card.data.to_dict() == front
     assert front["datasets"] == ["me/pets-plus", "somebody/pets"]
     assert (front["library_name"], front["pipeline_tag"]) == ("timm", "image-classification")

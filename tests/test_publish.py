@@ -14,13 +14,17 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import timm
+import torch
 import yaml
 from hub_client import Client
 from hub_server import Fault, HubServer
+from test_ml_dr import Original
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, load_policy, push_to_hub, reinforce
 from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.ml_dr import import_ml_dr
 
 ROWS = 150  # three shards of 64 rows
 
@@ -111,18 +115,18 @@ def push(folder, repo_id, group=100, **kwargs):
         return publish.push_to_hub(folder, repo_id, **kwargs)
 
 
-def run_recipe(*argv):
-    """In the client: what `recipes/publish.py` prints."""
+def run_recipe(*argv, script="publish.py"):
+    """In the client: what a recipe prints."""
     import runpy
     import sys
 
     recipes = str(Path(__file__).parent.parent / "recipes")
     with (
-        mock.patch.object(sys, "argv", ["publish.py", *argv]),
+        mock.patch.object(sys, "argv", [script, *argv]),
         mock.patch.object(sys, "path", [recipes, *sys.path]),
         contextlib.redirect_stdout(io.StringIO()) as printed,
     ):
-        runpy.run_path(f"{recipes}/publish.py", run_name="__main__")
+        runpy.run_path(f"{recipes}/{script}", run_name="__main__")
     return printed.getvalue()
 
 
@@ -250,6 +254,23 @@ def test_configurations_on_the_hub_survive(hub, client, copy):
     assert client(push, copy, "me/both", config_name="rrc").changes == ()
     for config in ("rrc", "mixing"):
         assert client(load_rows, "me/both", config) == ROWS
+
+
+def test_a_second_configuration_keeps_the_terms_of_the_first(hub, client, copy):
+    for config, source, license in (("mixing", "me/photos", "cc-by-nc-4.0"), ("rrc", "me/paintings", "mit")):
+        there = ReinforcementConfig.load(copy / config)
+        replace(there, source=replace(there.source, name=source, license=license)).save(copy / config)
+        client(push, copy, "me/two-sources", config_name=config)
+    card = metadata(stored(hub, "me/two-sources")["README.md"])
+    assert card["license"] == ["cc-by-nc-4.0", "mit"]
+    assert card["source_datasets"] == ["me/photos", "me/paintings"]
+    assert [item["config_name"] for item in card["configs"]] == ["rrc", "mixing"]
+    assert client(push, copy, "me/two-sources", config_name="rrc").changes == ()
+    write_dataset_card(copy)  # one folder of both describes both
+    client(push, copy, "me/two-sources")
+    text = stored(hub, "me/two-sources")["README.md"].decode()
+    assert "datasets/me/photos)" in text and "datasets/me/paintings)" in text and "also holds" not in text
+    assert metadata(text.encode())["license"] == ["cc-by-nc-4.0", "mit"]
 
 
 def test_card_of_the_folder_is_kept(hub, client, copy):
@@ -587,6 +608,64 @@ def test_truncated_shard_on_the_hub(hub, client, published, photos_on_hub):
     message = client(refused, "me/truncated")
     assert "A file of 'me/truncated' cannot be read, probably because it was cut short" in message
     assert "publish it again" in message
+
+
+# An import, and an estimate
+
+
+def streamed_joined(name):
+    """In the client: labels and hashes of the views of a streamed data set."""
+    from hf_reinforce import load_reinforced
+
+    return sorted(
+        (sample["labels"], digest_of(sample["pixel_values"].numpy()))
+        for sample in load_reinforced(name, streaming=True)
+    )
+
+
+def digest_of(pixels):
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def test_an_import_that_leaves_images_out_is_published_and_streamed(hub, client, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_reinforce.ml_dr.importer.draw", lambda *arguments: None)
+    original = Original("randaug")  # eight images
+    photos = io.BytesIO()
+    original.source.to_parquet(photos)
+    hub.add_repository("dataset", "me/originals", {"data/train-0.parquet": photos.getvalue()})
+    archive = original.archive(tmp_path / "a.tar")
+    options = {"id_map": [0, 1, 2, -1, 4, 5, 6, -1], "source_name": "me/originals", "shard_size": 3}
+    import_ml_dr([archive], original.source, tmp_path / "imported", **options)
+    client(push, tmp_path / "imported", "me/imported")
+    streamed = client(streamed_joined, "me/imported")
+    rows, labels, pixels = client(joined, "me/imported", "randaug")
+    assert sorted(rows) == [0, 1, 2, 4, 5, 6]
+    assert streamed == sorted(zip(labels, map(digest_of, pixels), strict=True))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_estimate_reads_a_few_images(hub, client, photos, tmp_path, recorded):
+    files = {}
+    for index, rows in enumerate((range(70), range(70, 110), range(110, ROWS))):
+        part = io.BytesIO()
+        photos.select(rows).to_parquet(part)
+        files[f"data/train-{index:05d}-of-00003.parquet"] = part.getvalue()
+    info = {"dataset_info": {"splits": [{"name": "train", "num_bytes": 1, "num_examples": ROWS}]}}
+    if recorded:
+        files["README.md"] = f"---\n{yaml.safe_dump(info)}---\n".encode()
+    name = f"me/estimated-{recorded}"
+    hub.add_repository("dataset", name, files)
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "teacher.pth")
+    flags = ["--dataset_name", name, "--teacher_name_or_path", "test_resnet", "--policy", "rrc", "--image_size", "16"]
+    flags += ["--teacher_checkpoint", str(tmp_path / "teacher.pth"), "--class_map", "identity", "--top_k", "3"]
+    flags += ["--num_samples", "2", "--device", "cpu", "--output_dir", str(tmp_path / "out"), "--estimate", "True"]
+    printed = client(run_recipe, *flags, script="reinforce.py")
+    assert "150 images, policy rrc, N = 2: 300 views" in printed and "measured on 128 views" in printed
+    served = [path for path in hub.served if "train-00002" in path]
+    assert bool(served) != recorded, (
+        "the last file is not read, except for its number of rows where that is not recorded"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 # Revisions

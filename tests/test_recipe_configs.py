@@ -11,12 +11,11 @@ from hf_reinforce import AugmentationPolicy, KDTrainingArguments, load_policy
 from hf_reinforce.policies import POLICY_NAMES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")
 FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "accelerate")
 POLICIES = [path for path in FILES if path.name == "policy.yaml"]
-STUDIES = [path for path in FILES if path.name == "study.yaml"]  # see test_study
-CONFIGS = [path for path in FILES if path not in POLICIES + STUDIES]
+CONFIGS = [path for path in FILES if path.parent.name in FOLDERS and path.name not in ("policy.yaml", "study.yaml")]
 TRAINING = ("teacher.yaml", "student.yaml")
-FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")
 VARIANTS = ("rrc", "mixing", "randaug", "mixing_randaug")
 ACCELERATE = {  # distributed_type, use_cpu, num_machines
     "cpu": ("NO", True, 1),

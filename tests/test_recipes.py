@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from recipe_modules import load_recipe
 from safetensors.torch import load_file, save_file
 from tiny import NAMES, tiny_dataset
@@ -46,6 +49,7 @@ REINFORCE_FLAGS = [
 TRAIN_FLAGS = [
     "dataset_name",
     "dataset_config_name",
+    "dataset_revision",
     "source_name_or_path",
     "eval_dataset_name",
     "eval_split",
@@ -55,7 +59,13 @@ TRAIN_FLAGS = [
     "temperature",
 ]
 EVALUATE_FLAGS = ["model_name_or_path", "dataset_name", "split", "output_json"]
-FLAGS = {"reinforce": REINFORCE_FLAGS, "train_kd": TRAIN_FLAGS, "evaluate": EVALUATE_FLAGS}
+INSPECT_FLAGS = ["dataset_name", "output_dir", "source_name_or_path", "num_images"]
+FLAGS = {
+    "reinforce": REINFORCE_FLAGS,
+    "train_kd": TRAIN_FLAGS,
+    "evaluate": EVALUATE_FLAGS,
+    "inspect_dataset": INSPECT_FLAGS,
+}
 
 HEAVY = ("torch", "transformers", "datasets", "timm", "numpy", "pyarrow", "hf_reinforce")
 HELP = """
@@ -178,6 +188,22 @@ def test_help_lists_every_flag_of_the_recipe_with_a_text(name, monkeypatch, caps
     for field in (field for cls in own for field in dataclasses.fields(cls)):
         line = next(line for line in text.split("\n") if line.strip().startswith(f"--{field.name} "))
         assert line.strip().removeprefix(f"--{field.name}").strip(), f"{field.name} has a help text"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
+def test_the_documents_reinforce_as_the_yaml_file_does(document):
+    text = (RECIPES.parent / document).read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^python recipes/reinforce.py (--.*)$", text, re.MULTILINE)
+    words = shlex.split(command)
+    flags = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    values = yaml.safe_load((RECIPES / "cifar100_plus" / "reinforce.yaml").read_text(encoding="utf-8"))
+    assert flags == {key: str(*listed(values[key])) for key in flags}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "import_ml_dr", "publish", "reinforce", "train_kd", "verify"])
+def test_recipes_end_with_one_line(name):
+    main = load_recipe(name).main
+    assert main.__wrapped__.__name__ == "main" and main.__code__.co_name == "wrapped", "not @one_line_errors"
 
 
 # -- from images to figures ---------------------------------------------------------------------------------------
@@ -386,7 +412,7 @@ def test_training_on_images_that_are_not_reinforced(recipe, training_flags):
         ({"selection": "twice"}, "selection must be 'cycle' or 'random'"),
         ({"eval_split": "validation"}, "validation"),
         ({"source_name_or_path": "owner/nothing"}, "There is no data set 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "owner/nothing"),
+        ({"dataset_name": "owner/nothing"}, "There is no data set 'owner/nothing'"),
     ],
 )
 def test_mistakes_in_training_are_one_sentence(flags, expected, recipe, training_flags, plus):

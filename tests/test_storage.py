@@ -99,7 +99,6 @@ def test_encodings(tmp_path):
         assert dictionary & set(column.encodings), column.path_in_schema
     for column in [*of(schema.TEACHER_LOGITS, schema.LABEL), *of(schema.CROP)]:
         assert not dictionary & set(column.encodings), column.path_in_schema
-    for column in of(schema.CROP):
         assert "BYTE_STREAM_SPLIT" in column.encodings
     assert dictionary & set(columns["label"].encodings), "the source's own label is no teacher's label"
     assert not dictionary & set(columns[schema.SOURCE_ROW].encodings)

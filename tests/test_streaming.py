@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections import Counter
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, Image, concatenate_datasets, load_dataset
+from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
 from hub_client import Client
 from hub_server import Fault, HubServer, RequestHandler
 from PIL import Image as PIL
@@ -29,7 +31,9 @@ from hf_reinforce import (
 )
 from hf_reinforce.cards import preview
 from hf_reinforce.dataset import WrongImageError
+from hf_reinforce.images import decode
 from hf_reinforce.pixels import PixelMismatchError
+from hf_reinforce.streaming.loader import BatchNumbers, StreamBatches
 from hf_reinforce.streaming.partition import Consumer, epoch_blocks, row_blocks, windows
 from hf_reinforce.streaming.rows import ParquetRows
 
@@ -288,6 +292,19 @@ def test_windows_take_turns_at_shards():
     assert [block.place for block in windows(blocks, 1)[0]] == [block.place for block in blocks[:8]]
 
 
+@pytest.mark.parametrize("in_run", [3, 20])
+def test_shards_of_a_run_stay_together(in_run):
+    """So that a row group of the source, which holds the images of a run, is read once."""
+    every = row_blocks(128, 128 * 20, np.empty(0, np.int64))
+    blocks = epoch_blocks(every, 0, 1, Consumer(), in_run)
+    assert Counter(blocks) == Counter(every) and (blocks == every) == (in_run == 20)
+    in_turn = [block for window in windows(blocks, 2, in_run) for block in window]
+    assert Counter(in_turn) == Counter(every)
+    for run in range(-(-20 // in_run)):
+        places = [block.place for block in in_turn if block.shard // in_run == run]
+        assert places == sorted(places)
+
+
 def test_one_process_reads_about_half(stored, monkeypatch):
     """And of that, nothing twice."""
     read = Counter()
@@ -303,6 +320,55 @@ def test_one_process_reads_about_half(stored, monkeypatch):
     contents(stream.split(1, 2))
     images = sum(count for file, count in read.items() if "photos-plus" not in file)
     assert ROWS // 2 <= images <= ROWS // 2 + 2 * 30, "a row group more at each end"
+
+
+@pytest.fixture
+def counted_source(photos):
+    """A source that can only be read forward, and `read`: how often each row of it was read so far."""
+    items, read = photos.cast_column("image", Image(decode=False)).to_list(), Counter()
+
+    def rows():
+        for row, item in enumerate(items):
+            read[row] += 1
+            yield item
+
+    return IterableDataset.from_generator(rows, features=photos.features), read
+
+
+def test_a_source_that_reads_forward_is_read_once(stored, counted_source):
+    source, read = counted_source
+    stream = load_reinforced(stored(), source=source, streaming=True)
+    for epoch in range(2):
+        read.clear()
+        assert Counter(contents(stream, epoch)) == Counter(expected(stored(), epoch))
+        assert read == Counter(range(ROWS))
+    assert contents(stream) != contents(stream, N), "the windows are shuffled all the same"
+    read.clear()
+    contents(stream.split(0, 2))
+    assert read == Counter(range(2 * SHARD)), "no further than the part, but for what is read at once"
+    everything = [key for rank in range(2) for batch in batches(stream.split(rank, 2, 8), 1, 2) for key in batch]
+    assert Counter(everything) == Counter(expected(stored(), 1))
+
+
+def test_a_source_that_reads_forward_goes_back_once(stored, counted_source):
+    source, read = counted_source
+    stream = load_reinforced(stored(), source=source, streaming=True).split(2, 3)  # 201 rows, the last is the first
+    read.clear()
+    assert len(contents(stream)) == 67
+    assert sum(read.values()) <= ROWS + SHARD
+
+
+def test_files_of_an_image_folder_are_opened_once(stored, photos, tmp_path, monkeypatch):
+    for row, item in enumerate(photos.cast_column("image", Image(decode=False))):
+        path = tmp_path / "train" / f"{row // 100}" / f"{row:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(item["image"]["bytes"])
+    source = load_dataset("imagefolder", data_dir=str(tmp_path), split="train", streaming=True)
+    stream = load_reinforced(stored(), source=source, streaming=True)
+    opened, original = Counter(), fsspec.open
+    monkeypatch.setattr(fsspec, "open", lambda path, *args: opened.update([path]) or original(path, *args))
+    assert Counter(contents(stream)) == Counter(expected(stored()))
+    assert len(opened) == sum(opened.values()) == ROWS
 
 
 # -- resuming -----------------------------------------------------------------------------------------------------
@@ -459,7 +525,7 @@ def test_source_without_its_column(stored, source):
     folder.mkdir()
     renamed.to_parquet(folder / "train-0.parquet")
     with pytest.raises(
-        ValueError, match=r"should have the columns \['image', 'label'\], but has \['picture', 'label'\]"
+        ValueError, match=r"should have the columns \['image', 'label'\],.* but has \['picture', 'label'\]"
     ):
         load_reinforced(stored(), source=str(folder), streaming=True)
 
@@ -495,22 +561,65 @@ def run_of(stream, folder, resume=None, **options):
     return seen, student[2].weight.detach()
 
 
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many images were decoded so far, in forked workers too."""
+    count, original = multiprocessing.Value("i", 0), decode
+
+    def counting(*args):
+        with count.get_lock():
+            count.value += 1
+        return original(*args)
+
+    monkeypatch.setattr("hf_reinforce.images.decode", counting)
+    return count
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(("policy", "form"), [FORMS[0], FORMS[1]])
-def test_training_and_resuming(num_workers, policy, form, stored, tmp_path):
+def test_training_and_resuming(num_workers, policy, form, stored, decoded, tmp_path):
     """A resumed run sees the samples that are left, and ends where an uninterrupted one does."""
     stream = load_reinforced(stored(policy, form), streaming=True)
-    options = {"dataloader_num_workers": num_workers}
+    options = {"dataloader_num_workers": num_workers, "gradient_accumulation_steps": 2}
     seen, weight = run_of(stream, tmp_path / "whole", save_strategy="steps", save_steps=9, **options)
     assert len(seen) == 26 and sum(map(len, seen)) == 2 * ROWS
     dataset = load_reinforced(stored(policy, form))
     for epoch, part in ((0, seen[:13]), (1, seen[13:])):
         values = [dataset[epoch * ROWS + row]["target_value"].tolist() for row in range(ROWS)]
         assert sorted(torch.cat(part).tolist()) == sorted(values)
-    checkpoint = str(tmp_path / "whole" / "checkpoint-18")
+    checkpoint, decoded.value = str(tmp_path / "whole" / "checkpoint-9"), 0  # 7 steps of 13 batches, and 2 of 4
     rest, again = run_of(stream, tmp_path / "again", checkpoint, **options)
+    assert len(rest) == 9 and all(torch.equal(a, b) for a, b in zip(rest, seen[17:], strict=True))
+    assert torch.equal(again, weight)
+    left = sum(map(len, rest))
+    assert decoded.value == left if policy == "rrc" else left <= decoded.value < ROWS, "no more than what is left"
+
+
+def test_resuming_with_spawned_workers(stored, tmp_path):
+    stream = load_reinforced(stored(), streaming=True)
+    seen, weight = run_of(stream, tmp_path / "whole", save_strategy="steps", save_steps=9)
+    options = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
+    rest, again = run_of(stream, tmp_path / "again", str(tmp_path / "whole" / "checkpoint-18"), **options)
     assert len(rest) == 8 and all(torch.equal(a, b) for a, b in zip(rest, seen[18:], strict=True))
     assert torch.equal(again, weight)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_batches_by_their_numbers(num_workers, stored):
+    stream = load_reinforced(stored(), streaming=True)
+    whole = batches(stream.split(1, 2, 8), 1, num_workers)
+    found = StreamBatches(stream, Consumer(1, 2, 8), num_workers)
+    assert len(found) == 13 and found.num_rows == ROWS
+    assert len(BatchNumbers(found, 8, drop_last=True)) == 12
+    numbers = BatchNumbers(found, 8, drop_last=False)
+    numbers.set_epoch(1)
+    assert list(numbers) == [[number] for number in range(13, 26)]
+    in_order = [contents_of(found.__getitems__(number)) for number in numbers]
+    assert in_order == whole
+    assert [len(batch) for batch in in_order] == [found.size(batch) for batch in range(13)]
+    assert sorted(map(len, in_order)) == [4] + [8] * 12
+    for batch in (7, 2, 3, 12, 0):
+        assert contents_of(found.__getitems__([13 + batch])) == in_order[batch]
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------------
@@ -620,22 +729,31 @@ def refused(name, **options):
 TRAINING = """
 import sys, torch
 from torch import nn
-from hf_reinforce import KDTrainer, KDTrainingArguments, load_reinforced
+from hf_reinforce import KDTrainer, KDTrainingArguments, images, load_reinforced
 
 folder, output = sys.argv[1:]
-torch.manual_seed(0)
-student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
-args = KDTrainingArguments(output, use_cpu=True, num_train_epochs=2, per_device_train_batch_size=7, save_strategy="no",
-                           disable_tqdm=True, dataloader_num_workers=1)
-trainer = KDTrainer(student, args, load_reinforced(folder, streaming=True))
-seen = []
-compute_loss = trainer.compute_loss
-def recording(model, inputs, *rest, **more):
-    seen.append(inputs["target_value"].clone())
-    return compute_loss(model, inputs, *rest, **more)
-trainer.compute_loss = recording
-trainer.train()
-torch.save({"seen": seen, "weight": student[1].weight.detach()}, f"{output}/{args.process_index}.pt")
+stream, decoded, decode = load_reinforced(folder, streaming=True), [], images.decode
+images.decode = lambda *args: decoded.append(1) or decode(*args)
+
+def run(num_workers, **resume):
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+    args = KDTrainingArguments(output, use_cpu=True, num_train_epochs=2, per_device_train_batch_size=7, save_steps=20,
+                               disable_tqdm=True, dataloader_num_workers=num_workers)
+    trainer = KDTrainer(student, args, stream)
+    seen = []
+    compute_loss = trainer.compute_loss
+    def recording(model, inputs, *rest, **more):
+        seen.append(inputs["target_value"].clone())
+        return compute_loss(model, inputs, *rest, **more)
+    trainer.compute_loss = recording
+    decoded.clear()
+    trainer.train(**resume)
+    return {"seen": seen, "weight": student[1].weight.detach(), "decoded": len(decoded)}, args.process_index
+
+whole, rank = run(1)
+again, _ = run(0, resume_from_checkpoint=f"{output}/checkpoint-20")
+torch.save({"whole": whole, "again": again}, f"{output}/{rank}.pt")
 """
 
 
@@ -648,7 +766,12 @@ def test_two_processes_train_in_step(stored, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     result = subprocess.run([*command, script, folder, output], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-3000:]
-    runs = [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    saved = [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    runs = [item["whole"] for item in saved]
+    for run, again in ((item["whole"], item["again"]) for item in saved):
+        assert torch.equal(run["weight"], again["weight"]) and len(again["seen"]) == 10
+        assert all(torch.equal(a, b) for a, b in zip(run["seen"][20:], again["seen"], strict=True))
+        assert sum(map(len, again["seen"])) <= again["decoded"] < ROWS // 2
     assert torch.equal(runs[0]["weight"], runs[1]["weight"])
     dataset = load_reinforced(folder)
     for epoch in range(2):

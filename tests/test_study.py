@@ -44,6 +44,13 @@ def test_a_stage_is_a_grid_over_its_axes():
     assert [run.name for run in study.runs_of(SPEC, "small", ["first"])] == ["first-x"]
 
 
+def test_a_stage_may_be_for_each_run_of_an_earlier_one():
+    evaluated = {"recipe": "write.py", "each": "second", "flags": {"model": "{output_dir}/{run}"}}
+    runs = study.runs_of({**SPEC, "stages": {**SPEC["stages"], "evaluated": evaluated}}, "small", ["evaluated"])
+    assert [run.name for run in runs][:2] == ["evaluated-plain-seed0", "evaluated-plain-seed1"] and len(runs) == 4
+    assert runs[3].command[1:] == ("--model", "out/small/second-kd-seed1")
+
+
 def changed(**stage):
     return {**SPEC, "stages": {"first": {"recipe": "write.py", **stage}}}
 
@@ -55,6 +62,7 @@ def changed(**stage):
         (SPEC, "small", ["third"], "no stage 'third'; its stages are first, second"),
         (changed(flags={"n": "{num}"}), "small", [], "uses {num}, which this size does not define"),
         (changed(grid={}), "small", [], "unknown keys ['grid']"),
+        (changed(each="second"), "small", [], "for each of second, which is no stage before it"),
     ],
 )
 def test_a_study_that_cannot_be_run_is_refused(spec, size, only, says):

@@ -187,11 +187,19 @@ def test_description(make, name):
     named = {"module": "TinyNet", "safetensors": "test_resnet", "pth": "test_resnet"}.get(name, str(case.folder))
     assert described["name"] == named
     assert described["kind"] == case.kind
+    classes = {"module": "TinyNet", "transformers": "ResNetForImageClassification"}
+    assert described["architecture"] == classes.get(name, "test_resnet")
     assert described["weight"] == 1.0 and described["dtype"] == "float32" and described["revision"] is None
     assert described["preprocessing"] == json.loads(json.dumps(dataclasses.asdict(case.preprocessing)))
     assert described["weight_hash"] == weight_hash(case.model) and len(described["weight_hash"]) == 16
     assert teacher.class_names == case.class_names
     assert teacher.num_classes == 5
+
+
+def test_a_folder_is_not_recorded_as_a_hub_id(make, monkeypatch, tmp_path):
+    shutil.copytree(make("timm").folder, tmp_path / "me" / "net")
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher("me/net").describe()[0]["name"] == "./me/net"
 
 
 @pytest.mark.parametrize("name", CASES)

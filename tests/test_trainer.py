@@ -640,8 +640,9 @@ def test_input_may_be_larger_than_the_view(replay, evaluation, trainer_of):
 # -- evaluation ---------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_is_that_of_all_logits_and_repeats_itself(replay, evaluation, trainer_of):
-    trainer = trainer_of(Student(), replay(MIXED), evaluation=evaluation)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_evaluation_is_that_of_all_logits_and_repeats_itself(drop_last, replay, evaluation, trainer_of):
+    trainer = trainer_of(Student(), replay(MIXED), evaluation=evaluation, dataloader_drop_last=drop_last)
     trainer.train()
     first, second = trainer.evaluate(), trainer.evaluate()
     expected = metrics_by_hand(trainer.model, evaluation)
@@ -712,12 +713,23 @@ def test_reinforced_without_targets(source, trainer_of):
 
 
 def test_plain_without_labels(trainer_of):
-    with pytest.raises(ValueError, match="method='plain' with these settings needs labels"):
+    with pytest.raises(ValueError, match="method='plain' needs labels with these settings"):
         trainer_of(Student(), fresh(tiny_dataset(8, labels=0)), method="plain").train()
 
 
 def test_hard_label_weight_without_labels(trainer_of):
     views = fresh(tiny_dataset(8, labels=0))
-    with pytest.raises(ValueError, match="needs labels, and the data set has none"):
+    with pytest.raises(ValueError, match="needs labels with these settings, but there are none"):
         trainer_of(Student(), views, method="online", teacher=teacher_of(), hard_label_weight=0.5).train()
     trainer_of(Student(), views, method="online", teacher=teacher_of()).train()
+
+
+def test_seconds_of_training_go_on_where_a_run_is_resumed(replay, trainer_of, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 5))
+    monkeypatch.setattr("hf_reinforce.training_time.time.monotonic", lambda: float(next(clock)))
+    options = {"save_strategy": "steps", "save_steps": 4, "logging_strategy": "steps", "logging_steps": 2}
+    trainer_of(Student(), replay(MIXED), **options).train()
+    resumed = trainer_of(Student(), replay(MIXED), **{**options, "output_dir": str(tmp_path / "again")})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    seconds = {entry["step"]: entry["train_seconds"] for entry in resumed.state.log_history if "loss" in entry}
+    assert [seconds[step] for step in (2, 4, 6, 8)] == [5, 10, 15, 20]

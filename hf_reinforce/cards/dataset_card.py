@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from datasets import Features
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from hf_reinforce.cards import markdown, tables
+from hf_reinforce.cards import commands, markdown, tables
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
 from hf_reinforce.cards.statistics import measure
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, UNKNOWN, is_hub_id, is_imagenet
+from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
 
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
@@ -87,12 +87,13 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
 
     Args:
         name: of the repository or folder.
-        described: its configurations by name, at least one; all of one source.
+        described: its configurations by name, at least one.
         remarks: what the data cannot tell.
     """
     remarks = remarks or Remarks()
     configs = {key: item.config for key, item in described.items()}
-    first = next(iter(configs.values()))
+    joined = [key for key, config in configs.items() if not config.embed_images]
+    shown = (joined or list(configs))[0]  # the configuration of the examples
     statistics = {key: item.statistics for key, item in described.items() if item.statistics is not None}
     return DatasetCard.from_template(
         _metadata(name, described),
@@ -101,9 +102,15 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
         markdown=markdown,
         remarks=remarks,
         described=described,
-        first=first,
-        imagenet=is_imagenet(first.source.name),
-        source=tables.source_text(first),
+        shown=shown,
+        split=configs[shown].source.split,
+        joined=joined,
+        imagenet=any(is_imagenet(config.source.name) for config in configs.values()),
+        sources=tables.source_texts(configs.values()),
+        stay=tables.source_texts(configs[key] for key in joined),
+        install=commands.INSTALL,
+        recipe=commands.recipe(configs[shown]),
+        command=commands.train_command(name, shown, configs[shown], tables.num_rows(described[shown])),
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
         configurations=tables.configuration_table(described),
         targets=tables.target_table(described),
@@ -117,15 +124,14 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
 
 
 def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardData:
-    first = next(iter(described.values())).config
-    source, split = first.source.name, first.source.split
+    sources = dict.fromkeys(item.config.source.name for item in described.values())
     rows = max(tables.num_rows(item) or 0 for item in described.values())
     return DatasetCardData(
         pretty_name=name,
         annotations_creators=["machine-generated"],
         task_categories=["image-classification"],
         size_categories=[next((size for power, size in enumerate(_SIZES, 3) if rows < 10**power), "n>1T")],
-        source_datasets=[source] if is_hub_id(source) else None,
+        source_datasets=[name for name in sources if name is not None and is_hub_id(name)] or None,
         tags=["dataset-reinforcement", "knowledge-distillation"],
         configs=[
             {
@@ -134,6 +140,7 @@ def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardD
                 "data_files": [{"split": split, "path": f"{key}/{split}-*.parquet"}],
             }
             for key, item in described.items()
+            for split in [item.config.source.split]
         ],
         **_license([item.config for item in described.values()]),
     )
@@ -147,8 +154,54 @@ def _license(configs: Sequence[ReinforcementConfig]) -> dict[str, Any]:
         return {}
     stated = [config.source.license for config in configs]
     stated += [teacher.get("license") for config in configs for teacher in config.teachers]
-    names = [name.strip() for item in stated if item for name in item.split(",")]
-    names = list(dict.fromkeys(names))
-    if UNKNOWN in names:
-        return {"license": UNKNOWN}
-    return {"license": names if len(names) > 1 else names[0]}
+    return {"license": _together([name.strip() for item in stated if item for name in item.split(",")])}
+
+
+def _together(licenses: Sequence[str]) -> str | list[str]:
+    """Licences that all apply, as metadata: `other` and `unknown` say more than the rest of a list."""
+    names = list(dict.fromkeys(licenses))
+    return next((name for name in (OTHER, UNKNOWN) if name in names), names if len(names) > 1 else names[0])
+
+
+def keep_metadata(card: DatasetCard, on_hub: DatasetCard) -> list[str]:
+    """Keeps what the metadata on the Hub say and a new card does not: what somebody added, and other configurations.
+
+    Where there are such configurations, the metadata must fit these too: lists are united, and all licences apply.
+
+    Args:
+        card: describes the configurations that are published; changed in place.
+        on_hub: the card that it will replace.
+
+    Returns:
+        Names of the configurations that only the Hub has.
+    """
+    mine, theirs = card.data.to_dict(), on_hub.data.to_dict()
+    published = {item["config_name"] for item in mine.get("configs") or []}
+    others = [item for item in theirs.get("configs") or [] if item.get("config_name") not in published]
+    for key, value in theirs.items():
+        if key in ("dataset_info", "configs"):
+            continue
+        if key not in mine:
+            setattr(card.data, key, value)
+        elif others:
+            setattr(card.data, key, _united(key, mine[key], value))
+    if others:
+        card.data.configs = [*(mine.get("configs") or []), *others]
+    return [str(item.get("config_name")) for item in others]
+
+
+def _united(key: str, mine: Any, theirs: Any) -> Any:
+    """One value for configurations of which some have `mine` and others `theirs`."""
+    if key == "license":
+        return _together([*_as_list(theirs), *_as_list(mine)])
+    if key == "size_categories":
+        return [
+            max([*_as_list(theirs), *_as_list(mine)], key=lambda size: _SIZES.index(size) if size in _SIZES else -1)
+        ]
+    if key == "extra_gated_prompt":
+        return theirs if mine.strip() in theirs else f"{theirs.rstrip()}\n\n{mine}"
+    return list(dict.fromkeys([*theirs, *mine])) if isinstance(mine, list) and isinstance(theirs, list) else theirs
+
+
+def _as_list(value: Any) -> list[str]:
+    return list(value) if isinstance(value, list) else [value]

@@ -12,11 +12,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_reinforce.cards import markdown
+from hf_reinforce.cards.commands import INSTALL
 from hf_reinforce.cards.markdown import code, hub_link, table, text
 from hf_reinforce.cards.preview import CURVE_FILE, draw_curve
 from hf_reinforce.cards.tables import source_text, stated, teacher_table
 from hf_reinforce.cards.wording import policy_steps
-from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet, read_license
+from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet, read_license, recorded_name
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 _PACKAGES = ("transformers", "timm", "torch", "torchvision", "datasets")
@@ -25,6 +26,7 @@ _METRICS = {  # key of the Trainer's metrics: type and name in the card's metada
     "accuracy_top5": ("top_5_accuracy", "Top-5 accuracy", "{:.2%}"),
     "nll": ("nll", "Negative log-likelihood (nats)", "{:.4f}"),
     "ece": ("expected_calibration_error", "Expected calibration error (15 bins)", "{:.4f}"),
+    "ece_adaptive": ("adaptive_calibration_error", "Adaptive calibration error (15 bins)", "{:.4f}"),
     "brier": ("brier_score", "Brier score", "{:.4f}"),
 }
 
@@ -73,6 +75,9 @@ def write_model_card(
     """
     if not trainer.is_world_process_zero():
         return
+    base_model, dataset_name = recorded_name(base_model), recorded_name(dataset_name)
+    if evaluation is not None:
+        evaluation = replace(evaluation, name=recorded_name(evaluation.name))
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     history = _history(trainer)
@@ -84,6 +89,7 @@ def write_model_card(
         _metadata(student, results, data, dataset_name),
         template_path=str(_TEMPLATE),
         markdown=markdown,
+        install=INSTALL,
         curve=CURVE_FILE if drawn else None,
         settings=table(
             ["setting", "value"], [[key, text(value)] for key, value in _settings(trainer, history).items()]

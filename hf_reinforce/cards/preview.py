@@ -54,7 +54,7 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
     from matplotlib.figure import Figure  # the object interface: no display and no global state
 
     views = min(_VIEWS, dataset.config.num_samples)
-    figure = Figure(figsize=(2.1 * (views + 1), 3.4 * len(positions)), layout="constrained")
+    figure = Figure(figsize=(1.8 * (views + 1), 3.1 * len(positions)), layout="constrained")
     axes = figure.subplots(2 * len(positions), views + 1, squeeze=False, height_ratios=[2, 1.1] * len(positions))
     for row, position in enumerate(positions):
         top, bottom = axes[2 * row], axes[2 * row + 1]
@@ -70,27 +70,27 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
             _bars(bottom[slot + 1], dataset, position, slot)
         for axis in top:
             axis.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=160)
 
 
 def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: Path) -> None:
     """Draws how sure the teacher was, and where there are labels how often it was right, overall and by class."""
     from matplotlib.figure import Figure
 
-    by_class = sorted(share for share in statistics.class_agreement or () if share is not None)
+    by_class = sorted(100 * share for share in statistics.class_agreement or () if share is not None)
     panels = 3 if len(by_class) > 1 else 2
-    figure = Figure(figsize=(3.7 * panels, 3.1), layout="constrained")
+    figure = Figure(figsize=(3 * panels, 2.7), layout="constrained")
     axes = figure.subplots(1, panels)
     share = 100 / max(sum(statistics.confidence_counts), 1)
     steps = np.arange(BINS) / BINS
     counts, hits = np.array(statistics.confidence_counts), np.array(statistics.confidence_hits or [0] * BINS)
-    other = "most likely class is another" if statistics.confidence_hits else None
-    axes[0].bar(steps, hits * share, 0.9 / BINS, align="edge", color=_RIGHT, label="most likely class is the label")
+    other = "it is another class" if statistics.confidence_hits else None
+    axes[0].bar(steps, hits * share, 0.9 / BINS, align="edge", color=_RIGHT, label="it is the label")
     axes[0].bar(steps, (counts - hits) * share, 0.9 / BINS, hits * share, align="edge", color=_OTHER, label=other)
     axes[0].set(title="How sure the teacher was", xlabel="probability of the most likely class", xlim=(0, 1))
     if statistics.confidence_hits:
         axes[0].set_ylim(top=1.35 * float(counts.max()) * share)  # room for the legend
-        axes[0].legend(frameon=False, fontsize=_SIZE - 1, loc="upper left")
+        axes[0].legend(frameon=False, fontsize=_SIZE, loc="upper left", handlelength=1, borderaxespad=0.2)
     most = largest_entropy(config)
     entropies = np.array(statistics.entropy_counts) * share
     axes[1].bar(steps * most, entropies, 0.9 * most / BINS, align="edge", color=_OTHER)
@@ -100,15 +100,15 @@ def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: P
     if panels == 3:
         axes[2].fill_between(np.arange(1, len(by_class) + 1), by_class, color=_RIGHT, alpha=0.35, linewidth=0)
         axes[2].plot(np.arange(1, len(by_class) + 1), by_class, color=_RIGHT)
-        axes[2].set(title="How often it is the label, by class", xlabel="classes, sorted", ylim=(0, 1))
-        axes[2].set(ylabel="share of the targets of a class", xlim=(1, len(by_class)))
+        axes[2].set(title="How often it is right, by class", xlabel="classes, sorted", ylim=(0, 100))
+        axes[2].set(ylabel="share of a class's targets (%)", xlim=(1, len(by_class)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_size(_SIZE + 1)
         axis.xaxis.label.set_size(_SIZE)
         axis.yaxis.label.set_size(_SIZE)
-        axis.tick_params(labelsize=_SIZE - 1)
-    figure.savefig(path, dpi=130)
+        axis.tick_params(labelsize=_SIZE)
+    figure.savefig(path, dpi=160)
 
 
 def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
@@ -174,11 +174,12 @@ def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int) -> No
     classes = [int(index) for index in target["target_label"][:shown]]
     values = np.exp(target["target_value"][:shown])
     colours = [_RIGHT if index == label else _OTHER for index in classes]
-    bars = axis.barh(range(shown), values, color=colours)
-    shares = [f"{value:.0%}" if value >= 0.01 else "<1%" for value in values]
-    names = [f"{_name(dataset, index)}  {share}" for index, share in zip(classes, shares, strict=True)]
-    axis.bar_label(bars, names, padding=3, fontsize=_SIZE, parse_math=False)
-    axis.set(xlim=(0, 2.2), ylim=(shown - 0.4, -0.6), yticks=[], xticks=[])
+    axis.barh(range(shown), values, color=colours, alpha=0.55)
+    for place, (index, value) in enumerate(zip(classes, values, strict=True)):
+        share = f"{value:.0%}" if value >= 0.01 else "<1%"
+        axis.text(0.02, place, _name(dataset, index), fontsize=_SIZE, va="center", parse_math=False)
+        axis.text(1, place, share, fontsize=_SIZE, va="center", ha="right")
+    axis.set(xlim=(0, 1), ylim=(shown - 0.4, -0.6), yticks=[], xticks=[])
     axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 

@@ -1,7 +1,7 @@
 """What a dataset card lists, as Markdown tables."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,11 @@ def num_rows(item: Configuration) -> int | None:
     return item.config.source.num_rows if item.statistics is None else item.statistics.num_rows
 
 
+def source_texts(configs: Iterable[ReinforcementConfig]) -> str:
+    """The names of all sources, in one phrase."""
+    return " and ".join(dict.fromkeys(source_text(config) for config in configs))
+
+
 def source_text(config: ReinforcementConfig) -> str:
     """The source's name, a link where it is on the Hub."""
     name = config.source.name
@@ -101,7 +106,9 @@ def configuration_table(described: Mapping[str, Configuration]) -> str:
         with_images = " with the images" if config.embed_images else ""
         return f"{found.num_bytes / found.num_rows / config.num_samples:.1f}{with_images}" if found else UNMEASURED
 
+    several = len({source_text(item.config) for item in described.values()}) > 1
     lines = {
+        **({"images of": lambda item: source_text(item.config)} if several else {}),
         "images": lambda item: _count(num_rows(item)),
         "coverage of the source's rows": coverage,
         "reinforcements per image (N)": lambda item: f"{item.config.num_samples:,}",
@@ -205,6 +212,9 @@ def _teacher(teacher: Mapping[str, Any], remarks: Remarks) -> str:
     name = teacher["name"]  # a teacher that is remarked on was trained for this, and may be a folder elsewhere
     linked = name not in remarks.teachers and is_hub_id(name) and teacher.get("kind") != "module"
     shown = hub_link(name) if linked else code(name)
+    kind = teacher.get("architecture")
+    if kind and kind not in name:  # of a folder the name says nothing
+        shown += f" ({code(kind)})"
     return shown + (f", revision {code(teacher['revision'])}" if teacher.get("revision") else "")
 
 
@@ -214,10 +224,12 @@ def stated(license: str | None) -> str:
 
 
 def license_table(configs: Mapping[str, ReinforcementConfig], remarks: Remarks) -> str:
-    """The licences of the source and of every teacher."""
-    first = next(iter(configs.values()))
+    """The licences of every source and of every teacher."""
     terms = f"[ImageNet terms of access]({IMAGENET_LICENSE['license_link']})"
-    rows = {source_text(first): terms if is_imagenet(first.source.name) else stated(first.source.license)}
+    rows: dict[str, str] = {}
+    for config in configs.values():
+        source = config.source
+        rows[source_text(config)] = terms if is_imagenet(source.name) else stated(source.license)
     for config in configs.values():
         rows |= {_teacher(teacher, remarks): stated(teacher.get("license")) for teacher in config.teachers}
     return table(["made from", "licence, as its own card states it"], [list(row) for row in rows.items()])

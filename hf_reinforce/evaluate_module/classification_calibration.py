@@ -8,15 +8,18 @@ import torch
 
 from hf_reinforce.metrics import ClassificationMetrics
 
-_DESCRIPTION = "Top-1 and top-5 accuracy, expected calibration error, negative log-likelihood and Brier score."
+_DESCRIPTION = (
+    "Top-1 and top-5 accuracy, negative log-likelihood, Brier score, and the expected calibration error over bins of "
+    "equal width and of equal mass."
+)
 _CITATION = "Guo et al., On Calibration of Modern Neural Networks, ICML 2017."
 _INPUTS = """
 Args:
     predictions: log-probabilities or logits, one list of C floats for each sample.
     references: class indices.
-    num_bins: equal-width bins of the calibration error.
+    num_bins: bins of the calibration errors.
 Returns:
-    accuracy, accuracy_top5, ece in [0, 1]; nll in nats; brier in [0, 2]; num_samples.
+    accuracy, accuracy_top5, ece, ece_adaptive in [0, 1]; nll in nats; brier in [0, 2]; num_samples.
 """
 
 

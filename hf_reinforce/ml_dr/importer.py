@@ -17,7 +17,7 @@ from hf_reinforce.cards.preview import PREVIEW_FILE, draw
 from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.config import PixelContract, ReinforcementConfig, SourceRecord
 from hf_reinforce.dataset import ReinforcedDataset
-from hf_reinforce.licenses import read_license
+from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.ml_dr.config import policy_of, read_config
 from hf_reinforce.ml_dr.shards import Import
 from hf_reinforce.ml_dr.unpickling import read_members
@@ -105,7 +105,7 @@ def import_ml_dr(
         temperature=1.0,
         class_map=None,
         source=SourceRecord(
-            source_name,
+            source_name and recorded_name(source_name),
             source_config,
             source_revision,
             split,

@@ -232,16 +232,16 @@ class Import:
         parts, size = self.journal["parts"], self.journal["shard_size"]
         if not parts:
             raise ValueError(f"{[path.name for path in self.paths]} hold no records; records are named 0.pth.tar etc.")
+        missing = np.flatnonzero(~self.facts.usable).tolist()
         self.config = replace(
             self.config,
             num_samples=sum(part["num_samples"] for part in parts.values()),
             top_k=next(iter(parts.values()))["top_k"],
             shard_size=size,
-            skipped=tuple(SkippedImage(row, error) for row, error in sorted(self.facts.errors.items())),
+            skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in missing),
         )
         self.config.save(self.folder)
-        rows = np.sort(self.rows[self.rows >= 0])
-        rows = rows[self.facts.usable[rows]]
+        rows = np.flatnonzero(self.facts.usable)
         count = -(-len(self.dataset) // size)
         shards = [self.folder / shard_name(self.config.source.split, index, count) for index in range(count)]
         for index, path in enumerate(tqdm(shards, desc="Writing", unit="shard")):

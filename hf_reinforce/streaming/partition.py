@@ -81,10 +81,20 @@ def row_blocks(shard_size: int, num_places: int, skipped: NDArray[np.int64]) -> 
     return blocks
 
 
-def epoch_blocks(blocks: Sequence[Block], seed: int, epoch: int, consumer: Consumer) -> list[Block]:
-    """What one consumer reads in an epoch: its part of all the rows, the shards in an order of the epoch's own."""
-    draw = hash_uniform(seed, _SHARD_STREAM, epoch, np.array([block.shard for block in blocks], dtype=np.int64))
-    order = np.argsort(draw, kind="stable").tolist()
+def epoch_blocks(
+    blocks: Sequence[Block], seed: int, epoch: int, consumer: Consumer, shards_in_run: int = 1
+) -> list[Block]:
+    """What one consumer reads in an epoch: its part of all the rows, the shards in an order of the epoch's own.
+
+    Args:
+        blocks: all blocks, in the order of their rows.
+        seed: training seed.
+        epoch: counted from 0.
+        consumer: who reads.
+        shards_in_run: how many shards stay together in their order, as those whose images are read in one go.
+    """
+    runs = np.array([block.shard // shards_in_run for block in blocks], dtype=np.int64)
+    order = np.argsort(hash_uniform(seed, _SHARD_STREAM, epoch, runs), kind="stable").tolist()
     starts = np.cumsum([0, *(blocks[i].size for i in order)])
     total = int(starts[-1])
     start, stop = consumer.part(total)
@@ -100,17 +110,18 @@ def epoch_blocks(blocks: Sequence[Block], seed: int, epoch: int, consumer: Consu
     return found
 
 
-def windows(blocks: Sequence[Block], shards_at_once: int) -> list[list[Block]]:
-    """Blocks that are shuffled together: a few, from as many shards as are read at once.
+def windows(blocks: Sequence[Block], runs_at_once: int, shards_in_run: int = 1) -> list[list[Block]]:
+    """Blocks that are shuffled together: a few, from as many runs of shards as are read at once.
 
     Args:
         blocks: in the order of `epoch_blocks`.
-        shards_at_once: how many shards take turns.
+        runs_at_once: how many runs take turns.
+        shards_in_run: as there.
     """
-    runs = [list(run)[::-1] for _, run in groupby(blocks, key=lambda block: block.shard)][::-1]
+    runs = [list(run)[::-1] for _, run in groupby(blocks, key=lambda block: block.shard // shards_in_run)][::-1]
     order: list[Block] = []
     while runs:
-        for run in runs[: -shards_at_once - 1 : -1]:
+        for run in runs[: -runs_at_once - 1 : -1]:
             order.append(run.pop())
         runs = [run for run in runs if run]
     return [order[start : start + BLOCKS_IN_WINDOW] for start in range(0, len(order), BLOCKS_IN_WINDOW)]

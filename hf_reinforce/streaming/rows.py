@@ -1,7 +1,7 @@
 """Ranges of rows of data sets that stay where they are: read in order, from any row on."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from datasets.table import table_cast
 from fsspec.implementations.local import LocalFileSystem
 
 _BATCH = 64
-_AT_ONCE = 32 * 2**20  # bytes of a row group that are fetched with one request
+_AT_ONCE = 16 * 2**20  # bytes of a row group that are fetched before its first row is there; of larger ones a part
 _FOOTERS_AT_ONCE = 16
 
 
@@ -43,6 +43,12 @@ class ParquetRows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def largest_group(self) -> int:
+        """Rows of the largest row group; what comes before a row of its group must be read too."""
+        sizes = (footer.row_group(i).num_rows for footer in self._footers for i in range(footer.num_row_groups))
+        return max(sizes, default=0)
+
     def cursor(self) -> Cursor:
         """A cursor of its own."""
         return _Cursor(self._batches)
@@ -52,9 +58,10 @@ class ParquetRows:
         for file, footer, begins in zip(self.files[first:], self._footers[first:], self._starts[first:], strict=False):
             groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
             skipped = max(start - begins, 0)
-            small = max((group.total_byte_size for group in groups), default=0) <= _AT_ONCE
-            kind = {"pre_buffer": True} if small else {"pre_buffer": False, "buffer_size": _AT_ONCE // 4}
-            with _open(file) as opened, pq.ParquetFile(opened, metadata=footer, **kind) as parquet:
+            with (
+                _open(file) as opened,
+                pq.ParquetFile(opened, metadata=footer, **_buffering(opened, groups)) as parquet,
+            ):
                 for index, group in enumerate(groups):
                     if skipped < group.num_rows:
                         batches = parquet.iter_batches(_BATCH, row_groups=[index], columns=self.columns)
@@ -70,7 +77,7 @@ class ParquetRows:
 
 
 class StreamRows:
-    """Rows of any other stream of `datasets`. What comes before a range must be read, or at least listed.
+    """Rows of any other stream of `datasets`, which is read forward only: what comes before a row must be read too.
 
     Args:
         dataset: the stream.
@@ -82,8 +89,8 @@ class StreamRows:
         self._dataset = dataset.select_columns(list(columns)).with_format("arrow")
 
     def cursor(self) -> Cursor:
-        """A cursor of its own."""
-        return _Cursor(lambda start: iter(self._dataset.skip(start).iter(batch_size=_BATCH)))
+        """A cursor of its own, which begins again where it has to go back."""
+        return _Cursor(lambda start: iter(self._dataset.skip(start).iter(batch_size=_BATCH)), forward_only=True)
 
 
 class DatasetRows:
@@ -113,25 +120,35 @@ Rows = ParquetRows | StreamRows | DatasetRows
 
 
 class _Cursor:
-    def __init__(self, batches: Any) -> None:
-        self._batches = batches  # row -> iterator over tables of the rows from there on
-        self._position, self._held = -1, None
-        self._iterator: Iterator[pa.Table] = iter(())
+    def __init__(self, batches: Callable[[int], Iterator[pa.Table]], forward_only: bool = False) -> None:
+        self._batches = batches  # row -> tables of the rows from there on
+        self._forward_only = forward_only
+        self._tables: Iterator[pa.Table] = iter(())
+        self._held: list[pa.Table] = []  # read, but not asked for yet
+        self._position = self._end = -1  # the rows that are held
 
     def read(self, start: int, stop: int) -> pa.Table:
-        if start != self._position or self._held is None:
-            self._iterator = self._batches(start)
-            self._held = next(self._iterator, None)
-            self._position = start
-        if self._held is None:
+        if self._position < 0 or start < self._position or (start > self._end and not self._forward_only):
+            self._tables, self._held, self._position, self._end = self._batches(start), [], start, start
+        self._drop(start)
+        while self._end < stop and (table := next(self._tables, None)) is not None:
+            self._held.append(table)
+            self._end += len(table)
+            self._drop(start)
+        if not self._held:
             return pa.table({})
-        tables, missing = [self._held], stop - start - len(self._held)
-        while missing > 0 and (table := next(self._iterator, None)) is not None:
-            tables.append(table)
-            missing -= len(table)
-        joined = pa.concat_tables(tables)
-        self._held, self._position = joined.slice(stop - start), start + min(stop - start, len(joined))
-        return joined.slice(0, stop - start)
+        found = pa.concat_tables(self._held).slice(0, stop - start)
+        self._drop(stop)
+        return found
+
+    def _drop(self, start: int) -> None:
+        """Forgets the rows before `start`."""
+        while self._held and self._position < start:
+            first = self._held[0].slice(start - self._position)
+            self._position += len(self._held[0]) - len(first)
+            self._held[:1] = [first] if len(first) else []
+        if not self._held:
+            self._position = self._end
 
 
 def read_footer(file: str) -> pq.FileMetaData:
@@ -143,5 +160,13 @@ def read_footer(file: str) -> pq.FileMetaData:
 def _open(file: str) -> Any:
     filesystem, path = fsspec.core.url_to_fs(file)
     if isinstance(filesystem, LocalFileSystem):
-        return pa.OSFile(path)
+        return pa.memory_map(path)
     return filesystem.open(path, "rb", cache_type="none")  # pyarrow knows what it will need next
+
+
+def _buffering(file: Any, groups: Sequence[pq.RowGroupMetaData]) -> dict[str, Any]:
+    """How a file is read: mapped, by whole row groups, or by parts of them."""
+    if isinstance(file, pa.MemoryMappedFile):
+        return {"pre_buffer": False}
+    small = max((group.total_byte_size for group in groups), default=0) <= _AT_ONCE
+    return {"pre_buffer": True} if small else {"pre_buffer": False, "buffer_size": _AT_ONCE // 2}

@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
-from transformers import TrainingArguments
+from torch.utils.data import get_worker_info
 
 from hf_reinforce import schema
 from hf_reinforce.config import ReinforcementConfig
@@ -29,7 +27,7 @@ from hf_reinforce.streaming.rows import DatasetRows, Rows, StreamRows
 from hf_reinforce.streaming.windows import REMEDY, Window, WindowReader
 from hf_reinforce.views import AugmentedDataset, EpochSampler
 
-_SHARDS_AT_ONCE = 8
+_RUNS_AT_ONCE = 8
 _WINDOW_STREAM = 3
 _REPLAYED_AT_ONCE = 64
 
@@ -39,7 +37,8 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     An epoch has every row once, split over processes, see `split`, and over the workers of a `DataLoader`; call
     `set_epoch` before each. It is shuffled: the order of the shards, of which up to 8 are read at a time, and the rows
-    in windows of 512. `collate` batches samples.
+    in windows of 512. Shards whose images are in one row group stay together. A source that can only be read forward
+    (no Parquet files, no `Dataset`) is shuffled in windows alone. `collate` batches samples.
 
     Args:
         files: the shards, paths or addresses that fsspec opens, in their order.
@@ -157,12 +156,24 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             consumer = replace(consumer, worker=place, num_workers=worker.num_workers)
         given = len(range(consumer.worker, batches, consumer.num_workers))
         self._samples = resume.get("samples", given * consumer.batch_size)
-        blocks = epoch_blocks(self._reader.blocks, self.seed, epoch, consumer)
-        at_once = 1 if isinstance(self._reader.source, StreamRows) else _SHARDS_AT_ONCE
-        return self._samples_of(epoch, windows(blocks, at_once))
+        return self._counted(self.samples(epoch, consumer, self._samples))
 
-    def _samples_of(self, epoch: int, remaining: list[list[Block]]) -> Iterator[dict[str, Any]]:
-        first = self._samples
+    def _counted(self, samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for sample in samples:
+            self._samples += 1
+            yield sample
+
+    def samples(self, epoch: int, consumer: Consumer, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The samples of one consumer, whatever the state of this stream is.
+
+        Args:
+            epoch: counted from 0.
+            consumer: whose part it is.
+            first: number of samples that are left out; they are not read.
+        """
+        in_run = self._reader.shards_in_run
+        blocks = epoch_blocks(self._reader.blocks, self.seed, epoch, consumer, in_run)
+        remaining = windows(blocks, _RUNS_AT_ONCE, in_run)
         while remaining and first >= sum(block.size for block in remaining[0]):
             first -= sum(block.size for block in remaining.pop(0))
         for blocks, window in zip(remaining, self._reader.read_ahead(remaining), strict=True):
@@ -178,9 +189,7 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             for start in range(first, len(order), _REPLAYED_AT_ONCE):
                 with _remedy():
                     samples = dataset.__getitems__(order[start : start + _REPLAYED_AT_ONCE])
-                for sample in samples:
-                    self._samples += 1
-                    yield sample
+                yield from samples
             first = 0
 
     def _replay(self, window: Window, accept_pixel_mismatch: bool = True) -> ReinforcedDataset:
@@ -217,32 +226,6 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         if (window.source_rows >= 0).any():
             with _remedy():
                 self._replay(window, accept_pixel_mismatch).image(0)
-
-
-def training_loader(stream: ReinforcedStream, args: TrainingArguments, batch_size: int, collate_fn: Any) -> Any:
-    """What `Trainer` iterates over: the batches of this process, on its device.
-
-    accelerate would have the first process read for all others, or each process read everything.
-
-    Args:
-        stream: the stream, not split.
-        args: arguments of the trainer.
-        batch_size: samples of a batch of one process.
-        collate_fn: batches samples.
-    """
-    part = stream.split(args.process_index, args.world_size, batch_size)
-    loader = DataLoader(
-        part,
-        batch_size,
-        collate_fn=collate_fn,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        drop_last=args.dataloader_drop_last,
-        persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        prefetch_factor=args.dataloader_prefetch_factor,
-    )
-    return prepare_data_loader(loader, args.device, 1, 0, put_on_device=True, dispatch_batches=False)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,13 @@ from hf_reinforce.streaming.rows import Cursor, ParquetRows, Rows, StreamRows, r
 
 REMEDY = "Or load it without streaming, which finds the images of a reordered or filtered source by their hashes."
 
-_Cursors = dict[int, tuple[Cursor, Cursor | None]]
+
+@dataclass(frozen=True)
+class Cursors:
+    """How far the shards that are being read were read, by their index, and the source, by the run of shards."""
+
+    rows: dict[int, Cursor] = field(default_factory=dict)
+    images: dict[int, Cursor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class WindowReader:
 
     Attributes:
         blocks: the blocks that there are.
+        shards_in_run: how many shards should be read one behind the other, because their images are in one row group
+            of the source; all of them where the source can only be read forward.
 
     Raises:
         ValueError: if shards are missing, or images that were reinforced.
@@ -65,6 +73,7 @@ class WindowReader:
         self._files, self._mixes = list(files), bool(config.policy.mix_operations)
         self._order: NDArray[np.int64] | None = None
         skipped = self.places(np.array([item.row for item in config.skipped], dtype=np.int64))
+        self.shards_in_run = max(1, -(-self._rows_in_one_go() // config.shard_size))
         self.blocks = row_blocks(config.shard_size, self._num_places(skipped), skipped)
         if max_rows is not None:
             self.blocks = self._first_rows(max_rows)
@@ -77,6 +86,11 @@ class WindowReader:
         if self._order is None:
             self._order = np.argsort(shuffled_rows(self.config.seed, self.config.source.num_rows or 0))
         return self._order[rows]
+
+    def _rows_in_one_go(self) -> int:
+        if isinstance(self.source, StreamRows):
+            return len(self._files) * self.config.shard_size
+        return self.source.largest_group if isinstance(self.source, ParquetRows) else 1
 
     def _num_places(self, skipped: NDArray[np.int64]) -> int:
         size, files, known = self.config.shard_size, self._files, self.config.source.num_rows
@@ -117,7 +131,7 @@ class WindowReader:
 
     def read_ahead(self, windows: Sequence[Sequence[Block]]) -> Iterator[Window]:
         """Windows of some blocks each; one is read while the one before is used."""
-        cursors: _Cursors = {}
+        cursors = Cursors()
         with ThreadPoolExecutor(1) as pool:
             futures = [pool.submit(self.read, blocks, cursors) for blocks in windows[:1]]
             for following in [*windows[1:], None]:
@@ -127,29 +141,30 @@ class WindowReader:
                         futures.append(pool.submit(self.read, following, cursors))
                     yield window
 
-    def read(self, blocks: Sequence[Block], cursors: _Cursors | None = None) -> Window:
+    def read(self, blocks: Sequence[Block], cursors: Cursors | None = None) -> Window:
         """Reads a window.
 
         Args:
             blocks: what it consists of.
-            cursors: where each shard that is being read is, kept from one window to the next.
+            cursors: kept from one window to the next.
 
         Raises:
             ValueError: if a shard is damaged, or an image is missing and may not be.
         """
-        cursors = {} if cursors is None else cursors
-        for shard in set(cursors) - {block.shard for block in blocks}:
-            del cursors[shard]
+        cursors = cursors or Cursors()
+        for known, in_run in ((cursors.rows, 1), (cursors.images, self.shards_in_run)):
+            for key in set(known) - {block.shard // in_run for block in blocks}:
+                del known[key]
         parts = []
         for block in blocks:
             try:
-                if block.shard not in cursors:
-                    cursors[block.shard] = self._open(block.shard)
-                table = cursors[block.shard][0].read(*self._range(block))
+                if block.shard not in cursors.rows:
+                    cursors.rows[block.shard] = self._shard(block.shard).cursor()
+                table = cursors.rows[block.shard].read(*self._range(block))
             except (pa.ArrowInvalid, OSError) as error:
                 file = self._files[block.shard]
                 raise ValueError(f"{file} cannot be read, probably because it was cut short: {error}") from error
-            parts.append(self._with_images(block, table, cursors[block.shard][1]))
+            parts.append(self._with_images(block, table, cursors.images))
         table = pa.concat_tables([part.table for part in parts])
         used = np.concatenate([part.used for part in parts])
         if self.source is None:
@@ -159,19 +174,18 @@ class WindowReader:
         images = [part.images for part in parts if part.images]
         return Window(table, pa.concat_tables(images) if images else None, np.concatenate(rows), used)
 
-    def _open(self, shard: int) -> tuple[Cursor, Cursor | None]:
+    def _shard(self, shard: int) -> ParquetRows:
         record = self.config.source
         columns = [*schema.REINFORCEMENT_COLUMNS, *filter(None, [record.label_column])]
         if self.config.embed_images:
             columns.append(record.image_column)
-        rows = ParquetRows([self._files[shard]], columns)
-        return rows.cursor(), None if self.source is None else self.source.cursor()
+        return ParquetRows([self._files[shard]], columns)
 
     def _range(self, block: Block) -> tuple[int, int]:
         # Partners are needed too, other rows that are not used are not.
         return (block.start, block.stop) if self._mixes else (block.first, block.last)
 
-    def _with_images(self, block: Block, table: pa.Table, source: Cursor | None) -> Window:
+    def _with_images(self, block: Block, table: pa.Table, cursors: dict[int, Cursor]) -> Window:
         start, stop = self._range(block)
         used = (np.arange(start, stop) >= block.first) & (np.arange(start, stop) < block.last)
         rows = np.array(table.column(schema.SOURCE_ROW) if len(table) else [], dtype=np.int64)
@@ -181,9 +195,12 @@ class WindowReader:
                 f"{self._files[block.shard]} does not hold the rows that it should by {CONFIG_FILE}, from "
                 f"{block.place:,} on; publish both again, or load the data set without streaming."
             )
-        if source is None:
+        if self.source is None:
             return Window(table, None, rows, used)
-        images = source.read(int(rows[0]), int(rows[-1]) + 1)
+        run = block.shard // self.shards_in_run
+        if run not in cursors:
+            cursors[run] = self.source.cursor()
+        images = cursors[run].read(int(rows[0]), int(rows[-1]) + 1)
         there = np.zeros(len(images) + 1, dtype=bool)  # the last one is for what lies behind the end
         if len(images):
             there[:-1] = images.column(self.config.source.image_column).is_valid()

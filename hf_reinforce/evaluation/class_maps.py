@@ -1,0 +1,263 @@
+"""From a model's classes to those of a data set: by names, WordNet ids, a published table, indices, or a file."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_reinforce.evaluation.imagenet import imagenet_classes, plain, wordnet_ids
+
+TABLES = Path(__file__).parent / "class_tables"
+SCORINGS = ("restricted", "full")
+
+ClassSpec = str | Sequence[int | str] | Mapping[str, Any] | None
+
+MERGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda members: members.amax(-1),
+    "sum": lambda members: members.logsumexp(-1),
+    "mean": lambda members: members.logsumexp(-1) - members.isfinite().sum(-1).to(members.dtype).log(),
+}
+"""How the log-probabilities [..., G] of several classes of the model become one; -inf stands for no class."""
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """How a model's answers are scored against the labels of a data set.
+
+    Attributes:
+        names: names of the K scored classes.
+        targets: label of the data set -> the scored classes that are right for it, each in [0, K).
+        groups: for each scored class the model's classes that count for it; None: the model's own classes.
+        merge: key of `MERGES`, for groups of several classes.
+        description: all of this in words.
+    """
+
+    names: tuple[str, ...]
+    targets: Mapping[int, tuple[int, ...]]
+    groups: tuple[tuple[int, ...], ...] | None
+    merge: str
+    description: str
+
+    def __call__(self, log_probabilities: Tensor) -> Tensor:
+        """Log-probabilities of the scored classes, renormalised over them: float [B, C] to float [B, K]."""
+        if self.groups is None:
+            return log_probabilities
+        widest = max(map(len, self.groups))
+        index = torch.tensor([[*group, *[-1] * (widest - len(group))] for group in self.groups])
+        index = index.to(log_probabilities.device)
+        members = log_probabilities[:, index.clamp(min=0)].masked_fill(index < 0, -torch.inf)
+        return F.log_softmax(MERGES[self.merge](members), dim=-1)
+
+
+def make_class_map(
+    model_names: Sequence[str] | None,
+    num_classes: int,
+    data_names: Sequence[str] | None,
+    labels: Sequence[int],
+    classes: ClassSpec = None,
+    scoring: str = "restricted",
+    merge: str = "max",
+) -> ClassMap:
+    """Fits a model's classes to those of a data set.
+
+    Args:
+        model_names: names of the model's classes; None or `LABEL_0`, ... where it knows none.
+        num_classes: C, classes of the model.
+        data_names: names of the data set's classes in the order of their labels, None where it names none.
+        labels: labels that occur, in any order.
+        classes: None: by the names, or where there are none the labels are the model's classes; `"index"`: the labels
+            (or their names) are indices of the model's classes; a published table (`tables()`), or a YAML or JSON file
+            with one; a list with the model's class for each label; a mapping from the data set's names to the model's
+            classes. A class of the model is an index, a name or a WordNet id, or a list of these.
+        scoring: `"restricted"`: only the data set's classes compete ("n-way"); `"full"`: all C classes of the model.
+        merge: what becomes of several classes of the model that are one of the data set: `"max"`, `"sum"` or `"mean"`
+            of their probabilities.
+
+    Raises:
+        ValueError: if classes do not correspond, or an argument is none of these.
+    """
+    if scoring not in SCORINGS or merge not in MERGES:
+        raise ValueError(
+            f"scoring must be one of {', '.join(SCORINGS)} and merge one of {', '.join(MERGES)}, "
+            f"not {scoring!r} and {merge!r}."
+        )
+    found = _Model(model_names, num_classes)
+    display, members, words = _members(found, data_names, labels, classes)
+    if scoring == "full":
+        names = found.display_names()
+        return ClassMap(names, members, None, merge, f"{words}; all {num_classes} classes of the model compete")
+    order = sorted(members)
+    groups = tuple(members[label] for label in order)
+    if groups == tuple((index,) for index in range(num_classes)):
+        targets = {label: (place,) for place, label in enumerate(order)}
+        return ClassMap(tuple(display[label] for label in order), targets, None, merge, words)
+    kind = f", the {merge} of several" if max(map(len, groups)) > 1 else ""
+    return ClassMap(
+        tuple(display[label] for label in order),
+        {label: (place,) for place, label in enumerate(order)},
+        groups,
+        merge,
+        f"{words}{kind}; restricted to {len(groups)} classes of the data set out of the model's {num_classes}",
+    )
+
+
+class _Model:
+    """The classes of a model, to be found by index, name or WordNet id."""
+
+    def __init__(self, names: Sequence[str] | None, count: int) -> None:
+        known = names is not None and not all(name.startswith("LABEL_") for name in names)
+        self.names, self.count = tuple(names or ()) if known else (), count
+        self.by_name = _places(map(plain, self.names))
+        # Every classifier of ImageNet has its classes in the order of their ids.
+        unnamed = imagenet_classes() if not known and count == 1000 else ()
+        self.by_wordnet = _places(wordnet_ids(self.names) or unnamed)
+
+    def display_names(self) -> tuple[str, ...]:
+        return self.names or tuple(map(str, range(self.count)))
+
+    def find(self, entry: Any) -> tuple[int, ...]:
+        """The model's classes that an entry of a list, mapping or table names."""
+        if isinstance(entry, (list, tuple)) and entry:
+            return tuple(index for item in entry for index in self.find(item))
+        if isinstance(entry, int) and not isinstance(entry, bool):
+            if not 0 <= entry < self.count:
+                raise ValueError(f"The model has classes 0 to {self.count - 1}, but the class map names {entry}.")
+            return (entry,)
+        index = None
+        if isinstance(entry, str):
+            index = self.by_name.get(plain(entry))
+            index = self.by_wordnet.get(wordnet_ids([entry])[0]) if index is None else index
+        if index is None:
+            known = _short(self.names) if self.names else f"no names, only indices 0 to {self.count - 1}"
+            raise ValueError(f"The class map names {entry!r}, which is no class of the model; it has {known}.")
+        return (index,)
+
+
+def _members(
+    model: _Model, data_names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec
+) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
+    """Name and the model's classes for each label, and where they come from."""
+    if isinstance(classes, str) and classes != "index":
+        table = load_table(classes)
+        words = f"classes from the table {classes}"
+    else:
+        table, words = classes, "classes from a given map"
+    if table is None and data_names is not None:
+        return _matched(model, data_names)
+    if table is None or table == "index":
+        return _indexed(model, data_names, labels)
+    if isinstance(table, Mapping):
+        if data_names is None:
+            data_names = list(table)  # the labels count the entries
+        entries = {plain(str(name)): entry for name, entry in table.items()}
+        missing = [name for name in data_names if plain(name) not in entries]
+        if missing:
+            raise ValueError(
+                f"The class map has no entry for {len(missing)} classes of the data set: {_short(missing)}; it has "
+                f"{_short(list(table))}. Add them, or name another map."
+            )
+        found = {label: model.find(entries[plain(name)]) for label, name in enumerate(data_names)}
+        names = dict(enumerate(data_names))
+    else:
+        found = {label: model.find(entry) for label, entry in enumerate(table)}
+        names = {label: model.display_names()[members[0]] for label, members in found.items()}
+        if data_names is not None and len(data_names) != len(found):
+            raise ValueError(
+                f"The class map must have one entry for each of the data set's {len(data_names)} classes, but has "
+                f"{len(found)}."
+            )
+        names |= dict(enumerate(data_names or ()))
+    outside = sorted(set(labels) - set(found))
+    if outside:
+        raise ValueError(f"The class map has {len(found)} classes, but the data set has the label {outside[0]}.")
+    return names, found, words
+
+
+def _matched(model: _Model, names: Sequence[str]) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
+    display = dict(enumerate(names))
+    simple = [plain(name) for name in names]
+    if len(names) == model.count and (not model.names or simple == [plain(name) for name in model.names]):
+        words = "the same class names" if model.names else "the same number of classes, taken in the same order"
+        return display, {label: (label,) for label in display}, words
+    by_name = [model.by_name.get(name) for name in simple]
+    by_wordnet = [model.by_wordnet.get(name) for name in wordnet_ids(names)]
+    for found, words in ((by_name, "class names"), (by_wordnet, "WordNet ids")):
+        indices = [index for index in found if index is not None]
+        if len(indices) == len(names) and len(set(indices)) == len(names):
+            return display, {label: (index,) for label, index in enumerate(indices)}, f"classes by {words}"
+    missing = [name for name, *found in zip(names, by_name, by_wordnet, strict=True) if found == [None, None]]
+    theirs = _short(model.names) if model.names else "no names"
+    raise ValueError(
+        f"The classes of the data set and of the model differ: {len(missing) or 'some'} of the data set's "
+        f"{len(names)} classes ({_short(missing or names)}) are not found, or not apart from each other, among the "
+        f"model's {model.count} ({theirs}). Say how they correspond: classes_from with a column of the model's class "
+        "indices or a file, or class_map."
+    )
+
+
+def _indexed(
+    model: _Model, names: Sequence[str] | None, labels: Sequence[int]
+) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
+    wrong = [name for name in names or () if not name.strip().isdecimal()]
+    if wrong:
+        raise ValueError(f"classes: index needs class names that are numbers, such as '17'; found {_short(wrong)}.")
+    values = {label: int(names[label]) for label in range(len(names))} if names else {int(v): int(v) for v in labels}
+    found = {label: model.find(value) for label, value in sorted(values.items())}
+    display = model.display_names()
+    return {label: display[index] for label, (index,) in found.items()}, found, "labels that are the model's indices"
+
+
+def tables() -> list[str]:
+    """Names of the published tables of classes."""
+    return sorted([*(path.stem for path in TABLES.glob("*.yaml")), *_TIMM_TABLES])
+
+
+_TIMM_TABLES = {"imagenet": "imagenet", "imagenet_a": "imagenet_a", "imagenet_r": "imagenet_r"}
+
+
+def load_table(name_or_path: str) -> Any:
+    """A table of classes: a list of the model's classes by label, or a mapping from the data set's names to them.
+
+    Args:
+        name_or_path: one of `tables()`, or a YAML or JSON file.
+
+    Raises:
+        ValueError: if there is none, or the file holds neither a list nor a mapping.
+    """
+    if name_or_path in _TIMM_TABLES:  # timm ships the WordNet ids, sorted as the folders of the data sets
+        from importlib.resources import files
+
+        file = files("timm") / "data" / "_info" / f"{_TIMM_TABLES[name_or_path]}_synsets.txt"
+        return file.read_text(encoding="utf-8").split()
+    path = TABLES / f"{name_or_path}.yaml"
+    path = path if path.exists() else Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(
+            f"There is no table of classes {name_or_path!r}: neither one of {', '.join(tables())} nor a file."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is neither JSON nor YAML: {error}") from error
+    if not isinstance(content, (list, dict)) or not content:
+        raise ValueError(f"{path} must hold a list of classes or a mapping from names to classes, not {content!r}.")
+    return content
+
+
+def _places(names: Iterable[str | None]) -> dict[str | None, int]:
+    """Where each name is that comes once."""
+    places: dict[str | None, list[int]] = {}
+    for index, name in enumerate(names):
+        places.setdefault(name, []).append(index)
+    return {name: found[0] for name, found in places.items() if len(found) == 1 and name is not None}
+
+
+def _short(items: Sequence[Any], most: int = 6) -> str:
+    return ", ".join(map(str, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")

@@ -1,0 +1,137 @@
+"""The common corruptions of ImageNet-C (Hendrycks and Dietterich, ICLR 2019), made while images are read.
+
+The package imagecorruptions-imaug computes them. What differs from the published images is in docs/evaluation.md.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hf_reinforce.evaluation.results import Corruption
+from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.randomness import hash_uniform
+from hf_reinforce.sources import ImageSource
+from hf_reinforce.views import AugmentedDataset
+
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+"""The 15 corruptions that count for the mean corruption error."""
+
+SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 32
+
+_OWN_GENERATOR = ("impulse_noise", "glass_blur")  # these two take a seed; the others use NumPy's global generator
+
+
+def corrupt(image: Tensor, corruption: Corruption, seed: int, row: int) -> Tensor:
+    """Corrupts an image; a function of its arguments alone.
+
+    Args:
+        image: uint8 [3, H, W], both sides at least 32 pixels.
+        corruption: one of `CORRUPTIONS` and its severity, 1 to 5.
+        seed: seed of the evaluation.
+        row: row of the image in its data set.
+
+    Returns:
+        uint8 [3, H, W] in channels-last memory.
+
+    Raises:
+        ValueError: for another corruption or severity, a smaller image, or without the package.
+    """
+    check_corruption(corruption)
+    if min(image.shape[-2:]) < SMALLEST:
+        raise ValueError(
+            f"Corruptions need images of at least {SMALLEST} pixels, not {min(image.shape[-2:])}; pass image_size "
+            f"(--image_size) {SMALLEST} or more."
+        )
+    place = CORRUPTIONS.index(corruption.name)
+    drawn = int(hash_uniform(seed, row, place, corruption.severity)[0] % np.uint64(2**32))
+    options = {"seed": drawn} if corruption.name in _OWN_GENERATOR else {}
+    library = _library()
+    state = np.random.get_state()
+    np.random.seed(drawn)
+    try:
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        corrupted = library.corrupt(pixels, corruption.severity, corruption.name, **options)
+    finally:
+        np.random.set_state(state)
+    return torch.from_numpy(np.array(corrupted)).permute(2, 0, 1)
+
+
+def check_corruption(corruption: Corruption) -> None:
+    """Raises ValueError for an unknown corruption or severity."""
+    if corruption.name not in CORRUPTIONS or corruption.severity not in SEVERITIES:
+        raise ValueError(
+            f"There is no corruption {corruption.name!r} of severity {corruption.severity}; the corruptions are "
+            f"{', '.join(CORRUPTIONS)}, with severities {SEVERITIES[0]} to {SEVERITIES[-1]}."
+        )
+
+
+class CorruptedDataset(AugmentedDataset):
+    """The views of evaluation with a corruption on top, made where the images are decoded: in the loader's workers.
+
+    Args:
+        source: images.
+        policy: makes the view that is corrupted; see `evaluation_policy`.
+        corruption: the corruption and its severity.
+        rows: row of each image in its data set, which the seed goes with; int [N].
+        seed: seed of the evaluation.
+
+    Raises:
+        ValueError: as `corrupt`.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        policy: AugmentationPolicy,
+        corruption: Corruption,
+        rows: NDArray[np.int64],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(source, policy, seed=seed)
+        self.corruption, self._rows = corruption, rows
+        # Before workers are forked: they inherit what is compiled, and a mistake shows at once.
+        corrupt(torch.zeros(3, policy.image_size, policy.image_size, dtype=torch.uint8), corruption, seed, 0)
+
+    def pixels(self, position: int, params: Mapping[str, Any]) -> Tensor:
+        """The corrupted view, uint8 [3, S, S]."""
+        return corrupt(super().pixels(position, params), self.corruption, self.seed, self.row(position))
+
+    def row(self, position: int) -> int:
+        """The row of the data set."""
+        return int(self._rows[position])
+
+
+@cache
+def _library() -> Any:
+    try:
+        cv2, library = import_module("cv2"), import_module("imagecorruptions")
+    except ImportError as error:
+        raise ValueError(
+            f"Corruptions are made by the package imagecorruptions-imaug, which cannot be imported ({error}); "
+            "pip install 'hf-reinforce[robustness]'."
+        ) from error
+    cv2.setNumThreads(0)  # the loader's workers are the threads, and OpenCV's own do not survive a fork
+    return library

@@ -1,0 +1,163 @@
+"""Suites: YAML files that name data sets, how their classes and a model's correspond, and how they are scored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_reinforce.evaluation.class_maps import MERGES, SCORINGS, ClassSpec
+from hf_reinforce.evaluation.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
+from hf_reinforce.evaluation.results import Corruption
+
+SUITES = Path(__file__).parent / "suites"
+REAL_LABELS = "imagenet_real"
+METRICS = ("accuracy", "accuracy_top5", "nll", "brier", "ece", "ece_adaptive", "shape_bias")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set of a suite.
+
+    Attributes:
+        dataset_name: Hub id, folder of Parquet files or ImageFolder.
+        title: name for people, default the name of the entry.
+        dataset_config_name: Hub configuration.
+        revision: Hub revision.
+        split: split to evaluate on.
+        image_column: default the only image column.
+        label_column: class indices, names or WordNet ids, or lists of class indices of which each is right; default
+            the only ClassLabel column, else `label`.
+        texture_column: for cue-conflict images, whose `label_column` is then the shape.
+        file_column: names of ImageNet's validation files, default those of the image column; for `labels`.
+        labels: `"imagenet_real"`: the labels of Beyer et al. (2020), found by the names of the files.
+        classes: see `make_class_map`.
+        scoring: `"restricted"` to the data set's classes, or `"full"`.
+        merge: what several classes of the model become that are one of the data set: `"max"`, `"sum"` or `"mean"`.
+        corruptions: corruptions that are made on the fly at each of `severities`; `("all",)` for the 15 of the paper.
+        severities: 1 to 5.
+        corruption_columns: columns with the name of the corruption and its severity, where images are corrupted.
+        clean: entry with the same images as they are, for the relative mean corruption error.
+        baseline: `"alexnet"`: corruption errors are normalised by AlexNet's on ImageNet-C.
+        num_classes: the entry is for models with so many classes; others leave it out.
+        metric: headline figure, one of `METRICS`.
+        note: what a reader should know.
+    """
+
+    dataset_name: str
+    title: str | None = None
+    dataset_config_name: str | None = None
+    revision: str | None = None
+    split: str = "test"
+    image_column: str | None = None
+    label_column: str | None = None
+    texture_column: str | None = None
+    file_column: str | None = None
+    labels: str | None = None
+    classes: ClassSpec = None
+    scoring: str = "restricted"
+    merge: str = "max"
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = SEVERITIES
+    corruption_columns: tuple[str, ...] = ()
+    clean: str | None = None
+    baseline: str | None = None
+    num_classes: int | None = None
+    metric: str = "accuracy"
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("scoring", self.scoring, SCORINGS)
+        _check_choice("merge", self.merge, tuple(MERGES))
+        _check_choice("metric", self.metric, METRICS)
+        _check_choice("labels", self.labels, (None, REAL_LABELS))
+        _check_choice("baseline", self.baseline, (None, "alexnet"))
+        if len(self.corruption_columns) not in (0, 2):
+            raise ValueError("corruption_columns must be two columns: the corruption's name and its severity.")
+        if self.metric == "shape_bias" and self.texture_column is None:
+            raise ValueError("The metric shape_bias needs a texture_column beside the label_column.")
+        for corruption in self.on_the_fly:
+            check_corruption(corruption)
+
+    @property
+    def on_the_fly(self) -> list[Corruption]:
+        """Corruptions that are to be made while reading."""
+        names = CORRUPTIONS if self.corruptions == ("all",) else self.corruptions
+        return [Corruption(name, severity) for name in names for severity in self.severities]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Data sets that are evaluated together.
+
+    Attributes:
+        name: the name it was asked for by.
+        entries: by name, in the order of the file.
+        title: name for people.
+    """
+
+    name: str
+    entries: Mapping[str, Entry]
+    title: str | None = None
+
+
+def suite_names() -> list[str]:
+    """Names of the suites that come with the package."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """A suite by its name, or from a YAML file `{title: ..., datasets: {NAME: {key of Entry: value}}}`.
+
+    Raises:
+        ValueError: if there is no such suite, or the file is none; the message names the suites, or the place.
+    """
+    path = Path(name_or_path) if str(name_or_path).endswith((".yaml", ".yml")) else SUITES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"There is no suite {name_or_path!r}; name one of {', '.join(suite_names())}, or a YAML file such as "
+            "suite.yaml."
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping) or not set(content) <= {"title", "datasets"}:
+        raise ValueError(f"{path} must have the keys 'datasets' and perhaps 'title', as in docs/evaluation.md.")
+    datasets = content.get("datasets")
+    if not isinstance(datasets, Mapping) or not datasets:
+        raise ValueError(f"{path} must name at least one data set under 'datasets'.")
+    entries = {str(name): _entry(path, str(name), values) for name, values in datasets.items()}
+    for name, entry in entries.items():
+        if entry.clean is not None and entry.clean not in entries:
+            raise ValueError(f"{path}, {name}: clean names {entry.clean!r}, which is not one of {', '.join(entries)}.")
+    return Suite(path.stem, entries, content.get("title"))
+
+
+def _entry(path: Path, name: str, values: Any) -> Entry:
+    known = {field.name for field in fields(Entry)}
+    if not isinstance(values, Mapping) or "dataset_name" not in values or not set(values) <= known:
+        found = sorted(map(str, set(values) - known)) if isinstance(values, Mapping) else values
+        raise ValueError(
+            f"{path}, {name}: a data set needs dataset_name and may have {', '.join(sorted(known))}; found {found}."
+        )
+    if not all(part.isalnum() or part in "_-." for part in name):
+        raise ValueError(f"{path}: the name {name!r} becomes that of a file; use letters, digits, '-', '_' and '.'.")
+    try:
+        entry = Entry(**{key: _frozen(key, value) for key, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}, {name}: {error}") from error
+    beside = path.parent / entry.classes if isinstance(entry.classes, str) else path
+    return replace(entry, classes=str(beside)) if beside != path and beside.is_file() else entry
+
+
+def _frozen(key: str, value: Any) -> Any:
+    if key in ("corruptions", "severities", "corruption_columns"):
+        return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    return value
+
+
+def _check_choice(key: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{key} must be one of {', '.join(filter(None, known))}, not {value!r}.")

@@ -1,0 +1,209 @@
+"""Data sets of a suite, opened and ready to be evaluated: images, labels, and what the model's classes have to do."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+from numpy.typing import NDArray
+
+from hf_reinforce.evaluation.class_maps import ClassMap, make_class_map
+from hf_reinforce.evaluation.corruptions import CORRUPTIONS
+from hf_reinforce.evaluation.imagenet import real_labels
+from hf_reinforce.evaluation.results import Corruption
+from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
+from hf_reinforce.hub import load_source
+from hf_reinforce.sources import ImageSource, find_columns
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images to be evaluated.
+
+    Attributes:
+        source: N images.
+        rows: int64 [N], row of each image in its data set.
+        labels: int64 [N, M], the scored classes that are right for each image, -1 where there are fewer than M.
+        class_map: from the model's classes to the scored ones.
+        textures: int64 [N], the scored class of the texture of cue-conflict images; None elsewhere.
+        corruption: how the images are corrupted.
+        on_the_fly: whether they are still to be.
+    """
+
+    source: ImageSource
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    class_map: ClassMap
+    textures: NDArray[np.int64] | None = None
+    corruption: Corruption | None = None
+    on_the_fly: bool = False
+
+    def select(self, positions: NDArray[np.int64]) -> "Task":
+        """The images at some positions."""
+        return replace(
+            self,
+            source=self.source.select(positions.tolist()),
+            rows=self.rows[positions],
+            labels=self.labels[positions],
+            textures=None if self.textures is None else self.textures[positions],
+        )
+
+
+def open_tasks(
+    entry: Entry, model_names: Sequence[str] | None, num_classes: int, max_samples: int | None = None
+) -> dict[str, Task]:
+    """Opens a data set of a suite.
+
+    Args:
+        entry: the data set.
+        model_names: see `make_class_map`.
+        num_classes: classes of the model.
+        max_samples: use the first so many images, of each corruption and severity.
+
+    Returns:
+        Suffix of a name -> task: `""` for images as they are, `"-CORRUPTION-SEVERITY"` for corrupted ones.
+
+    Raises:
+        ValueError: if the data set cannot be had, lacks a column, is empty or unlabelled, or its classes do not match
+            the model's.
+    """
+    dataset = load_source(entry.dataset_name, entry.dataset_config_name, entry.split, entry.revision)
+    if entry.corruption_columns:
+        return _by_corruption(open_task(dataset, entry, model_names, num_classes), dataset, entry, max_samples)
+    task = open_task(dataset, entry, model_names, num_classes, max_samples)
+    if entry.corruptions:
+        return {suffix(how): replace(task, corruption=how, on_the_fly=True) for how in entry.on_the_fly}
+    return {"": task}
+
+
+def open_task(
+    dataset: Dataset,
+    entry: Entry,
+    model_names: Sequence[str] | None,
+    num_classes: int,
+    max_samples: int | None = None,
+) -> Task:
+    """The images of a data set that is loaded already; arguments and errors as `open_tasks`."""
+    where = f"{entry.dataset_name}, split {entry.split!r},"
+    columns = (entry.label_column, entry.texture_column, entry.file_column, *entry.corruption_columns)
+    missing = [column for column in columns if column and column not in dataset.column_names]
+    if missing:
+        raise ValueError(f"{where} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}.")
+    image_column, _ = find_columns(dataset.features, entry.image_column, "")
+    names, sets = _labels(dataset, entry, image_column)
+    if not len(dataset) or sets is None or max_samples == 0:
+        raise ValueError(f"{where} has no rows or no labels to evaluate on; name another split, or label_column.")
+    occurring = sorted({label for own in sets for label in own})
+    if not occurring or occurring[0] < 0:
+        raise ValueError(f"{where} has images without a label (-1 or none at all); name a split that is labelled.")
+    classes = "imagenet" if entry.labels == REAL_LABELS and entry.classes is None else entry.classes
+    class_map = make_class_map(model_names, num_classes, names, occurring, classes, entry.scoring, entry.merge)
+    targets = [[target for label in own for target in class_map.targets[label]] for own in sets]
+    textures = None
+    if entry.texture_column:
+        textures = _textures(dataset, entry.texture_column, names, class_map)
+    source = ImageSource(dataset, image_column)
+    task = Task(source, np.arange(len(dataset)), _padded(targets), class_map, textures)
+    labelled = np.flatnonzero(task.labels[:, 0] >= 0)  # ReaL has images to which no class applies
+    labelled = labelled[:max_samples]
+    return task if len(labelled) == len(dataset) else task.select(labelled)
+
+
+def suffix(corruption: Corruption) -> str:
+    """What follows the name of an entry in the name of a corrupted data set."""
+    return f"-{corruption.name}-{corruption.severity}"
+
+
+def _labels(
+    dataset: Dataset, entry: Entry, image_column: str
+) -> tuple[tuple[str, ...] | None, list[Sequence[int]] | None]:
+    """Names of the classes, where there are any, and the labels of each row; None without labels."""
+    if entry.labels == REAL_LABELS:
+        return None, _real_labels(dataset, entry, image_column)
+    column = entry.label_column or find_columns(dataset.features, image_column)[1]
+    if column is None or not len(dataset):
+        return None, None
+    values, feature = _values(dataset, column), dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names), values.to_numpy().reshape(-1, 1).tolist()
+    if pa.types.is_integer(values.type):
+        return None, values.to_numpy().reshape(-1, 1).tolist()
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        texture = [] if entry.texture_column is None else _values(dataset, entry.texture_column).to_pylist()
+        names = tuple(sorted({*values.to_pylist(), *texture}))
+        places = {name: place for place, name in enumerate(names)}
+        return names, [[places[name]] for name in values.to_pylist()]
+    if (
+        pa.types.is_list(values.type)
+        or pa.types.is_large_list(values.type)
+        or pa.types.is_fixed_size_list(values.type)
+    ):
+        return None, values.to_pylist()
+    raise ValueError(
+        f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices."
+    )
+
+
+def _values(dataset: Dataset, column: str) -> Any:
+    """A column as an Arrow array without missing values."""
+    values = dataset.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    if values.null_count:
+        raise ValueError(f"The column {column!r} has {values.null_count} rows without a value; expected one in each.")
+    return values
+
+
+def _real_labels(dataset: Dataset, entry: Entry, image_column: str) -> list[Sequence[int]]:
+    if entry.file_column:
+        files = _values(dataset, entry.file_column).to_pylist()
+    else:
+        files = pc.struct_field(dataset.with_format("arrow")[:][image_column], "path").to_pylist()
+    numbers = [re.search(r"ILSVRC2012_val_(\d{8})", name or "") for name in files]
+    unnamed = [name for name, number in zip(files, numbers, strict=True) if number is None]
+    if unnamed:
+        raise ValueError(
+            f"The labels of ReaL belong to files such as ILSVRC2012_val_00000001.JPEG, but {len(unnamed)} images have "
+            f"other names, such as {unnamed[0]!r}; name the column that holds them with file_column."
+        )
+    real = real_labels()
+    return [real[int(number[1]) - 1] for number in numbers if number]
+
+
+def _textures(dataset: Dataset, column: str, names: Sequence[str] | None, class_map: ClassMap) -> NDArray[np.int64]:
+    values = _values(dataset, column).to_pylist()
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] for value in values]
+    places = {name: place for place, name in enumerate(names or ())}
+    codes = [places.get(value) if isinstance(value, str) else value for value in values]
+    unknown = [value for value, code in zip(values, codes, strict=True) if code not in class_map.targets]
+    if unknown:
+        raise ValueError(f"The texture {unknown[0]!r} in column {column!r} is none of the classes of the shapes.")
+    return np.array([class_map.targets[int(code or 0)][0] for code in codes])
+
+
+def _padded(targets: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    widest = max(1, max(map(len, targets)))
+    return np.array([[*own, *[-1] * (widest - len(own))] for own in targets], dtype=np.int64)
+
+
+def _by_corruption(task: Task, dataset: Dataset, entry: Entry, max_samples: int | None) -> dict[str, Task]:
+    names, severities = (np.array(_values(dataset, column).to_pylist()) for column in entry.corruption_columns)
+    names, severities = names[task.rows], severities[task.rows]
+    known = [name for name in CORRUPTIONS if name in names]
+    others = sorted(set(names.tolist()) - set(known))
+    tasks = {}
+    for name in [*known, *others]:
+        for severity in entry.severities:
+            positions = np.flatnonzero((names == name) & (severities == severity))[:max_samples]
+            if len(positions):
+                how = Corruption(str(name), int(severity))
+                tasks[suffix(how)] = replace(task.select(positions), corruption=how)
+    if not tasks:
+        raise ValueError(
+            f"The columns {list(entry.corruption_columns)} name no corruption of the severities asked for."
+        )
+    return tasks

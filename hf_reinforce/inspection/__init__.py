@@ -1,0 +1,5 @@
+"""What a reinforced data set holds: its targets by operation, likely label errors, duplicates."""
+
+from hf_reinforce.inspection.report import inspect_dataset, operations_table, summary_table
+
+__all__ = ["inspect_dataset", "operations_table", "summary_table"]

@@ -1,0 +1,172 @@
+"""Object detection with a student as the backbone of torchvision's Faster or Mask R-CNN with a feature pyramid."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from hf_reinforce.transfer.backbones import Backbone, freeze_batch_norm, spec_from
+from hf_reinforce.transfer.extras import optional
+
+ARCHITECTURES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
+
+
+class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
+    """A detector that takes uint8 images, and resizes and normalises them itself.
+
+    `Detector.from_pretrained(folder or Hub id)` loads one.
+
+    Args:
+        backbone: `asdict` of a `BackboneSpec`.
+        class_names: names of the categories; label i + 1 is `class_names[i]`, 0 is the background.
+        architecture: key of `ARCHITECTURES`.
+        min_size: shorter side of a resized image in pixels; of several, training draws one for each image and
+            evaluation takes the last.
+        max_size: the longer side is at most this, in pixels.
+        anchor_scale: side of an anchor in multiples of its map's stride; 8 is usual for photos.
+        fpn_channels: of each map of the pyramid.
+        fixed_batch_norm: keep the backbone's batch-norm statistics and scales.
+        options: further arguments of torchvision's class, e.g. `{"box_batch_size_per_image": 128}`.
+
+    Raises:
+        ValueError: if there is no such architecture, or the backbone is no pyramid.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        class_names: Sequence[str],
+        architecture: str = "faster_rcnn",
+        min_size: Sequence[int] = (800,),
+        max_size: int = 1333,
+        anchor_scale: float = 8.0,
+        fpn_channels: int = 256,
+        fixed_batch_norm: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"The architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}.")
+        body = Backbone(spec_from(backbone))
+        if len(body.strides) < 2:
+            raise ValueError(
+                f"{body.spec.architecture!r} has feature maps of the stride {body.strides} only, and a feature "
+                "pyramid needs several; take a network such as a ResNet, EfficientNet, MobileNet or Swin."
+            )
+        self.class_names = tuple(class_names)
+        pyramid = _Pyramid(freeze_batch_norm(body) if fixed_batch_norm else body, fpn_channels)
+        strides = [*body.strides, 2 * body.strides[-1]]
+        anchors = AnchorGenerator(
+            tuple((round(anchor_scale * stride),) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
+        )
+        self.network = ARCHITECTURES[architecture](
+            pyramid,
+            num_classes=len(class_names) + 1,
+            min_size=tuple(min_size),
+            max_size=max_size,
+            image_mean=list(body.spec.mean),
+            image_std=list(body.spec.std),
+            rpn_anchor_generator=anchors,
+            **(options or {}),
+        )
+
+    @classmethod
+    def of(cls, backbone: Backbone, class_names: Sequence[str], **options: Any) -> "Detector":
+        """A detector with the weights of a backbone; `options` are those of the class."""
+        detector = cls(asdict(backbone.spec), list(class_names), **options)
+        # Fixed batch norms do not count batches.
+        weights = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
+        found = detector.backbone.load_state_dict(weights, strict=False)
+        lacking = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+        if lacking or found.unexpected_keys:
+            raise ValueError(f"The weights do not fit the backbone, such as {(lacking + found.unexpected_keys)[0]!r}.")
+        return detector
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network whose feature maps are used."""
+        body: Backbone = self.network.backbone.body
+        return body
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None) -> Any:
+        """Losses of a training batch, or detections.
+
+        Args:
+            images: uint8 [3, H, W] each.
+            targets: see `DetectionDataset`; in training.
+
+        Returns:
+            In training, losses by name, scalars. Otherwise for each image `boxes` [n, 4] (left, top, right, bottom in
+            its pixels), `labels` [n], `scores` [n] and, of Mask R-CNN, `masks` [n, 1, H, W] in [0, 1].
+        """
+        floats = [image.float() / 255 for image in images]
+        return self.network(floats, list(targets)) if self.training and targets is not None else self.network(floats)
+
+
+class _Pyramid(nn.Module):
+    def __init__(self, body: Backbone, channels: int) -> None:
+        super().__init__()
+        self.body, self.out_channels = body, channels
+        self.fpn = FeaturePyramidNetwork(body.channels, channels, LastLevelMaxPool())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(OrderedDict((str(i), each) for i, each in enumerate(self.body(images))))
+        return maps
+
+
+class MeanAveragePrecision:
+    """COCO's average precision by torchmetrics and pycocotools.
+
+    Args:
+        class_names: names of the categories.
+        masks: score masks, too; `map` is that of the boxes, `segm_map` that of the masks.
+    """
+
+    main = "map"
+
+    def __init__(self, class_names: Sequence[str], masks: bool = False) -> None:
+        kinds = ("bbox", "segm") if masks else ("bbox",)
+        optional("pycocotools.mask")
+        self._metric = optional("torchmetrics.detection").MeanAveragePrecision(
+            iou_type=kinds, class_metrics=True, sync_on_compute=False
+        )
+        self._names, self._masks = tuple(class_names), masks
+
+    def record(self, prediction: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Any, Any]:
+        """What one image adds, on the CPU."""
+        found = {name: value.detach().cpu() for name, value in prediction.items()}
+        if "masks" in found:
+            found["masks"] = found["masks"][:, 0] > 0.5
+        wanted = {name: value.cpu() for name, value in target.items() if name != "image_id"}
+        if "masks" in wanted:
+            wanted["masks"] = wanted["masks"].bool()
+        return found, wanted
+
+    def add(self, record: tuple[Any, Any]) -> None:
+        """Adds the record of an image."""
+        self._metric.update([record[0]], [record[1]])
+
+    def compute(self) -> dict[str, float]:
+        """`map` over the IoU thresholds 0.5 to 0.95, `map_50`, `map_75`, by size and recall, and `map_<class>`.
+
+        All in [0, 1]; what no box was there for is left out.
+        """
+        found = self._metric.compute()
+        classes = found.pop("classes").reshape(-1).tolist()
+        metrics: dict[str, float] = {}
+        for name, value in found.items():
+            name = name.removeprefix("bbox_")
+            if name.endswith("per_class"):
+                if name.endswith("map_per_class"):
+                    prefix = name.removesuffix("per_class")
+                    pairs = zip(classes, value.reshape(-1).tolist(), strict=True)
+                    metrics |= {f"{prefix}{self._names[label - 1]}": score for label, score in pairs}
+            elif value.numel() == 1:
+                metrics[name] = float(value)
+        return {name: value for name, value in metrics.items() if value >= 0}

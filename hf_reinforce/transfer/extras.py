@@ -1,0 +1,26 @@
+"""Packages that only some tasks need."""
+
+import importlib
+from typing import Any
+
+
+class MissingPackageError(ImportError, ValueError):
+    """An optional package that is not installed."""
+
+
+def optional(module: str) -> Any:
+    """An optional module, imported.
+
+    Args:
+        module: its full name, e.g. `sklearn.linear_model`.
+
+    Raises:
+        MissingPackageError: if it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"This needs {module.partition('.')[0]}, which cannot be imported ({error}); "
+            "pip install 'hf-reinforce[transfer]'."
+        ) from error

@@ -1,0 +1,157 @@
+"""Semantic segmentation with a student as the backbone of torchvision's DeepLabV3 or FCN."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import FCN, DeepLabV3
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
+
+from hf_reinforce.classifiers import normalize
+from hf_reinforce.transfer.backbones import Backbone, spec_from
+from hf_reinforce.transfer.masks import IGNORE
+
+HEADS = {"deeplabv3": (DeepLabV3, DeepLabHead), "fcn": (FCN, FCNHead)}
+
+
+class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
+    """A segmentation network that takes uint8 images and normalises them itself.
+
+    `Segmenter.from_pretrained(folder or Hub id)` loads one.
+
+    Args:
+        backbone: `asdict` of a `BackboneSpec`.
+        class_names: names of the classes.
+        head: key of `HEADS`.
+        image_size: shorter side of an evaluated image in pixels.
+        aux_weight: weight of the loss of an FCN head on the last map but one; 0: no such head.
+
+    Raises:
+        ValueError: if there is no such head.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        class_names: Sequence[str],
+        head: str = "deeplabv3",
+        image_size: int = 512,
+        aux_weight: float = 0.4,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"The head must be one of {', '.join(HEADS)}, not {head!r}.")
+        body = Backbone(spec_from(backbone))
+        self.mean, self.std = body.spec.mean, body.spec.std
+        self.class_names, self.image_size, self.aux_weight = tuple(class_names), image_size, aux_weight
+        network, top = HEADS[head]
+        auxiliary = FCNHead(body.channels[-2], len(class_names)) if aux_weight and len(body.channels) > 1 else None
+        self.network = network(_Maps(body), top(body.channels[-1], len(class_names)), auxiliary)
+
+    @classmethod
+    def of(cls, backbone: Backbone, class_names: Sequence[str], **options: Any) -> "Segmenter":
+        """A segmenter with the weights of a backbone; `options` are those of the class."""
+        segmenter = cls(asdict(backbone.spec), list(class_names), **options)
+        segmenter.backbone.load_state_dict(backbone.state_dict())
+        return segmenter
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network whose feature maps are used."""
+        body: Backbone = self.network.backbone.body
+        return body
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[Tensor] | None = None) -> Any:
+        """Losses of a training batch, or class maps.
+
+        Args:
+            images: uint8 [3, H, W] each; of one size in training.
+            targets: uint8 [H, W] each, classes and `IGNORE`; in training.
+
+        Returns:
+            In training, losses by name, scalars. Otherwise class maps, uint8 [H, W] each.
+        """
+        if not self.training or targets is None:
+            return [self.class_map(image) for image in images]
+        outputs = self.network(self._normalised(torch.stack(list(images))))
+        labels = torch.stack(list(targets)).long()
+        if bool((labels == IGNORE).all()):
+            return {
+                "loss": 0.0 * torch.stack([each.sum() for each in outputs.values()]).sum()
+            }  # a mean of nothing is nan
+        losses = {"loss": F.cross_entropy(outputs["out"].float(), labels, ignore_index=IGNORE)}
+        if "aux" in outputs:
+            losses["loss_aux"] = self.aux_weight * F.cross_entropy(outputs["aux"].float(), labels, ignore_index=IGNORE)
+        return losses
+
+    def class_map(self, image: Tensor) -> Tensor:
+        """The most likely class of each pixel, uint8 [H, W], of a uint8 image [3, H, W]."""
+        height, width = image.shape[1:]
+        factor = self.image_size / min(height, width)
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        inputs = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
+        logits = self.network(self._normalised(inputs))["out"].float()
+        return F.interpolate(logits, (height, width), mode="bilinear")[0].argmax(0).to(torch.uint8)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalize(images.float() / 255, self.mean, self.std)
+
+
+class _Maps(nn.Module):
+    def __init__(self, body: Backbone) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.body(images)
+        return OrderedDict(out=maps[-1], aux=maps[-2]) if len(maps) > 1 else OrderedDict(out=maps[-1])
+
+
+class MeanIoU:
+    """Mean intersection over union, from a confusion matrix that is summed over images.
+
+    Args:
+        num_classes: classes C.
+    """
+
+    main = "miou"
+
+    def __init__(self, num_classes: int) -> None:
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def record(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """What one image adds: int64 [C, C] on the CPU, pixels by target (row) and prediction (column)."""
+        classes = len(self._confusion)
+        known = target != IGNORE
+        cells = target[known].long() * classes + prediction[known].long()
+        return torch.bincount(cells, minlength=classes**2).reshape(classes, classes).cpu()
+
+    def add(self, record: Tensor) -> None:
+        """Adds the record of an image."""
+        self._confusion += record
+
+    def compute(self) -> dict[str, float]:
+        """`miou` and `mean_accuracy` over the classes that occur, `pixel_accuracy`, and `iou_<class>` of each.
+
+        Classes that are neither in a mask nor predicted have no IoU; theirs is left out.
+
+        Raises:
+            ValueError: if no labelled pixel has been seen.
+        """
+        own = self._confusion.diag().double()
+        wanted, given = self._confusion.sum(1).double(), self._confusion.sum(0).double()
+        if not wanted.sum():
+            raise ValueError("The evaluated masks have no labelled pixel; choose another split.")
+        iou = own / (wanted + given - own)
+        return {
+            "miou": float(iou.nanmean()),
+            "mean_accuracy": float((own / wanted).nanmean()),
+            "pixel_accuracy": float(own.sum() / wanted.sum()),
+            **{f"iou_{index}": float(value) for index, value in enumerate(iou) if not value.isnan()},
+        }

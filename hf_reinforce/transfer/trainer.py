@@ -1,0 +1,184 @@
+"""`TransferTrainer`: transformers' Trainer for detectors and segmenters, whose images and targets differ in size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_reinforce.transfer.positions import PositionSampler
+
+
+@dataclass
+class TransferArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments of `TransferTrainer`.
+
+    Changed defaults: `remove_unused_columns=False`, `max_grad_norm=10` (one crowded image may have a large gradient),
+    `logging_nan_inf_filter=False`.
+
+    Args:
+        timm_optimizer: name of a timm optimizer; `momentum` is SGD with momentum 0.9.
+        backbone_lr_scale: learning rate of the backbone, in multiples of that of the new layers.
+        lr_milestones: shares of the training at which the learning rate falls to a tenth, ascending; instead of
+            `lr_scheduler_type`, after the same linear warm-up.
+    """
+
+    timm_optimizer: str = field(default="momentum", metadata={"help": "A timm optimizer, e.g. momentum, adamw."})
+    backbone_lr_scale: float = field(default=1.0, metadata={"help": "Of the backbone's learning rate."})
+    lr_milestones: list[float] = field(
+        default_factory=list, metadata={"help": "Shares of the training where the learning rate falls to a tenth."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
+    max_grad_norm: float = field(
+        default=10.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
+        if sorted(self.lr_milestones) != self.lr_milestones or not all(0 < m < 1 for m in self.lr_milestones):
+            raise ValueError(f"lr_milestones must ascend and lie between 0 and 1; they are {self.lr_milestones}.")
+
+
+class Metric(Protocol):
+    """A metric that adds up records of images, so that processes can exchange them."""
+
+    main: str
+
+    def record(self, prediction: Any, target: Any) -> Any:
+        """What one image adds, on the CPU."""
+
+    def add(self, record: Any) -> None:
+        """Adds the record of an image."""
+
+    def compute(self) -> dict[str, float]:
+        """The values by name."""
+
+
+class TransferTrainer(Trainer):  # type: ignore[misc]
+    """Trains a `Detector` or a `Segmenter`, and evaluates it with a metric of its own.
+
+    Args:
+        model: takes lists of images, and of targets in training; returns losses by name, or a prediction per image.
+        args: see `TransferArguments`.
+        new_metric: makes an empty metric.
+        kwargs: as `transformers.Trainer`.
+    """
+
+    control: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self, model: nn.Module, args: TransferArguments, new_metric: Callable[[], Metric], **kwargs: Any
+    ) -> None:
+        super().__init__(model, args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self._new_metric = new_metric
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return PositionSampler(self.train_dataset if train_dataset is None else train_dataset, seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every image, also where training leaves out the last batch."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The sum of the model's losses on one batch.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        losses: dict[str, Tensor] = model(inputs["images"], inputs["targets"])
+        loss = torch.stack(list(losses.values())).sum()
+        if not bool(loss.isfinite()):
+            found = {name: float(value) for name, value in losses.items()}
+            raise ValueError(f"The loss is not finite ({found}); lower --learning_rate, or train in float32 or bf16.")
+        return (loss, losses) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluates; images that several processes have seen count once."""
+        model: Any = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
+        metric, seen = self._new_metric(), 0
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                predictions = model(inputs["images"])
+            records = [metric.record(*pair) for pair in zip(predictions, inputs["targets"], strict=True)]
+            for record in self.accelerator.gather_for_metrics(records, use_gather_object=True):
+                metric.add(record)
+                seen += 1
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        values = {f"{metric_key_prefix}_{name}": value for name, value in metric.compute().items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=values, num_samples=seen)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """SGD or another optimizer, without weight decay for biases and norms."""
+        if self.optimizer is not None:
+            return self.optimizer
+        from timm.optim import create_optimizer_v2
+
+        model = self.accelerator.unwrap_model(self.model if model is None else model)
+        of_backbone = {id(parameter) for parameter in model.backbone.parameters()}
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                groups.setdefault((id(parameter) in of_backbone, parameter.ndim > 1), []).append(parameter)
+        rate, decay = self.args.learning_rate, self.args.weight_decay
+        self.optimizer = create_optimizer_v2(
+            [
+                {
+                    "params": parameters,
+                    "lr": rate * (self.args.backbone_lr_scale if backbone else 1.0),
+                    "weight_decay": decay if decays else 0.0,
+                }
+                for (backbone, decays), parameters in groups.items()
+            ],
+            opt=self.args.timm_optimizer,
+            lr=rate,
+            momentum=0.9,
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if not self.args.lr_milestones or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        falls = [share * num_training_steps for share in self.args.lr_milestones]
+
+        def factor(step: int) -> float:
+            return float(min(1.0, (step + 1) / (warmup + 1)) * 0.1 ** sum(step >= fall for fall in falls))
+
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = output_dir or self.args.output_dir
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder)  # also the configuration that `from_pretrained` builds it from
+        torch.save(self.args, Path(folder) / "training_args.bin")
+
+    def create_model_card(self, **kwargs: Any) -> None:
+        """Nothing: `save_pretrained` has written the card."""

@@ -1,0 +1,179 @@
+"""Object detection with a student as the backbone: Faster or Mask R-CNN with a feature pyramid, on COCO-format data.
+
+python recipes/detect.py recipes/coco_detection/mask_rcnn.yaml --model_name_or_path outputs/student
+python recipes/detect.py --model_name_or_path outputs/student --dataset_name rishitdagli/cppe-5 --output_dir outputs/d
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from arguments import one_line_errors, option, parse, required, write_json
+
+
+@dataclass
+class BackboneArguments:
+    model_name_or_path: str = required("Student: its folder or Hub id, or a timm architecture (random weights).")
+    model_revision: str | None = option("Hub revision of the student.")
+    model_args: str | None = option('Further timm arguments as JSON, e.g. {"output_stride": 8}.')
+
+
+@dataclass
+class DetectionArguments:
+    dataset_name: str | None = option("Hub id or folder of a data set with a column of objects; or name files:")
+    dataset_config_name: str | None = option("Hub configuration of the data set.")
+    train_split: str = option("Training split.", "train")
+    eval_split: str | None = option("Split to evaluate on, none without it.")
+    train_images: str | None = option("Folder of the training images, for --train_annotations.")
+    train_annotations: str | None = option("COCO JSON, e.g. instances_train2017.json.")
+    eval_images: str | None = option("Folder of the images to evaluate on.")
+    eval_annotations: str | None = option("COCO JSON, e.g. instances_val2017.json.")
+    image_column_name: str | None = option("Image column, default the only one.")
+    objects_column_name: str = option("Column with bbox and category, and for Mask R-CNN segmentation.", "objects")
+    box_format: str = option("coco (left, top, width, height) or pascal_voc (left, top, right, bottom).", "coco")
+    class_names: list[str] = option("Names of the categories, where the data set does not have them.", [])
+    max_train_samples: int | None = option("Train on the first so many images.")
+    max_eval_samples: int | None = option("Evaluate on the first so many images.")
+    architecture: str = option("faster_rcnn or mask_rcnn.", "faster_rcnn")
+    min_size: list[int] = option("Shorter sides in pixels; training draws one, evaluation takes the last.", [800])
+    max_size: int = option("Most pixels of the longer side.", 1333)
+    anchor_scale: float = option("Side of the anchors in multiples of the stride.", 8.0)
+    fpn_channels: int = option("Channels of the feature pyramid.", 256)
+    detector_args: str | None = option('Further torchvision arguments as JSON: {"box_batch_size_per_image": 128}.')
+    fixed_batch_norm: bool = option("Keep the student's batch-norm statistics and scales.", True)
+
+
+FURTHER = """Further flags: --timm_optimizer, --backbone_lr_scale, --lr_milestones, and every field of
+transformers.TrainingArguments (--output_dir, --num_train_epochs, --per_device_train_batch_size, --learning_rate, ...).
+The same command continues an interrupted run."""
+
+
+def training_classes() -> list[type]:
+    from hf_reinforce.transfer.trainer import TransferArguments
+
+    return [TransferArguments]
+
+
+@one_line_errors
+def main() -> None:
+    model, data, args = parse(__doc__, [BackboneArguments, DetectionArguments], training_classes, FURTHER)
+    start(args)
+    from hf_reinforce.transfer.boxes import collate
+    from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
+
+    masks = data.architecture == "mask_rcnn"
+    train, test = dataset(data, True, masks, args.seed), dataset(data, False, masks, args.seed)
+    if test is not None and test.class_names != train.class_names:
+        raise ValueError(
+            f"The categories to evaluate on ({len(test.class_names)}: {test.class_names[0]}, ...) are not those of "
+            f"training ({len(train.class_names)}: {train.class_names[0]}, ...); choose annotations of one data set."
+        )
+    detector = Detector.of(
+        backbone(model),
+        train.class_names,
+        architecture=data.architecture,
+        min_size=data.min_size,
+        max_size=data.max_size,
+        anchor_scale=data.anchor_scale,
+        fpn_channels=data.fpn_channels,
+        fixed_batch_norm=data.fixed_batch_norm,
+        options=json.loads(data.detector_args or "{}"),
+    )
+    new_metric = lambda: MeanAveragePrecision(train.class_names, masks)
+    finish(detector, args, new_metric, train, test, collate, {**asdict(model), **asdict(data)})
+
+
+def start(args) -> None:
+    """Logging and seeds, as every recipe that trains has them."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
+    from transformers import set_seed
+
+    set_seed(args.seed)
+
+
+def backbone(model):
+    from hf_reinforce.transfer.backbones import load_backbone
+
+    return load_backbone(model.model_name_or_path, json.loads(model.model_args or "{}"), model.model_revision)
+
+
+def rows_of(name, config, split, limit, folder, annotations, read):
+    """Rows of a split, or of files that `read` turns into rows; None where neither is named."""
+    from hf_reinforce.hub import load_source
+
+    if bool(folder) != bool(annotations):
+        raise ValueError(f"Images and annotations are named together; found {folder or annotations!r} alone.")
+    if folder:
+        rows = read(folder, annotations)
+    elif split is None:
+        return None
+    elif name is None:
+        raise ValueError("Name the data: --dataset_name, or folders of images and of annotations (--help lists them).")
+    else:
+        rows = load_source(name, config, split)
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def dataset(data, train, masks, seed):
+    from hf_reinforce.transfer.boxes import DetectionDataset
+    from hf_reinforce.transfer.coco import read_coco
+
+    split, limit, folder, annotations = (
+        (data.train_split, data.max_train_samples, data.train_images, data.train_annotations)
+        if train
+        else (data.eval_split, data.max_eval_samples, data.eval_images, data.eval_annotations)
+    )
+    rows = rows_of(data.dataset_name, data.dataset_config_name, split, limit, folder, annotations, read_coco)
+    if rows is None:
+        return None
+    found = DetectionDataset(
+        rows,
+        train,
+        seed,
+        data.image_column_name,
+        data.objects_column_name,
+        data.box_format,
+        data.class_names,
+        masks,
+    )
+    found.check_format()
+    return found
+
+
+def finish(model, args, new_metric, train, test, collate, asked) -> None:
+    """Trains from the last checkpoint on, where there is one, evaluates, and prints the metrics."""
+    from train_kd import train_and_evaluate
+
+    from hf_reinforce.transfer.trainer import TransferTrainer
+
+    if test is not None:
+        new_metric()  # a missing package is noticed before the work
+    check_same_run(args, asked)
+    trainer = TransferTrainer(model, args, new_metric, train_dataset=train, eval_dataset=test, data_collator=collate)
+    train_and_evaluate(trainer, args)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def check_same_run(args, asked) -> None:
+    """Refuses to resume a run that was made with another student, data set or network."""
+    path = Path(args.output_dir) / "run.json"
+    asked = {"seed": args.seed, **{key: value for key, value in asked.items() if "eval" not in key}}
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [
+            f"{key}: {value!r}, not {there.get(key)!r}" for key, value in asked.items() if value != there.get(key)
+        ]
+        if different:
+            raise ValueError(
+                f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask "
+                "for the same."
+            )
+    elif args.process_index == 0:
+        write_json(path, asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Linear probe: how good are a frozen network's features for another data set?
+
+python recipes/linear_probe.py --model_name_or_path outputs/student --dataset_name flwrlabs/caltech101
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+from arguments import one_line_errors, option, parse, required, write_json
+
+
+@dataclass
+class ProbeArguments:
+    model_name_or_path: list[str] = required("Hub id or folder of an image classifier; each one is probed.")
+    dataset_name: str = required("Hub id, folder of Parquet files, or ImageFolder.")
+    dataset_config_name: str | None = option("Hub configuration of the data set.")
+    train_split: str = option("Split that the probe is fitted on.", "train")
+    eval_split: str = option("Split that it is evaluated on.", "test")
+    image_column_name: str | None = option("Image column, default the only one.")
+    label_column_name: str | None = option("Label column, default the only ClassLabel column.")
+    model_checkpoint: str | None = option("Weights of a model that is a bare timm architecture.")
+    model_revision: str | None = option("Hub revision of the model.")
+    image_size: int | None = option("Side that the network sees in pixels, default the model's own.")
+    crop_pct: float | None = option("Share of the shorter side that is seen, default the model's.")
+    strengths: list[float] = option("Values of C to choose from, default 1e-4 to 1.", [])
+    max_train_samples: int | None = option("Fit on so many images, a random choice.")
+    max_eval_samples: int | None = option("Evaluate on the first so many images.")
+    seed: int = option("Of the held-out part on which C is chosen.", 0)
+    batch_size: int = option("Images per forward pass.", 64)
+    num_workers: int = option("Processes that decode.", 2)
+    device: str | None = option("Device, default a GPU where there is one.")
+    output_json: str | None = option("File to write the metrics to.")
+
+
+@one_line_errors
+def main() -> None:
+    (args,) = parse(__doc__, [ProbeArguments])
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
+    if args.output_json:
+        write_json(args.output_json, [])  # a file that cannot be written is noticed before the work
+    from hf_reinforce.transfer.extras import optional
+
+    optional("sklearn.linear_model")  # a missing package, too
+    results = []
+    for name in args.model_name_or_path:
+        results.append(probe(args, name, *splits(args)))
+        if args.output_json:
+            write_json(args.output_json, results)
+    print("| model | pixels | features | C | top-1 | top-5 | NLL | ECE |\n|---|---|---|---|---|---|---|---|")
+    for row in results:
+        print(
+            f"| {row['model']} | {row['image_size']} | {row['features']} | {row['C']:g} | {row['accuracy']:.4f} "
+            f"| {row['accuracy_top5']:.4f} | {row['nll']:.3f} | {row['ece']:.3f} |"
+        )
+
+
+def splits(args):
+    """The images to fit on and to evaluate on; their classes must be the same."""
+    from hf_reinforce import ImageSource
+    from hf_reinforce.hub import load_source
+
+    sources = []
+    for split, limit in ((args.train_split, args.max_train_samples), (args.eval_split, args.max_eval_samples)):
+        rows = load_source(args.dataset_name, args.dataset_config_name, split)
+        if limit is not None and limit < len(rows):
+            rows = rows.shuffle(args.seed).select(range(limit)) if not sources else rows.select(range(limit))
+        source = ImageSource.of(rows, args.image_column_name, args.label_column_name)
+        if not len(source) or not source.has_labels or not source.class_names:
+            raise ValueError(
+                f"{args.dataset_name}, split {split!r}, has no rows or no ClassLabel column to probe with; name "
+                "another split, or one with --label_column_name."
+            )
+        sources.append(source)
+    names = [source.class_names for source in sources]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"The splits {args.train_split!r} and {args.eval_split!r} have different classes ({len(names[0])}: "
+            f"{names[0][0]}, ...; {len(names[1])}: {names[1][0]}, ...); choose two of one data set."
+        )
+    return sources
+
+
+def probe(args, name, train, test):
+    import torch
+
+    from hf_reinforce import AugmentedDataset
+    from hf_reinforce.classifiers import named_member
+    from hf_reinforce.policies import evaluation_policy
+    from hf_reinforce.transfer.probe import STRENGTHS, extract_features, fit_probe
+
+    member = named_member(name, args.model_checkpoint, args.model_revision)
+    own = member.preprocessing
+    size = args.image_size or own.image_size
+    member = replace(member, preprocessing=replace(own, image_size=size))
+    policy = evaluation_policy(size, args.crop_pct or own.crop_pct, own.interpolation)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    (features, labels), (test_features, test_labels) = (
+        extract_features(member, AugmentedDataset(source, policy), args.batch_size, args.num_workers, device)
+        for source in (train, test)
+    )
+    fitted = fit_probe(features, labels, len(train.class_names), args.strengths or STRENGTHS, args.seed)
+    return {
+        "model": name,
+        "dataset": args.dataset_name,
+        "train_split": args.train_split,
+        "eval_split": args.eval_split,
+        "image_size": size,
+        "num_train": len(labels),
+        "features": features.shape[1],
+        "C": fitted.strength,
+        "held_out_nll": fitted.held_out_nll,
+        **fitted.evaluate(test_features, test_labels),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""From a model's classes to those of a data set: each way of saying so, on examples that are looked up by hand."""
+
+import json
+
+import pytest
+import torch
+
+from hf_reinforce.evaluation.class_maps import load_table, make_class_map, tables
+from hf_reinforce.evaluation.imagenet import imagenet_classes, real_labels, wordnet_ids
+
+IMAGENETTE = [
+    "tench",
+    "English springer",
+    "cassette player",
+    "chain saw",
+    "church",
+    "French horn",
+    "garbage truck",
+    "gas pump",
+    "golf ball",
+    "parachute",
+]
+INDICES = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+OWN = ("ant", "bee", "cat", "dog", "eel")
+
+
+@pytest.fixture(scope="module")
+def descriptions():
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [info.index_to_description(index) for index in range(1000)]
+
+
+def groups(class_map):
+    return [list(group) for group in class_map.groups]
+
+
+def test_examples_of_imagenet():
+    classes = imagenet_classes()
+    assert len(classes) == 1000 and classes[0] == "n01440764" and classes[217] == "n02102040"
+    assert wordnet_ids(["tench", "Tinca_tinca", "goldfish, Carassius auratus", "n04557648", "crane (n02012849)"]) == [
+        "n01440764",
+        "n01440764",
+        "n01443537",
+        "n04557648",
+        "n02012849",
+    ]
+    assert wordnet_ids(["crane", "no such thing"]) == [None, None]  # a bird and a machine
+    assert wordnet_ids(["cardigan"]) == ["n02963159"]  # and not the Welsh corgi, whose synonym it is
+
+
+@pytest.mark.parametrize("named", ["ids", "descriptions", "nothing"])
+def test_imagenette_by_name_for_models_with_any_names(named, descriptions):
+    names = {"ids": imagenet_classes(), "descriptions": descriptions, "nothing": None}[named]
+    restricted = make_class_map(names, 1000, IMAGENETTE, range(10))
+    assert groups(restricted) == [[index] for index in INDICES]
+    assert restricted.names == tuple(IMAGENETTE) and restricted.targets[3] == (3,)
+    assert "WordNet ids; restricted to 10 classes" in restricted.description
+    full = make_class_map(names, 1000, IMAGENETTE, range(10), scoring="full")
+    assert full.groups is None and [full.targets[label] for label in range(10)] == [(index,) for index in INDICES]
+    assert len(full.names) == 1000 and "all 1000 classes" in full.description
+
+
+def test_all_of_imagenet_matches_although_two_classes_are_called_crane(descriptions):
+    assert descriptions[134] == descriptions[517] == "crane"
+    for own, theirs in ((imagenet_classes(), descriptions), (descriptions, imagenet_classes()), (None, descriptions)):
+        class_map = make_class_map(own, 1000, theirs, range(1000))
+        assert class_map.groups is None and class_map.targets[517] == (517,)
+
+
+def test_restriction_is_the_conditional_distribution():
+    class_map = make_class_map(OWN, 5, ["dog", "bee"], [0, 1])
+    assert groups(class_map) == [[3], [1]] and "class names" in class_map.description
+    answers = torch.log_softmax(torch.randn(4, 5), -1)
+    expected = answers.exp()[:, [3, 1]]
+    torch.testing.assert_close(class_map(answers).exp(), expected / expected.sum(-1, keepdim=True))
+    full = make_class_map(OWN, 5, ["dog", "bee"], [0, 1], scoring="full")
+    assert full(answers) is answers and full.targets == {0: (3,), 1: (1,)}
+
+
+@pytest.mark.parametrize("merge", ["max", "sum", "mean"])
+def test_several_classes_of_the_model_are_one(merge):
+    class_map = make_class_map(
+        OWN, 5, ["pet", "insect"], [0, 1], {"insect": ["ant", "bee"], "pet": ["cat"]}, merge=merge
+    )
+    assert groups(class_map) == [[2], [0, 1]]
+    p = torch.softmax(torch.randn(3, 5), -1)
+    pair = {"max": p[:, :2].amax(-1), "sum": p[:, :2].sum(-1), "mean": p[:, :2].mean(-1)}[merge]
+    expected = torch.stack([p[:, 2], pair], -1)
+    torch.testing.assert_close(class_map(p.log()).exp(), expected / expected.sum(-1, keepdim=True))
+    full = make_class_map(OWN, 5, ["pet", "insect"], [0, 1], {"insect": ["ant", "bee"], "pet": [2]}, scoring="full")
+    assert full.targets == {0: (2,), 1: (0, 1)}  # either of them is right
+
+
+def test_labels_that_are_indices():
+    class_map = make_class_map(imagenet_classes(), 1000, None, [701, 0, 217])
+    assert groups(class_map) == [[0], [217], [701]] and class_map.targets == {0: (0,), 217: (1,), 701: (2,)}
+    assert class_map.names == ("n01440764", "n02102040", "n03888257")
+    # ImageNetV2: folders called 0 to 999, which a loader sorts as words.
+    folders = make_class_map(OWN, 5, sorted(map(str, range(5))), range(5), "index")
+    assert folders.groups is None
+    words = make_class_map([*OWN] * 4, 20, ["0", "10", "2"], [0, 1, 2], "index")
+    assert groups(words) == [[0], [10], [2]]
+
+
+def test_lists_and_files(tmp_path):
+    assert groups(make_class_map(OWN, 5, ["x", "y"], [0, 1], ["dog", 0])) == [[3], [0]]
+    (tmp_path / "map.yaml").write_text("y: ant\nx: [cat, dog]\n")
+    (tmp_path / "map.json").write_text(json.dumps(["bee", "n02123045"]))
+    assert groups(make_class_map(OWN, 5, ["x", "y"], [0, 1], str(tmp_path / "map.yaml"))) == [[2, 3], [0]]
+    names = ["n02123045", "bee"]
+    assert groups(make_class_map(names, 2, None, [0, 1], str(tmp_path / "map.json"))) == [[1], [0]]
+
+
+def test_published_tables():
+    assert tables() == ["geirhos16", "imagenet", "imagenet_a", "imagenet_r", "objectnet"]
+    known, sizes = set(imagenet_classes()), {"imagenet": 1000, "imagenet_a": 200, "imagenet_r": 200}
+    for name in tables():
+        table = load_table(name)
+        entries = table if isinstance(table, list) else [own for ids in table.values() for own in ids]
+        assert set(entries) <= known and len(set(entries)) == len(entries), name
+        assert len(table) == sizes.get(name, len(table))
+        assert list(table) == sorted(table), name  # the order of folders, which labels without names count
+    objectnet, sixteen = load_table("objectnet"), load_table("geirhos16")
+    assert len(objectnet) == 113 and objectnet["bicycle"] == ["n03792782", "n02835271"]
+    assert len(sixteen) == 16 and sum(map(len, sixteen.values())) == 207
+    cats = make_class_map(None, 1000, None, range(16), "geirhos16", merge="mean")
+    assert groups(cats)[sorted(sixteen).index("cat")] == [281, 282, 283, 284, 285, 286]
+    assert len(real_labels()) == 50_000 and real_labels()[1] == [970, 795] and real_labels()[0] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((OWN, 5, ["ant", "yak"], [0]), "1 of the data set's 2 classes .yak. are not found"),
+        ((None, 3, ["ant", "yak"], [0]), "among the model's 3 .no names."),
+        ((OWN, 5, None, [0, 5]), "The model has classes 0 to 4, but the class map names 5"),
+        ((OWN, 5, ["x"], [0], "no_table"), "neither one of geirhos16, imagenet, .* nor a file"),
+        ((OWN, 5, ["x", "y"], [0], ["ant"]), "one entry for each of the data set's 2 classes, but has 1"),
+        ((OWN, 5, ["x", "y"], [0], {"x": "ant"}), "no entry for 1 classes of the data set: y; it has x"),
+        ((OWN, 5, ["x"], [0], ["yak"]), "names 'yak', which is no class of the model; it has ant, bee"),
+        ((None, 5, ["x"], [0], ["yak"]), "it has no names, only indices 0 to 4"),
+        ((OWN, 5, None, [3], ["ant", "bee"]), "has 2 classes, but the data set has the label 3"),
+        ((OWN, 5, ["x"], [0], "index"), "class names that are numbers, such as '17'; found x"),
+        ((OWN, 5, ["ant"], [0], None, "some"), "scoring must be one of restricted, full"),
+        ((OWN, 5, ["ant"], [0], None, "full", "min"), "merge one of max, sum, mean"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        make_class_map(*arguments)
+
+
+def test_files_that_are_no_tables(tmp_path):
+    (tmp_path / "number.yaml").write_text("3")
+    with pytest.raises(ValueError, match="must hold a list of classes or a mapping"):
+        load_table(str(tmp_path / "number.yaml"))
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="neither JSON nor YAML"):
+        load_table(str(tmp_path / "broken.json"))

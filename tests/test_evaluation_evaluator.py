@@ -1,0 +1,152 @@
+"""The evaluator against figures computed by hand, one image at a time."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import NAMES, tiny_dataset, tiny_teacher
+
+from hf_reinforce.evaluation import evaluator
+from hf_reinforce.evaluation.evaluator import Settings, best_label, evaluate_task, sentence
+from hf_reinforce.evaluation.results import Corruption, DatasetResult, Evaluation, Predictions, ReliabilityDiagram
+from hf_reinforce.evaluation.suites import Entry
+from hf_reinforce.evaluation.summary import corruption_summary, shape_bias, summarise
+from hf_reinforce.evaluation.tasks import open_task
+from hf_reinforce.metrics import ALEXNET_ERRORS, ClassificationMetrics
+from hf_reinforce.policies import evaluation_policy
+from hf_reinforce.views import AugmentedDataset
+
+C, ROWS = 5, 11
+SETTINGS = Settings(batch_size=4, num_workers=0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_teacher(C)
+
+
+@pytest.fixture(scope="module")
+def answers(model):
+    """Log-probabilities of the model for each image."""
+    dataset = AugmentedDataset(
+        open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C).source, evaluation_policy(16)
+    )
+    return torch.cat([model(dataset[row]["pixel_values"][None]) for row in range(ROWS)])
+
+
+def test_figures_and_predictions_by_hand(model, answers):
+    task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
+    metrics, predictions = evaluate_task(model, task, SETTINGS)
+    labels = torch.arange(ROWS) % C
+    expected = ClassificationMetrics()
+    expected.update(answers, labels)
+    assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)
+    np.testing.assert_array_equal(predictions.prediction, answers.argmax(-1))
+    np.testing.assert_allclose(predictions.confidence, answers.exp().amax(-1), rtol=1e-5)
+    np.testing.assert_allclose(predictions.nll, -answers[torch.arange(ROWS), labels], rtol=1e-4)
+    result = summarise(Entry("pets"), "pets", task, metrics, predictions)
+    for label, name in enumerate(NAMES[:C]):
+        own = predictions.correct[labels == label]
+        assert result.per_class_accuracy[name] == pytest.approx(own.mean())
+    assert sum(result.reliability.count) == ROWS and result.metrics["accuracy"] == predictions.correct.mean()
+
+
+def test_restricted_and_full_scoring(model, answers):
+    rows = tiny_dataset(ROWS, labels=2)  # ants and bees only
+    for scoring, columns in (("restricted", slice(2)), ("full", slice(C))):
+        task = open_task(rows, Entry("pets", scoring=scoring), NAMES[:C], C)
+        _, predictions = evaluate_task(model, task, SETTINGS)
+        dataset = AugmentedDataset(task.source, evaluation_policy(16))
+        own = torch.cat([model(dataset[row]["pixel_values"][None]) for row in range(ROWS)])[:, columns]
+        np.testing.assert_array_equal(predictions.prediction, own.argmax(-1))
+        np.testing.assert_allclose(predictions.confidence, own.softmax(-1).amax(-1), rtol=1e-4)
+
+
+def test_any_of_several_labels_is_right():
+    answers = torch.tensor([[0.1, 0.6, 0.3], [0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]).log()
+    labels = torch.tensor([[0, 2, 1], [2, 0, -1], [1, -1, -1]])
+    assert best_label(answers, labels).tolist() == [1, 2, 1]
+
+
+def test_processes_share_the_images(model, monkeypatch):
+    """Two processes, one after the other: each has its images, and what they gather is what one process finds."""
+    task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
+    alone, expected = evaluate_task(model, task, SETTINGS)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(evaluator._evaluate_part(model, task, SETTINGS, "", 2))
+    assert [len(part.positions) for part in parts] == [6, 5]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: parts)
+    metrics, predictions = evaluate_task(model, task, SETTINGS)
+    assert metrics.compute() == pytest.approx(alone.compute())
+    np.testing.assert_array_equal(predictions.label, expected.label)
+    np.testing.assert_allclose(predictions.nll, expected.nll, rtol=1e-5)
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*own, ValueError("the other's image")])
+    with pytest.raises(ValueError, match="the other's image"):
+        evaluate_task(model, task, SETTINGS)
+
+
+def test_logits_that_are_not_finite():
+    model = tiny_teacher(C)
+    model.members[0].model.head.bias.data[1] = torch.nan
+    task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
+    with pytest.raises(ValueError, match="finite logits; found nan or infinity .* Check the weights, or evaluate in"):
+        evaluate_task(model, task, SETTINGS)
+
+
+def test_shape_bias_by_hand():
+    shape, texture = np.array([0, 0, 1, 1, 2, 2]), np.array([1, 1, 2, 2, 0, 2])
+    prediction = np.array([0, 1, 1, 0, 2, 2])  # shape, texture, shape, neither, shape; the last has no conflict
+    ones = np.ones(6, dtype=np.float32)
+    found = shape_bias(
+        Predictions(np.arange(6), shape, prediction, ones, ones, ones, ones, ones.astype(bool), texture)
+    )
+    assert found == {"shape_bias": 3 / 4, "texture_accuracy": 1 / 5}
+    neither = Predictions(np.arange(1), shape[:1], np.array([2]), *[ones[:1]] * 4, ones[:1] > 0, texture[:1])
+    assert shape_bias(neither) == {"shape_bias": None, "texture_accuracy": 0.0}
+
+
+def test_shape_bias_of_a_model(model):
+    rows = tiny_dataset(ROWS, labels=3).add_column("texture", [NAMES[(row + 1) % 3] for row in range(ROWS)])
+    entry = Entry("cues", texture_column="texture", metric="shape_bias")
+    task = open_task(rows, entry, NAMES[:C], C)
+    metrics, predictions = evaluate_task(model, task, SETTINGS)
+    figures = summarise(entry, "cues", task, metrics, predictions).metrics
+    shapes = int(predictions.correct.sum())
+    textures = int((predictions.prediction == (np.arange(ROWS) + 1) % 3).sum())
+    assert shapes + textures < ROWS and figures["shape_bias"] == pytest.approx(shapes / (shapes + textures))
+
+
+def with_errors(errors, clean=0.3):
+    diagram = ReliabilityDiagram([], [], [])
+    common = {"dataset_name": "a", "split": "test", "num_samples": 9, "class_map": "", "class_names": []}
+    common |= {"reliability": diagram, "per_class_accuracy": {}, "predictions": ""}
+    evaluation = Evaluation("model", "suite")
+    evaluation.datasets["clean"] = DatasetResult(title="", metrics={"accuracy": 1 - clean}, **common)
+    for name, own in errors.items():
+        for severity, error in enumerate(own, 1):
+            how = Corruption(name, severity)
+            result = DatasetResult(title="", metrics={"accuracy": 1 - error}, corruption=how, **common)
+            evaluation.datasets[f"corrupted-{name}-{severity}"] = result
+    return evaluation
+
+
+def test_mean_corruption_error_of_a_suite():
+    entry = Entry("a", corruptions=("all",), clean="clean", baseline="alexnet")
+    found = corruption_summary("corrupted", entry, with_errors(ALEXNET_ERRORS, clean=0.434822))
+    mean = np.mean(list(ALEXNET_ERRORS.values()))
+    assert found == pytest.approx({"mean_corruption_accuracy": 1 - mean, "mce": 1, "relative_mce": 1}, abs=1e-3)
+    entry = Entry("a", corruptions=("all",))
+    assert set(corruption_summary("corrupted", entry, with_errors(ALEXNET_ERRORS))) == {"mean_corruption_accuracy"}
+    missing = {name: own for name, own in ALEXNET_ERRORS.items() if name != "fog"}
+    assert corruption_summary("corrupted", entry, with_errors(missing)) == {}
+    assert corruption_summary("corrupted", entry, with_errors({**ALEXNET_ERRORS, "fog": (0.5, 0.6)})) == {}
+
+
+def test_errors_of_workers_lose_their_traceback():
+    text = (
+        "Caught ImageError in DataLoader worker process 0.\nTraceback:\n  ...\nImageError: Row 3: there is no image."
+    )
+    assert sentence(ValueError(text)) == "Row 3: there is no image."
+    assert sentence(OSError("two\nlines")) == "two lines"

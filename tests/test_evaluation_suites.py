@@ -1,0 +1,266 @@
+"""Suites: one YAML file adds one, mistakes in it name their place, and the recipe evaluates it as a user would."""
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from datasets import ClassLabel, Dataset, Image, Value
+from recipe_modules import RECIPES, load_recipe
+from tiny import NAMES, encode_image, tiny_dataset, tiny_image
+
+from hf_reinforce.evaluation import report
+from hf_reinforce.evaluation.results import Evaluation
+from hf_reinforce.evaluation.suites import Entry, load_suite, suite_names
+from hf_reinforce.evaluation.tasks import open_task, open_tasks
+
+C, ROWS = 5, 10
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """Images as Parquet in several forms, and a student of the five classes."""
+    from hf_reinforce.students import create_student
+
+    folder = tmp_path_factory.mktemp("suites")
+    pets = tiny_dataset(ROWS, labels=C)
+    names = [NAMES[label] for label in pets["label"]]
+    forms = {
+        "pets": pets,
+        "words": pets.remove_columns("label").add_column("species", names),
+        "unlabelled": pets.remove_columns("label"),
+        "corrupted": pets.add_column("kind", ["fog", "snow"] * 5).add_column("level", [1] * 4 + [2] * 6),
+        "hidden": pets.cast_column("label", Value("int64")).map(lambda row: {"label": -1}),
+    }
+    for name, dataset in forms.items():
+        (folder / name).mkdir()
+        dataset.to_parquet(folder / name / "test-00000-of-00001.parquet")
+    torch.manual_seed(0)
+    student = create_student("test_efficientnet", C, 32, NAMES[:C])
+    for name, parameter in student.named_parameters():  # a new network answers the same to every image
+        if parameter.ndim == 2 or name.endswith("bias"):
+            parameter.data.normal_()
+    for _ in range(30):  # statistics of the batch norms
+        student.train()(torch.randn(8, 3, 32, 32))
+    student.save_pretrained(folder / "student")
+    return folder
+
+
+@pytest.fixture
+def evaluate(monkeypatch, workshop):
+    """`evaluate(**flags)`: runs the recipe with the student."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
+
+    def evaluate(**flags):
+        flags = {"model_name_or_path": workshop / "student", "num_workers": 0, "device": "cpu", **flags}
+        argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
+        load_recipe("evaluate").main()
+
+    return evaluate
+
+
+def write(path, datasets, **keys):
+    path.write_text(yaml.safe_dump({"datasets": datasets, **keys}, sort_keys=False))
+    return path
+
+
+def test_one_file_adds_a_suite(evaluate, workshop, tmp_path, capsys):
+    suite = write(
+        tmp_path / "pets.yaml",
+        {
+            "pets": {"dataset_name": str(workshop / "pets"), "title": "Pets"},
+            "words": {"dataset_name": str(workshop / "words"), "label_column": "species", "note": "A note."},
+            "three": {"dataset_name": str(workshop / "pets"), "classes": {n: n for n in NAMES[:C]}, "scoring": "full"},
+            "pets_c": {
+                "dataset_name": str(workshop / "pets"),
+                "corruptions": ["contrast", "pixelate"],
+                "severities": [1, 5],
+                "clean": "pets",
+            },
+        },
+    )
+    evaluate(suite=suite, output_dir=tmp_path / "out", output_json=tmp_path / "figures.json")
+    evaluation = Evaluation.load(tmp_path / "out")
+    corrupted = [f"pets_c-{name}-{severity}" for name in ("contrast", "pixelate") for severity in (1, 5)]
+    assert list(evaluation.datasets) == ["pets", "words", "three", *corrupted] and evaluation.suite == "pets"
+    pets, words = evaluation.datasets["pets"], evaluation.datasets["words"]
+    assert pets.title == "Pets" and pets.num_samples == ROWS and pets.corruption is None and not evaluation.skipped
+    assert words.metrics == pytest.approx(pets.metrics) and words.notes == "A note."
+    assert evaluation.datasets["three"].metrics == pytest.approx(pets.metrics)
+    assert evaluation.datasets["pets_c-pixelate-5"].corruption.severity == 5
+    assert evaluation.datasets["pets_c-pixelate-5"].metrics["nll"] != pets.metrics["nll"]
+    accuracies = [evaluation.datasets[name].metrics["accuracy"] for name in corrupted]
+    assert evaluation.summary == {"mean_corruption_accuracy": pytest.approx(sum(accuracies) / 4)}
+    assert json.loads((tmp_path / "figures.json").read_text()).items() >= evaluation.summary.items()
+    predictions = evaluation.predictions(tmp_path / "out", "pets")
+    assert predictions.row.tolist() == list(range(ROWS)) and predictions.label.tolist() == [0, 1, 2, 3, 4] * 2
+    assert predictions.correct.mean() == pytest.approx(pets.metrics["accuracy"])
+    assert predictions.nll.mean() == pytest.approx(pets.metrics["nll"], rel=1e-5)
+    assert "pets_c-contrast-1" in capsys.readouterr().out
+
+
+def test_one_bad_entry_does_not_lose_the_others(evaluate, workshop, tmp_path):
+    suite = write(
+        tmp_path / "mixed.yaml",
+        {"nowhere": {"dataset_name": "owner/nothing"}, "pets": {"dataset_name": str(workshop / "pets")}},
+    )
+    with pytest.raises(SystemExit) as stop:
+        evaluate(suite=suite, output_dir=tmp_path / "out")
+    assert "1 data sets of the suite could not be evaluated: nowhere: There is no data set" in str(stop.value)
+    evaluation = Evaluation.load(tmp_path / "out")
+    assert list(evaluation.datasets) == ["pets"] and "There is no data set" in evaluation.skipped["nowhere"]
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_suites_that_come_with_the_package(name):
+    suite = load_suite(name)
+    assert suite.entries and suite.title
+    for entry in suite.entries.values():
+        assert len(entry.on_the_fly) in (0, 75)
+    assert suite_names() == ["cifar_robustness", "imagenet_robustness"]
+
+
+def test_classes_from_a_column_and_from_a_file(evaluate, workshop, tmp_path):
+    common = {"dataset_name": workshop / "words", "output_json": tmp_path / "figures.json"}
+    evaluate(classes_from="species", **common)
+    column = json.loads((tmp_path / "figures.json").read_text())
+    assert column["num_samples"] == ROWS
+    (tmp_path / "classes.yaml").write_text("\n".join(f"{name}: {name}" for name in NAMES[:C]))
+    evaluate(classes_from=tmp_path / "classes.yaml", label_column_name="species", **common)
+    assert json.loads((tmp_path / "figures.json").read_text())["nll"] == pytest.approx(column["nll"])
+
+
+def test_corrupted_images_of_a_data_set(workshop):
+    entry = Entry(str(workshop / "corrupted"), corruption_columns=("kind", "level"))
+    tasks = open_tasks(entry, NAMES[:C], C)
+    assert {name: task.rows.tolist() for name, task in tasks.items()} == {
+        "-snow-1": [1, 3],
+        "-snow-2": [5, 7, 9],
+        "-fog-1": [0, 2],
+        "-fog-2": [4, 6, 8],
+    }
+    assert all(not task.on_the_fly and len(task.source) == len(task.rows) for task in tasks.values())
+    assert [len(task.rows) for task in open_tasks(entry, NAMES[:C], C, max_samples=1).values()] == [1] * 4
+
+
+def test_several_right_labels_and_none():
+    rows = tiny_dataset(3, labels=0).add_column("classes", [[4, 2], [], [1]])
+    task = open_task(rows, Entry("pets", label_column="classes", scoring="full"), NAMES[:C], C)
+    assert task.rows.tolist() == [0, 2] and task.labels.tolist() == [[4, 2], [1, -1]]
+
+
+def test_real_labels_are_found_by_the_names_of_the_files():
+    files = [f"val/ILSVRC2012_val_0000000{number}.JPEG" for number in (2, 1, 3)]  # the first has no label
+    rows = tiny_dataset(3, labels=0).add_column("file", files)
+    entry = Entry("imagenet", labels="imagenet_real", file_column="file", scoring="full")
+    task = open_task(rows, entry, None, 1000)
+    assert task.rows.tolist() == [0, 2] and task.labels.tolist() == [[970, 795], [230, 231]]
+    images = [{"bytes": encode_image(tiny_image(0)), "path": path} for path in files]
+    named = Dataset.from_dict({"image": images}).cast_column("image", Image())
+    assert open_task(named, Entry("imagenet", labels="imagenet_real"), None, 1000).rows.tolist() == [0, 2]
+    with pytest.raises(ValueError, match="3 images have other names, such as None; name the column .* file_column"):
+        open_task(tiny_dataset(3), Entry("imagenet", labels="imagenet_real"), None, 1000)
+
+
+def test_folders_with_numbers_as_imagenetv2_has_them(tmp_path, monkeypatch):
+    for label in ("0", "10", "2"):
+        (tmp_path / "v2" / label).mkdir(parents=True)
+        (tmp_path / "v2" / label / "a.png").write_bytes(encode_image(tiny_image(int(label))))
+    monkeypatch.setenv("HF_REINFORCE_LOCAL", str(tmp_path))
+    (task,) = open_tasks(Entry("owner/v2", split="train", classes="index"), None, 1000).values()
+    assert task.class_map.groups == ((0,), (10,), (2,)) and task.labels[:, 0].tolist() == [0, 1, 2]
+
+
+def test_an_entry_for_models_of_another_size_is_left_out(evaluate, workshop, tmp_path):
+    suite = write(tmp_path / "two.yaml", {"pets": {"dataset_name": str(workshop / "pets"), "num_classes": 7}})
+    with pytest.raises(SystemExit, match="The suite two is for models of .7. classes; .* has 5"):
+        evaluate(suite=suite)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"dataset_name": "a", "clases": "b"},
+            r"pets: a data set needs dataset_name and may have .* found \['clases'\]",
+        ),
+        ({"split": "test"}, "needs dataset_name"),
+        ({"dataset_name": "a", "scoring": "half"}, "pets: scoring must be one of restricted, full, not 'half'"),
+        ({"dataset_name": "a", "metric": "f1"}, "metric must be one of accuracy"),
+        ({"dataset_name": "a", "metric": "shape_bias"}, "needs a texture_column"),
+        ({"dataset_name": "a", "corruptions": ["rain"]}, "no corruption 'rain'"),
+        ({"dataset_name": "a", "severities": [0], "corruptions": "fog"}, "of severity 0"),
+        ({"dataset_name": "a", "corruption_columns": ["kind"]}, "must be two columns"),
+        ({"dataset_name": "a", "clean": "cats"}, "clean names 'cats', which is not one of pets"),
+    ],
+)
+def test_mistakes_in_a_file_name_their_place(values, expected, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        load_suite(str(write(tmp_path / "suite.yaml", {"pets": values})))
+
+
+def test_files_that_are_no_suites(tmp_path):
+    with pytest.raises(ValueError, match="no suite 'imagenet'; name one of cifar_robustness, imagenet_robustness, or"):
+        load_suite("imagenet")
+    for text, expected in (
+        ("a: [", "is not YAML"),
+        ("sets: 1", "must have the keys"),
+        ("datasets: {}", "at least one"),
+    ):
+        (tmp_path / "suite.yaml").write_text(text)
+        with pytest.raises(ValueError, match=expected):
+            load_suite(str(tmp_path / "suite.yaml"))
+    with pytest.raises(ValueError, match="the name 'a/b' becomes that of a file"):
+        load_suite(str(write(tmp_path / "suite.yaml", {"a/b": {"dataset_name": "x"}})))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("pets", {"label_column": "kind"}, "has no column 'kind'; its columns are image, label"),
+        ("pets", {"texture_column": "texture"}, "has no column 'texture'"),
+        ("pets", {"label_column": "image"}, "expected class indices, names, or lists"),
+        ("unlabelled", {}, "no rows or no labels"),
+        ("hidden", {}, "images without a label .-1"),
+        ("corrupted", {"corruption_columns": ("label", "level")}, "name no corruption|no corruption"),
+    ],
+)
+def test_data_sets_that_cannot_be_evaluated(name, options, expected, workshop):
+    options = {"severities": (5,), **options} if name == "corrupted" else options
+    with pytest.raises(ValueError, match=expected):
+        open_tasks(Entry(str(workshop / name), **options), NAMES[:C], C)
+
+
+def test_an_empty_split():
+    with pytest.raises(ValueError, match="pets, split 'test', has no rows or no labels to evaluate on; name another"):
+        open_task(tiny_dataset(3).select([]), Entry("pets"), NAMES[:C], C)
+
+
+def test_one_of_data_set_and_suite_is_named(evaluate, workshop):
+    for flags in ({}, {"suite": "cifar_robustness", "dataset_name": workshop / "pets"}):
+        with pytest.raises(SystemExit, match="either a data set with --dataset_name, or a --suite"):
+            evaluate(**flags)
+
+
+def test_labels_may_be_words_with_textures():
+    rows = (
+        tiny_dataset(3, labels=0)
+        .add_column("shape", ["cat", "dog", "cat"])
+        .add_column("texture", ["dog", "cat", "eel"])
+    )
+    entry = Entry("cues", label_column="shape", texture_column="texture", metric="shape_bias")
+    task = open_task(rows, entry, NAMES[:C], C)
+    assert task.class_map.names == ("cat", "dog", "eel") and task.labels[:, 0].tolist() == [0, 1, 0]
+    assert task.textures.tolist() == [1, 0, 2]
+    labels = rows.cast_column("shape", ClassLabel(names=["cat", "dog", "eel"]))
+    assert open_task(labels, entry, NAMES[:C], C).textures.tolist() == [1, 0, 2]
+    other = (
+        rows.remove_columns("texture")
+        .add_column("texture", ["yak"] * 3)
+        .cast_column("shape", ClassLabel(names=["cat", "dog"]))
+    )
+    with pytest.raises(ValueError, match="texture 'yak' in column 'texture' is none of the classes"):
+        open_task(other, entry, NAMES[:C], C)

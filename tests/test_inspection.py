@@ -1,0 +1,370 @@
+"""The description of a reinforced data set, against one that reads it row by row."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import concatenate_datasets
+from PIL import Image
+from recipe_modules import load_recipe
+from tiny import NAMES, tiny_dataset, tiny_teacher
+
+from hf_reinforce import run, schema
+from hf_reinforce.cards import dataset_card
+from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.generation import reinforce
+from hf_reinforce.inspection import inspect_dataset, operations_table, pictures, report, summary_table
+from hf_reinforce.inspection.duplicates import find_duplicates
+from hf_reinforce.inspection.measure import measure
+from hf_reinforce.inspection.strengths import strengths
+from hf_reinforce.policies import named_policy
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+ROWS, N, K, C = 40, 3, 3, 5
+
+
+def relabelled(dataset, labels):
+    """The same files with other labels."""
+    return dataset.remove_columns("label").add_column("label", labels).cast(dataset.features)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Forty images; rows 36 to 39 repeat rows 0 to 3, the first two of them with another label."""
+    dataset = tiny_dataset(36, (20, 60), C)
+    copies = relabelled(dataset.select(range(4)), [1, 2, 2, 3])
+    return concatenate_datasets([dataset, copies])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Drawing takes most of the time of a small run; `drawn` has the pictures of an inspection."""
+
+    def pretend(*arguments):
+        arguments[-1].write_bytes(b"picture")
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_operations", pretend)
+        patch.setattr(report, "draw_disagreements", pretend)
+        patch.setattr(run, "write_preview", lambda *arguments: None)
+        patch.setattr(dataset_card, "draw_statistics", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    for name in ("draw_operations", "draw_disagreements"):
+        monkeypatch.setattr(report, name, getattr(pictures, name))
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    """`folder(policy)`: the data set reinforced in several shards, with its images beside it."""
+    root = tmp_path_factory.mktemp("inspection")
+    images = root / "pets"
+    images.mkdir()
+    data.to_parquet(str(images / "train.parquet"))
+    made = {}
+
+    def make(name, dataset=data, **options):
+        key = (name, *options.items(), len(dataset))
+        if key not in made:
+            made[key] = root / str(len(made))
+            reinforce(
+                dataset,
+                tiny_teacher(C),
+                named_policy(name, 16),
+                made[key],
+                **{"num_samples": N, "top_k": K, "shard_size": 16, "source_name": str(images), **options},
+            )
+        return made[key]
+
+    return make
+
+
+def targets(folder):
+    """Every target of a folder: (row of the data set, its parameters, masses, classes)."""
+    (config,) = folder.glob("*/reinforcement.json")
+    for path in sorted(config.parent.glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            for params, logits in zip(row[schema.AUGMENTATION_PARAMS], row[schema.TEACHER_LOGITS], strict=True):
+                masses = np.exp([*logits[schema.VALUE], logits[schema.TAIL]])
+                yield row, params, masses / masses.sum(), logits[schema.LABEL]
+
+
+def reference(rows):
+    """Count, entropy, confidence and agreement of some targets."""
+    entropy = [-(masses * np.log(masses)).sum() for _, _, masses, _ in rows]
+    hits = [row["label"] == classes[0] for row, _, _, classes in rows]
+    return len(rows), np.mean(entropy), np.mean([masses[0] for _, _, masses, _ in rows]), np.mean(hits)
+
+
+def has(operation, strength):
+    """Whether parameters have an operation at a strength, spelled out for each name."""
+
+    def share(low, high, value):
+        return low < value <= high or (low == 0 and value == 0)
+
+    def found(params):
+        if operation == "horizontal flip":
+            return params["hflip"] == (strength == "yes")
+        if operation in schema.RAND_AUGMENT_OPERATIONS:
+            return any(
+                schema.RAND_AUGMENT_OPERATIONS[step["op"]] == operation
+                and (f"{step['magnitude']:.3g}" if step["magnitude"] else "") == strength
+                for step in params["rand_augment"]
+            )
+        if operation == "crop, side":
+            side = np.sqrt(params["crop"]["height"] * params["crop"]["width"])
+            numbers = [float(word) for word in strength.split() if word.isdigit()]
+            low, high = {"below": (0, *numbers), "above": (*numbers, 1e9)}.get(strength.split()[0], numbers)
+            exact = [size for step in range(-3, 5) if round(size := 16 * 2 ** (step / 2)) in (low, high)]
+            return (low == 0 or side >= exact[0]) and (high == 1e9 or side < exact[-1])
+        item = params[{"erasing": "erase"}.get(operation, operation)]
+        if strength == "none" or item is None:
+            return (strength == "none") == (item is None)
+        value = item["lam"] if operation == "mixup" else item["height"] * item["width"] / 16**2
+        numbers = [float(word) / 100 for word in strength.replace("%", "").split() if word[0].isdigit()]
+        return share(*numbers, value) if len(numbers) == 2 else value > numbers[0]
+
+    return found
+
+
+@pytest.mark.parametrize("policy", ["randaug", "mixing_randaug", "small_randaug"])
+def test_targets_by_operation_and_strength(folder, tmp_path, policy):
+    content = inspect_dataset(str(folder(policy)), tmp_path, num_images=0)
+    every = list(targets(folder(policy)))
+    everything = content["everything"]
+    values = [everything[key] for key in ("targets", "entropy", "confidence", "agreement")]
+    assert values == pytest.approx(reference(every), abs=1e-5)
+    assert content["captured_mass"] == pytest.approx(
+        np.mean([masses[:-1].sum() for _, _, masses, _ in every]), abs=1e-5
+    )
+    assert content["num_rows"] == ROWS and everything["targets"] == ROWS * N
+    names = {group["operation"] for group in content["groups"]}
+    assert {"horizontal flip", "erasing", "Rotate", "Equalize"} <= names
+    assert ("crop, side" in names) == (policy != "small_randaug"), "a crop of one size has no strength"
+    assert ({"mixup", "cutmix"} <= names) == (policy == "mixing_randaug")
+    for group in content["groups"]:
+        chosen = [item for item in every if has(group["operation"], group["strength"])(item[1])]
+        found = [group[key] for key in ("targets", "entropy", "confidence", "agreement")]
+        assert found == pytest.approx(reference(chosen), abs=1e-5), (group["operation"], group["strength"])
+    for name in names - set(schema.RAND_AUGMENT_OPERATIONS):
+        counts = [group["targets"] for group in content["groups"] if group["operation"] == name]
+        assert sum(counts) == ROWS * N, f"every view has one strength of {name}"
+
+
+def test_rand_augment_may_be_null():
+    steps = [{"op": 5, "magnitude": 9.0}, {"op": 0, "magnitude": 0.0}]
+    kind = pa.struct([("rand_augment", pa.list_(pa.struct([("op", pa.int64()), ("magnitude", pa.float32())]), 2))])
+    params = pa.array([{"rand_augment": None}, {"rand_augment": steps}, {"rand_augment": None}], kind)[1:]
+    config = SimpleNamespace(policy=named_policy("small_randaug", 16))
+    found = {(name, words): mask.tolist() for name, words, mask in strengths(params, config)}
+    assert found == {
+        ("RandAugment", "none"): [False, True],
+        ("Rotate", "9"): [True, False],
+        ("Identity", ""): [True, False],
+    }
+
+
+@pytest.mark.parametrize("policy", ["randaug", "mixing_randaug"])
+def test_disagreements_are_the_most_certain_contradictions(folder, data, tmp_path, policy):
+    content = inspect_dataset(str(folder(policy)), tmp_path, num_images=6)
+    means = {}
+    for row, params, masses, classes in targets(folder(policy)):
+        if params.get("mixup") is None and params.get("cutmix") is None:
+            probabilities = np.zeros(C)
+            probabilities[classes] = masses[:-1]
+            means.setdefault(row[schema.SOURCE_ROW], []).append(probabilities)
+    means = {row: np.mean(values, axis=0) for row, values in means.items()}
+    labels = data["label"][:]
+    wrong = {row: mean for row, mean in means.items() if mean.argmax() != labels[row]}
+    assert content["compared_rows"] == len(means) and content["disagreeing_rows"] == len(wrong)
+    assert (len(means) < ROWS) == (policy == "mixing_randaug")
+    expected = sorted(wrong, key=lambda row: wrong[row][labels[row]] - wrong[row].max())[:6]
+    assert [item["row"] for item in content["disagreements"]] == expected
+    for item in content["disagreements"]:
+        mean = wrong[item["row"]]
+        assert (item["label"], item["prediction"]) == (labels[item["row"]], mean.argmax())
+        assert item["probability"] == pytest.approx(mean.max(), abs=1e-5)
+        assert item["label_probability"] == pytest.approx(mean[item["label"]], abs=1e-5)
+        assert (item["label_name"], item["prediction_name"]) == (NAMES[item["label"]], NAMES[item["prediction"]])
+
+
+def test_duplicates(folder, tmp_path):
+    content = inspect_dataset(str(folder("randaug")), tmp_path, num_images=0)
+    found = content["duplicates"]
+    assert (found["images"], found["rows"], found["with_different_labels"]) == (4, 8, 2)
+    assert [item["rows"] for item in found["examples"]] == [(0, 36), (1, 37), (2, 38), (3, 39)]
+    assert [item["labels"] for item in found["examples"]] == [(0, 1), (1, 2), (2, 2), (3, 3)]
+
+
+def test_duplicates_of_three_and_of_none():
+    hashes = np.array([7, 2**63, 7, 1, 7], np.uint64)
+    rows, labels = np.array([4, 3, 2, 1, 0]), np.array([5, 5, 5, 5, 6])
+    found = find_duplicates(hashes, rows, labels)
+    assert (found.images, found.rows, found.with_different_labels) == (1, 3, 1)
+    (copies,) = found.examples
+    assert copies.image_hash == f"{7:016x}" and copies.rows == (0, 2, 4) and copies.labels == (6, 5, 5)
+    assert find_duplicates(hashes[1:2], rows[1:2], labels[1:2]).examples == ()
+    assert find_duplicates(np.zeros(9, np.uint64), np.arange(9), np.zeros(9, int), most=0).rows == 9
+
+
+def test_files(folder, tmp_path, drawn):
+    output = tmp_path / "new" / "inspection"
+    content = inspect_dataset(str(folder("randaug")), output, num_images=5)
+    assert {path.name for path in output.iterdir()} == {
+        "inspection.json",
+        "inspection.md",
+        "operations.png",
+        "disagreements.png",
+    }
+    assert json.loads((output / "inspection.json").read_text()) == json.loads(json.dumps(content))
+    text = (output / "inspection.md").read_text()
+    assert summary_table(content) in text and operations_table(content) in text
+    assert "![](operations.png)" in text and "![](disagreements.png)" in text and "(teacher" not in text
+    for name in ("operations.png", "disagreements.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 300
+    assert content["notes"] == [] and content["num_bytes"] > 0 and content["config_name"] == "randaug"
+    again = inspect_dataset(str(folder("randaug")), output, num_images=0)
+    assert not (output / "disagreements.png").exists(), "a picture of an earlier inspection is gone"
+    assert again["disagreements"] == () and again["disagreeing_rows"] == content["disagreeing_rows"]
+
+
+def test_batches_change_nothing(folder, monkeypatch):
+    from hf_reinforce.inspection import measure as module
+
+    (path,) = folder("mixing_randaug").glob("*/reinforcement.json")
+    config = ReinforcementConfig.load(path.parent)
+    shards = sorted(map(str, path.parent.glob("*.parquet")))
+    whole = measure(shards, config, 5)
+    monkeypatch.setattr(module, "_BATCH_TARGETS", 7 * N)
+    assert measure(shards, config, 5).to_dict() == whole.to_dict()
+
+
+def test_embedded_images_are_drawn(folder, tmp_path):
+    for policy in ("randaug", "mixing_randaug"):  # the second is stored in another order
+        content = inspect_dataset(str(folder(policy, embed_images=True)), tmp_path / policy, num_images=5)
+        assert content["notes"] == [] and (tmp_path / policy / "disagreements.png").exists()
+
+
+def test_without_the_images(folder, tmp_path):
+    plus = folder("randaug", source_name="someone/gone")
+    content = inspect_dataset(str(plus), tmp_path / "out", num_images=5)
+    (note,) = content["notes"]
+    assert note.startswith("No picture of the disagreements, since the images cannot be read:") and "gone" in note
+    assert note.replace("'", "&#39;") in (tmp_path / "out" / "inspection.md").read_text().replace("'", "&#39;")
+    assert not (tmp_path / "out" / "disagreements.png").exists() and len(content["disagreements"]) == 5
+    assert (tmp_path / "out" / "operations.png").exists()
+    nameless = inspect_dataset(str(folder("randaug", source_name=None)), tmp_path / "out", num_images=5)
+    assert "name them with --source_name_or_path" in nameless["notes"][0]
+
+
+def test_other_images_are_not_drawn(folder, data, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    first = inspect_dataset(str(folder("randaug")), tmp_path / "out", num_images=5)["disagreements"][0]["row"]
+    order = [first if row == first else (row + 1) % ROWS for row in range(ROWS)]
+    data.select(order).to_parquet(str(others / "train.parquet"))
+    content = inspect_dataset(str(folder("randaug")), tmp_path / "out", source=str(others), num_images=5)
+    assert content["notes"][0].startswith("4 of the 5 images are not drawn, since the source holds other images")
+    assert (tmp_path / "out" / "disagreements.png").exists()
+
+
+def test_without_labels(folder, data, tmp_path, drawn):
+    content = inspect_dataset(str(folder("rrc", data.remove_columns("label"))), tmp_path)
+    assert content["everything"]["agreement"] is None and content["compared_rows"] == 0
+    assert content["disagreements"] == () and content["duplicates"]["with_different_labels"] == 0
+    assert content["duplicates"]["images"] == 4
+    assert "reinforce it with --label_column_name to compare" in content["notes"][0]
+    assert summary_table(content).count("no labels") == 2
+    assert (tmp_path / "operations.png").exists()
+
+
+def test_labels_may_be_missing_in_some_rows(folder, tmp_path):
+    plus = folder("rrc", source_name="some labels")
+    for path in plus.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        labels = [[label, None, -1][i % 3] for i, label in enumerate(table["label"].to_pylist())]
+        index = table.column_names.index("label")
+        pq.write_table(table.set_column(index, table.schema.field(index), pa.array(labels, pa.int64())), path)
+    content = inspect_dataset(str(plus), tmp_path, num_images=0)
+    labelled = [item for item in targets(plus) if item[0]["label"] not in (None, -1)]
+    assert content["compared_rows"] * N == len(labelled) < ROWS * N / 2
+    assert content["everything"]["agreement"] == pytest.approx(reference(labelled)[3], abs=1e-5)
+    assert content["everything"]["targets"] == ROWS * N
+
+
+def test_wordnet_ids_are_shown_in_words(folder, tmp_path):
+    plus = folder("randaug", source_name="wordnet")
+    (path,) = plus.glob("*/reinforcement.json")
+    content = json.loads(path.read_text())
+    content["class_names"] = ["n01440764", "n01443537", "n01484850", "n01491361", "n01494475"]
+    path.write_text(json.dumps(content))
+    names = {item["label_name"] for item in inspect_dataset(str(plus), tmp_path)["disagreements"]}
+    assert names <= {"tench, Tinca tinca", "goldfish, Carassius auratus", *names} and "n01440764" not in names
+    assert any("," in name for name in names)
+    content["class_names"][0] = "n99999999"
+    path.write_text(json.dumps(content))
+    names = {item["label_name"] for item in inspect_dataset(str(plus), tmp_path)["disagreements"]}
+    assert all(name.startswith("n") for name in names)
+
+
+def test_refuses_what_is_no_reinforced_data_set(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"is not a reinforced data set; recipes/reinforce.py makes one of it"):
+        inspect_dataset(str(tmp_path), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"There is no data set 'someone/nowhere'"):
+        inspect_dataset("someone/nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"num_images must be >= 0, not -1"):
+        inspect_dataset(str(folder("randaug")), tmp_path / "out", num_images=-1)
+    plus = folder("rrc", source_name="unfinished")
+    (path,) = plus.glob("*/reinforcement.json")
+    path.write_text(path.read_text().replace('"complete": true', '"complete": false'))
+    with pytest.raises(ValueError, match=r"is not finished; run the command that reinforces it again"):
+        inspect_dataset(str(plus), tmp_path / "out")
+    path.write_text(path.read_text().replace('"complete": false', '"complete": true'))
+    for shard in path.parent.glob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"has no rows to inspect; run the command that reinforces it again"):
+        inspect_dataset(str(plus), tmp_path / "out")
+    assert not (tmp_path / "out" / "inspection.json").exists()
+
+
+def test_the_recipe(folder, tmp_path, monkeypatch, capsys):
+    recipe = load_recipe("inspect_dataset")
+    arguments = ["--dataset_name", str(folder("randaug")), "--output_dir", str(tmp_path / "out"), "--num_images", "3"]
+    monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", *arguments])
+    recipe.main()
+    text = capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "inspection.json").read_text())
+    assert summary_table(content) in text and operations_table(content) in text
+    assert len(content["disagreements"]) == 3
+    monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", "--dataset_name", str(tmp_path), *arguments[2:]])
+    with pytest.raises(SystemExit, match=r"error: .* is not a reinforced data set; recipes/reinforce.py makes one"):
+        recipe.main()
+
+
+def test_the_code_of_the_document_runs(folder, tmp_path, monkeypatch, capsys):
+    text = (RECIPES.parent / "docs" / "inspect.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder("randaug") / "randaug", tmp_path / "outputs" / "demo" / "digits-plus" / "digits")
+    exec(block, {})
+    agreement, duplicates = capsys.readouterr().out.split()
+    assert 0 < float(agreement) < 1 and duplicates == "4"
+
+
+def test_no_recipe_hides_a_module_of_python():
+    # `python recipes/x.py` puts recipes/ first in sys.path: an inspect.py there breaks dataclasses and torch.
+    names = {path.stem for path in RECIPES.glob("*.py")}
+    assert "inspect_dataset" in names
+    assert not names & sys.stdlib_module_names

@@ -1,0 +1,209 @@
+"""Segmentation: data sets of label maps, the segmenter over a student, mean IoU, and the recipe from end to end."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image
+from PIL import Image as PILImage
+from recipe_modules import load_recipe
+from scenes import SHAPES, write_scenes
+from sklearn.metrics import jaccard_score
+from tiny import encode_image, tiny_image
+
+from hf_reinforce.transfer.backbones import load_backbone
+from hf_reinforce.transfer.masks import IGNORE, SegmentationDataset, collate, random_crop, read_mask_folder
+from hf_reinforce.transfer.positions import generator_of
+from hf_reinforce.transfer.segmenter import MeanIoU, Segmenter
+
+SMALL = {"channels": [16, 32, 64, 128]}
+NAMES = ("background", *SHAPES)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, "train", 8, size=64)
+    return folder
+
+
+def dataset_of(mask, num_classes=4, size=(20, 16), **options):
+    """A data set of one image, of `size` (width, height), and its mask, an array or a PIL image."""
+    mask = PILImage.fromarray(mask) if isinstance(mask, np.ndarray) else mask
+    row = {"image": {"bytes": encode_image(PILImage.new("RGB", size)), "path": None}}
+    row["annotation"] = {"bytes": encode_image(mask), "path": None}
+    rows = Dataset.from_list([row], features=Features({"image": Image(), "annotation": Image()}))
+    return SegmentationDataset(rows, num_classes, **options)
+
+
+def new_segmenter(head="fcn", **options):
+    torch.manual_seed(0)
+    backbone = load_backbone("resnet10t", {**SMALL, "output_stride": 8})
+    return Segmenter.of(backbone, NAMES, head=head, image_size=64, **options)
+
+
+def test_folders_are_joined_by_name(scenes, tmp_path):
+    dataset = SegmentationDataset(read_mask_folder(scenes / "images" / "train", scenes / "masks" / "train"), 4)
+    assert len(dataset) == 8
+    stored = np.asarray(PILImage.open(scenes / "masks" / "train" / "00003.png"))
+    assert np.array_equal(dataset[3]["targets"].numpy(), stored) and dataset[3]["images"].shape == (3, 64, 64)
+    (tmp_path / "00000.png").write_bytes((scenes / "masks" / "train" / "00000.png").read_bytes())
+    with pytest.raises(ValueError, match="7 of 8 images, such as '00001', have none"):
+        read_mask_folder(scenes / "images" / "train", tmp_path)
+
+
+def test_masks_of_every_kind_give_the_same_classes():
+    values = np.arange(320, dtype=np.uint8).reshape(16, 20) % 4
+    paletted = PILImage.new("P", (20, 16))
+    paletted.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    paletted.putdata(values.flatten().tolist())
+    for mask in (values, values.astype(np.uint16), paletted):
+        assert np.array_equal(dataset_of(mask)[0]["targets"].numpy(), values)
+    reduced = dataset_of(values, 3, reduce_labels=True)[0]["targets"].numpy()
+    assert np.array_equal(reduced, np.where(values == 0, IGNORE, values - 1))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((16, 10), np.uint8), "Row 0: the image has 20x16 pixels and its mask 10x16"),
+        (np.full((16, 20), 7, np.uint8), "holds the class 7, but there are 4 classes"),
+        (np.zeros((16, 20, 3), np.uint8), "has the channels RGB; expected one channel"),
+    ],
+)
+def test_bad_masks_are_refused_in_one_sentence(mask, message):
+    with pytest.raises(ValueError, match=message):
+        dataset_of(mask)[0]
+
+
+def test_missing_columns_are_named():
+    with pytest.raises(
+        ValueError, match=r"no column 'label' of images.*\['image', 'annotation'\].*--mask_column_name"
+    ):
+        dataset_of(np.zeros((16, 20), np.uint8), mask_column="label")
+
+
+def test_crops_move_image_and_mask_together():
+    plain = tiny_image(3, (40, 56))
+    image = torch.from_numpy(np.array(plain)).permute(2, 0, 1)
+    mask = (image[0] > image[0].float().median()).to(torch.uint8)
+    flipped = set()
+    for index in range(20):
+        crop, labels = random_crop(image, mask, 32, generator_of(0, index))
+        again, _ = random_crop(image, mask, 32, generator_of(0, index))
+        assert crop.shape == (3, 32, 32) and labels.shape == (32, 32) and torch.equal(crop, again)
+        inside = labels != IGNORE
+        agrees = (crop[0] > image[0].float().median()) == (labels == 1)
+        assert agrees[inside].float().mean() > 0.95 and not crop[:, ~inside].any()
+        flipped.add(bool(inside[:, 0].any()) != bool(inside[:, -1].any()))
+    assert set(labels.unique().tolist()) <= {0, 1, IGNORE}
+
+
+def test_mean_iou_agrees_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    target, prediction = rng.integers(0, 4, (2, 6, 30, 20))
+    target[rng.random(target.shape) < 0.1] = IGNORE
+    metric = MeanIoU(5)  # the fifth class never occurs
+    for wanted, found in zip(torch.from_numpy(target), torch.from_numpy(prediction), strict=True):
+        metric.add(metric.record(found.to(torch.uint8), wanted.to(torch.uint8)))
+    values, known = metric.compute(), target != IGNORE
+    expected = jaccard_score(target[known], prediction[known], average=None)
+    assert [values[f"iou_{index}"] for index in range(4)] == pytest.approx(expected.tolist(), abs=1e-9)
+    assert values["miou"] == pytest.approx(expected.mean(), abs=1e-9) and "iou_4" not in values
+    assert values["pixel_accuracy"] == pytest.approx((target == prediction)[known].mean(), abs=1e-9)
+    with pytest.raises(ValueError, match="no labelled pixel"):
+        MeanIoU(3).compute()
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "fcn"])
+def test_segmenter_gives_a_class_to_every_pixel_of_any_image(head):
+    segmenter = new_segmenter(head).eval()
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 70), (64, 64))]
+    with torch.no_grad():
+        maps = segmenter(images)
+    assert [tuple(each.shape) for each in maps] == [(40, 70), (64, 64)]
+    assert all(int(each.max()) < 4 for each in maps)
+
+
+def test_ignored_pixels_have_no_part_in_the_loss():
+    segmenter = new_segmenter(aux_weight=0.0)
+    images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    masks = [torch.full((64, 64), IGNORE, dtype=torch.uint8) for _ in range(2)]
+    assert segmenter.train()(images, masks)["loss"].item() == 0
+    masks[0][:32] = 2
+    one = segmenter.eval().train()(images, masks)["loss"]
+    assert one.item() > 0 and one.isfinite()
+
+
+def test_segmenter_learns_the_scenes_it_has_seen(scenes, tmp_path):
+    rows = read_mask_folder(scenes / "images" / "train", scenes / "masks" / "train")
+    train, test = (SegmentationDataset(rows, 4, 64, train=train) for train in (True, False))
+    segmenter = new_segmenter().train()
+    optimizer, losses = torch.optim.AdamW(segmenter.parameters(), 2e-3), []
+    for step in range(30):
+        batch = collate([train[8 * (step // 2) + (4 * step + i) % 8] for i in range(4)])
+        loss = sum(segmenter(batch["images"], batch["targets"]).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-8:]) < 0.65 * sum(losses[:8])
+    assert mean_iou(segmenter, test) > 0.45, "0.25 if all pixels are called background"
+    segmenter.save_pretrained(tmp_path)
+    again, image = Segmenter.from_pretrained(tmp_path).eval(), [test[0]["images"]]
+    assert torch.equal(again(image)[0], segmenter.eval()(image)[0])
+
+
+def mean_iou(segmenter, dataset):
+    metric = MeanIoU(4)
+    with torch.no_grad():
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            metric.add(metric.record(segmenter.eval()([sample["images"]])[0], sample["targets"]))
+    return metric.compute()["miou"]
+
+
+def flags(scenes, folder, *further):
+    return [
+        *["--model_name_or_path", "resnet10t", "--model_args", json.dumps({**SMALL, "output_stride": 16})],
+        *["--train_images", str(scenes / "images" / "train"), "--train_masks", str(scenes / "masks" / "train")],
+        *["--eval_images", str(scenes / "images" / "train"), "--eval_masks", str(scenes / "masks" / "train")],
+        *["--class_names", *NAMES, "--image_size", "64", "--head", "deeplabv3", "--max_eval_samples", "3"],
+        *["--output_dir", str(folder), "--max_steps", "4", "--save_steps", "2", "--learning_rate", "0.01"],
+        *["--per_device_train_batch_size", "3", "--lr_scheduler_type", "cosine", "--disable_tqdm", "True", *further],
+    ]
+
+
+def test_recipe_resumes_as_if_it_had_not_been_interrupted(scenes, tmp_path, monkeypatch):
+    recipe, seen, read = load_recipe("segment"), [], SegmentationDataset.__getitem__
+    monkeypatch.setattr(
+        SegmentationDataset, "__getitem__", lambda self, index: (seen.append(index), read(self, index))[1]
+    )
+    monkeypatch.setattr(sys, "argv", ["segment.py", *flags(scenes, tmp_path / "whole")])
+    recipe.main()
+    assert {index // 8 for index in seen[:12]} == {0, 1}, "the second epoch has samples of its own"
+    (tmp_path / "part").mkdir()
+    (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "part" / "checkpoint-2")
+    monkeypatch.setattr(sys, "argv", ["segment.py", *flags(scenes, tmp_path / "part")])
+    recipe.main()
+    whole, part = (Segmenter.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "part"))
+    assert all(torch.equal(whole[name], part[name]) for name in whole)
+    metrics = json.loads((tmp_path / "part" / "eval_results.json").read_text())
+    assert 0 <= metrics["eval_miou"] <= 1 and metrics["eval_pixel_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (["--num_labels", "3"], "from 1 to 254, or --class_names; found 3 and 4 names"),
+        (["--per_device_train_batch_size", "1"], "per_device_train_batch_size 2 or more"),
+        (["--per_device_train_batch_size", "9"], "8 training images, fewer than"),
+        (["--train_masks", ""], "named together"),
+    ],
+)
+def test_recipe_refuses_what_does_not_fit(scenes, tmp_path, monkeypatch, further, message):
+    monkeypatch.setattr(sys, "argv", ["segment.py", *flags(scenes, tmp_path, *further)])
+    with pytest.raises(SystemExit, match=message):
+        load_recipe("segment").main()
