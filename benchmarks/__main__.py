@@ -14,9 +14,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("names", nargs="*", help="benchmarks to run, default all")
     parser.add_argument("--list", action="store_true", help="list their names")
-    parser.add_argument("--data", default=None, help="Hub id or folder of photos")
+    parser.add_argument("--data", default=None, help="Hub id or folder of photos, 'enlarged' (default) or 'generated'")
     parser.add_argument("--size", default="full", help="full (1,000 photos), tiny, or a number of photos")
-    parser.add_argument("--reinforced_images", type=int, default=512, help="photos that a real teacher reinforces")
+    parser.add_argument(
+        "--reinforced_images",
+        type=int,
+        default=1000,
+        help="photos that a real teacher reinforces",
+    )
     parser.add_argument("--repetitions", type=int, default=None, help="measured runs of each loader, default 7")
     parser.add_argument("--device", default="cpu", help="where the networks run")
     parser.add_argument(

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, disable_progress_bars
 
 from benchmarks.measure import Row, Settings, in_own_process
-from benchmarks.opening import _simulate, status
+from benchmarks.opening import simulate, status
 from hf_reinforce import load_reinforced
 
 
@@ -23,7 +23,7 @@ def joining(settings: Settings) -> list[Row]:
     rows = settings.pick(1_281_167, 300)
     folder = settings.cache / f"opening-{rows}"
     if not (folder / "rrc" / "reinforcement.json").exists():
-        _simulate(folder, rows)
+        simulate(folder, rows)
     runs: dict[str, list[tuple[float, float]]] = {"in order": [], "shuffled": []}
     for _ in range(settings.pick(3, 1)):
         for order, measured in runs.items():

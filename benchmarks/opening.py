@@ -27,7 +27,7 @@ def opening(settings: Settings) -> list[Row]:
     rows = settings.pick(1_281_167, 300)
     folder = settings.cache / f"opening-{rows}"
     if not (folder / "rrc" / "reinforcement.json").exists():
-        _simulate(folder, rows)
+        simulate(folder, rows)
     _open(folder)
     runs = []
     for _ in range(settings.pick(3, 1)):
@@ -62,7 +62,7 @@ def _opening(folder: Path) -> Callable[[], dict[str, float]]:
     return measure
 
 
-def _simulate(folder: Path, rows: int, shard_size: int = 16384, num_samples: int = 2) -> None:
+def simulate(folder: Path, rows: int, shard_size: int = 16384, num_samples: int = 2) -> None:
     """Valid rows with made-up contents; an image is eight bytes, and its hash is right."""
     policy, shards = load_policy("rrc"), -(-rows // shard_size)
     (folder / "rrc").mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,24 @@ from hf_reinforce.schema import SCHEMA_VERSION
 
 CONFIG_FILE = "reinforcement.json"
 
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    int | None: "a whole number or null",
+    float: "a number",
+    str: "a text",
+    str | None: "a text or null",
+    dict: "a record",
+}
+_LEAST = {"num_samples": 1, "top_k": 1, "num_classes": 1, "shard_size": 1, "num_rows": 0, "row": 0, "slot": 0}
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for an argument that is a count and less than 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}.")
+
 
 @dataclass(frozen=True)
 class SourceRecord:
@@ -131,7 +149,8 @@ class ReinforcementConfig:
         """Reads what `to_dict` wrote.
 
         Raises:
-            ValueError: for another schema version, or missing or unknown keys.
+            ValueError: for another schema version, missing or unknown keys, or a value of another type or out of
+                range; the message names the key.
         """
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -140,17 +159,20 @@ class ReinforcementConfig:
                 "Install a newer hf_reinforce."
             )
         values = _checked(cls, data)
-        pixels = _checked(PixelContract, values["pixels"])
-        views = tuple(ReferenceView(**_checked(ReferenceView, item)) for item in pixels["reference_views"])
-        source = _checked(SourceRecord, values["source"], optional={"license"})
+        if values["top_k"] > values["num_classes"]:
+            raise ValueError(f"top_k must be at most num_classes, {values['num_classes']}, not {values['top_k']}.")
+        pixels = _checked(PixelContract, values["pixels"], "pixels.")
+        views = _records(ReferenceView, pixels["reference_views"], "pixels.reference_views")
+        names, class_map = values["class_names"], values["class_map"]
+        source = _checked(SourceRecord, values["source"], "source.", optional={"license"})
         values |= {
             "policy": AugmentationPolicy.from_dict(values["policy"]),
-            "teachers": tuple(values["teachers"]),
-            "class_names": _tuple_or_none(values["class_names"]),
-            "class_map": _tuple_or_none(values["class_map"]),
-            "source": SourceRecord(**{**source, "columns": tuple(source["columns"])}),
+            "teachers": _items(dict, values["teachers"], "teachers"),
+            "class_names": None if names is None else _items(str, names, "class_names"),
+            "class_map": None if class_map is None else _items(int, class_map, "class_map", least=0),
+            "source": SourceRecord(**{**source, "columns": _items(str, source["columns"], "source.columns")}),
             "pixels": PixelContract(**{**pixels, "reference_views": views}),
-            "skipped": tuple(SkippedImage(**_checked(SkippedImage, item)) for item in values["skipped"]),
+            "skipped": _records(SkippedImage, values["skipped"], "skipped"),
         }
         return cls(**values)
 
@@ -217,7 +239,8 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _checked(cls: type, data: Any, optional: Set[str] = frozenset()) -> dict[str, Any]:
+def _checked(cls: type, data: Any, where: str = "", optional: Set[str] = frozenset()) -> dict[str, Any]:
+    """The values of a record; `where` is in front of their names in the file."""
     names = {f.name for f in dataclasses.fields(cls)}
     if isinstance(data, Mapping):
         names -= optional - set(data)
@@ -226,8 +249,31 @@ def _checked(cls: type, data: Any, optional: Set[str] = frozenset()) -> dict[str
         raise ValueError(
             f"{cls.__name__}: missing keys {sorted(names - found)}, unknown keys {sorted(map(str, found - names))}."
         )
+    for f in dataclasses.fields(cls):
+        if f.type in _KINDS and f.name in data:
+            _check_value(f.type, data[f.name], where + f.name, _LEAST.get(f.name))
     return dict(data)
 
 
-def _tuple_or_none(values: list[Any] | None) -> tuple[Any, ...] | None:
-    return None if values is None else tuple(values)
+def _check_value(kind: Any, value: Any, key: str, least: int | None = None) -> None:
+    """Refuses a value of another type, where true and false are no numbers but whole numbers are, or below `least`."""
+    allowed = int | float if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{key} must be {_KINDS[kind]}, not {_shortened(value)}.")
+    if least is not None and value is not None and value < least:
+        raise ValueError(f"{key} must be at least {least}, not {value}.")
+
+
+def _items(kind: Any, values: Any, key: str, least: int | None = None) -> tuple[Any, ...]:
+    """A list of values of one type."""
+    if not isinstance(values, list):
+        raise ValueError(f"{key} must be a list, not {_shortened(values)}.")
+    for index, value in enumerate(values):
+        _check_value(kind, value, f"{key}[{index}]", least)
+    return tuple(values)
+
+
+def _records(cls: type, values: Any, key: str) -> tuple[Any, ...]:
+    """A list of records."""
+    checked = (_checked(cls, item, f"{key}[{index}].") for index, item in enumerate(_items(dict, values, key)))
+    return tuple(cls(**item) for item in checked)

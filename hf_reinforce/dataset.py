@@ -1,5 +1,7 @@
 """Replaying a reinforced data set: images joined with stored augmentations and targets, ready for a student."""
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from hf_reinforce.sources import ImageSource
 from hf_reinforce.storage import ColumnReader
 from hf_reinforce.targets import Targets, one_hot
 from hf_reinforce.views import AugmentedDataset, BatchViews, View
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_STREAM = 1
 
@@ -41,6 +45,8 @@ class ReinforcedDataset(AugmentedDataset):
         accept_pixel_mismatch: go on although the reference views come out differently.
         source_rows: row of the source that holds each reinforced row's image, see `joining.source_positions`; default
             the recorded ones. Rows with -1, whose image is missing, are left out.
+        find_source_rows: finds `source_rows` anew, see `joining.positions_by_hash`; called if an image is another one,
+            once by each worker that notices it before others have. Default: that is an error.
 
     Raises:
         PixelMismatchError: if a reference view has other pixels here.
@@ -61,6 +67,7 @@ class ReinforcedDataset(AugmentedDataset):
         plain_fraction: float = 0.0,
         accept_pixel_mismatch: bool = False,
         source_rows: NDArray[np.int64] | None = None,
+        find_source_rows: Callable[[], NDArray[np.int64]] | None = None,
     ) -> None:
         record = config.source
         if source is None and not config.embed_images:
@@ -97,6 +104,11 @@ class ReinforcedDataset(AugmentedDataset):
             self._source_rows = np.arange(len(self._rows))
         else:
             self._source_rows = self._rows if source_rows is None else source_rows[present]
+        self._present, self._find_source_rows = present, find_source_rows
+        self._searched = False
+        if find_source_rows is not None:  # what one forked worker finds, the others and those of later epochs have
+            shared = torch.from_numpy(self._source_rows).share_memory_()  # type: ignore[no-untyped-call]
+            self._source_rows = shared.numpy()
         self._by_row = np.argsort(self._rows, kind="stable")  # a dictionary would cost a hundred bytes a row
         self._sorted_rows = self._rows[self._by_row]
         self._hashes = ColumnReader(reinforced, schema.IMAGE_HASH)
@@ -139,19 +151,45 @@ class ReinforcedDataset(AugmentedDataset):
         return np.where(self._sorted_rows[places] == rows, self._by_row[places], -1)
 
     def encoded(self, position: int) -> images.Encoded:
-        row, where = int(self._rows[position]), int(self._source_rows[position])
-        if where >= len(self.source):
-            raise WrongImageError(f"The source has {len(self.source)} rows, but row {row} was reinforced.")
-        encoded = self.source.encoded(where)
-        expected, found = self._hashes(position), images.image_hash(encoded)
-        if expected != found:
-            record = self.config.source
-            raise WrongImageError(
-                f"Row {row} of the source holds another image than the one that was reinforced (hash {found}, "
-                f"expected {expected}). Use {record.name or 'the same data set'}, split {record.split!r}"
-                + (f", revision {record.revision!r}." if record.revision else ", in its original order.")
+        where, expected = int(self._source_rows[position]), self._hashes(position)
+        found = None
+        if where < len(self.source):
+            encoded = self.source.encoded(where)
+            found = images.image_hash(encoded)
+            if found == expected:
+                return encoded
+        if self._source_rows[position] == where:
+            self._search(int(self._rows[position]))
+        if self._source_rows[position] != where:  # it was found, here or by another worker
+            return self.encoded(position)
+        raise WrongImageError(self._wrong_image(int(self._rows[position]), expected, found))
+
+    def _search(self, row: int) -> None:
+        """Finds all images by their hashes, if that was not done before: a few rows were compared until now."""
+        if self._find_source_rows is not None and not self._searched:
+            logger.warning(
+                "The image of row %d is not in its place, so the source was reordered or changed: finding all images "
+                "by their hashes.",
+                row,
             )
-        return encoded
+            found = self._find_source_rows()
+            found = found if self._present is None else found[self._present]
+            self._source_rows[found >= 0] = found[found >= 0]
+            self._searched = True
+
+    def _wrong_image(self, row: int, expected: str, found: str | None) -> str:
+        record = self.config.source
+        place = f"{record.name or 'the same data set'}, split {record.split!r}"
+        place += f", revision {record.revision!r}" if record.revision else ", in its original order"
+        message = (
+            f"The source has {len(self.source)} rows, but row {row} was reinforced. Use {place}"
+            if found is None
+            else f"Row {row} of the source holds another image than the one that was reinforced (hash {found}, "
+            f"expected {expected}). Use {place}"
+        )
+        if self._find_source_rows is None:
+            return f"{message}."
+        return f"{message}, or train on the images that are there with allow_missing=True (--allow_missing True)."
 
     def params(self, position: int, slot: int) -> dict[str, Any]:
         """Stored parameters of one reinforcement."""

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, Image
 from numpy.typing import NDArray
 
 from hf_reinforce import images, schema
+from hf_reinforce.config import check_counts
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.reinforcer import Reinforcer
@@ -28,6 +29,7 @@ from hf_reinforce.teachers import ClassMap, Teacher
 _SECONDS = 15.0  # that the measurement may take, about
 _MOST_SAMPLES = 16
 _DEVICES = (1, 8, 64)
+_DESCRIPTION = 1_000_000  # bytes of the card, reinforcement.json and the pictures: 0.3 MB of icons to 1.7 MB of photos
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Estimate:
         teacher_seconds: how long the teacher alone takes for as many views that are ready.
         bytes_per_reinforcement: on disk, of the views that were measured.
         bytes_per_image: on disk beside them: the row's other columns, and the image where images are embedded.
+        bytes_per_shard: on disk of each Parquet file, however few rows it has: its footer and dictionaries.
+        shard_size: rows per Parquet file.
         device: the teacher's.
     """
 
@@ -54,6 +58,8 @@ class Estimate:
     teacher_seconds: float
     bytes_per_reinforcement: float
     bytes_per_image: float
+    bytes_per_shard: float
+    shard_size: int
     device: str
 
     @property
@@ -63,22 +69,24 @@ class Estimate:
 
     @property
     def num_bytes(self) -> float:
-        """Size of the Parquet files."""
-        return self.num_views * self.bytes_per_reinforcement + self.num_images * self.bytes_per_image
+        """Size of the whole folder: the Parquet files, and the card with its pictures."""
+        rows = self.num_views * self.bytes_per_reinforcement + self.num_images * self.bytes_per_image
+        return rows + math.ceil(self.num_images / self.shard_size) * self.bytes_per_shard + _DESCRIPTION
 
     def hours(self, num_devices: int = 1) -> float:
         """Duration on devices like the one that was measured, each with as many CPU cores for itself."""
         return self.num_views * self.measured_seconds / self.measured_views / num_devices / 3600
 
     def __str__(self) -> str:
-        speed = self.measured_views / self.measured_seconds
+        speed, alone = self.measured_views / self.measured_seconds, self.measured_views / self.teacher_seconds
         hours = ", ".join(f"{_duration(self.hours(count))} on {count}" for count in _DEVICES)
         return (
             f"{self.num_images:,} images, policy {self.policy}, N = {self.num_samples}: {self.num_views:,} views\n"
-            f"disk   about {_size(self.num_bytes)}, {self.bytes_per_reinforcement:.0f} bytes a reinforcement and "
-            f"{_size(self.bytes_per_image)} an image\n"
-            f"speed  {speed:,.0f} views/s on {self.device}, "
-            f"{100 * self.teacher_seconds / self.measured_seconds:.0f} % of the teacher alone "
+            f"disk   about {_size(self.num_bytes)}: {self.bytes_per_reinforcement:.0f} bytes a reinforcement, "
+            f"{_size(self.bytes_per_image)} an image, {_size(self.bytes_per_shard)} a shard, and "
+            f"{_size(_DESCRIPTION)} of card and pictures\n"
+            f"speed  {speed:,.0f} views/s on {self.device}, {100 * speed / alone:.0f} % of the "
+            f"{alone:,.0f} views/s of the teacher alone "
             f"(measured on {self.measured_views:,} views in {self.measured_seconds:.1f} s)\n"
             f"time   {hours} devices like this one"
         )
@@ -103,6 +111,7 @@ def estimate(
     image_column: str | None = None,
     label_column: str | None = None,
     class_map: ClassMap | None = None,
+    shard_size: int = 4096,
     embed_images: bool = False,
     on_error: str = "raise",
     num_workers: int = 2,
@@ -120,6 +129,7 @@ def estimate(
             can be decoded.
         ImageError: if one of them cannot be decoded, unless `on_error="skip"`.
     """
+    check_counts(num_samples=num_samples, shard_size=shard_size, batch_size=batch_size)
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     if not len(dataset):
         raise ValueError("The data set has no rows; there is nothing to reinforce.")
@@ -153,7 +163,8 @@ def estimate(
     views = len(table) * samples
     half = len(table) // 2
     # The difference, because the first rows of a file pay for what there is once in it.
-    stored, beside = _stored_bytes(table) - _stored_bytes(table.slice(0, half))
+    whole = _stored_bytes(table)
+    stored, beside, _ = (whole - _stored_bytes(table.slice(0, half))) / (len(table) - half)
     encoded = _encoded_bytes(few.column(image_column).to_pylist()) if embed_images else 0.0
     return Estimate(
         policy=policy.name,
@@ -162,28 +173,32 @@ def estimate(
         measured_views=views,
         measured_seconds=seconds,
         teacher_seconds=_teacher_seconds(teacher, policy.image_size, views, batch_size, torch.device(device)),
-        bytes_per_reinforcement=float(stored) / (len(table) - half) / samples,
-        bytes_per_image=float(beside) / (len(table) - half) + encoded,
+        bytes_per_reinforcement=float(stored) / samples,
+        bytes_per_image=float(beside) + encoded,
+        bytes_per_shard=float(whole.sum() - len(table) * (stored + beside)),
+        shard_size=-(-shard_size // PARTNER_BLOCK) * PARTNER_BLOCK,
         device=_device_name(torch.device(device)),
     )
 
 
 def _stored_bytes(table: pa.Table) -> NDArray[np.int64]:
-    """Bytes that the reinforcements of a table, and its other columns, take in a shard: int64 [2].
+    """Bytes that the reinforcements of a table, its other columns, and all else take in a shard: int64 [3].
 
-    Without dictionaries: few targets fill them almost as much as all targets of a shard, where they are nothing.
+    Dictionaries are of all else: few targets fill them almost as much as all targets of a shard.
     """
-    sizes = np.zeros(2, dtype=np.int64)
+    sizes = np.zeros(3, dtype=np.int64)
     if not len(table):
         return sizes
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "shard.parquet"
         write_shard(shard, table)
         group = pq.read_metadata(shard).row_group(0)
+        sizes[2] = shard.stat().st_size
     for chunk in map(group.column, range(group.num_columns)):
         dictionary = chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
         lists = chunk.path_in_schema.split(".")[0] in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS)
         sizes[0 if lists else 1] += chunk.total_compressed_size - dictionary
+    sizes[2] -= sizes[:2].sum()
     return sizes
 
 

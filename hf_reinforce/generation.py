@@ -7,8 +7,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 
 from hf_reinforce import images
-from hf_reinforce.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord
-from hf_reinforce.licenses import read_license
+from hf_reinforce.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord, check_counts
+from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
@@ -79,6 +79,7 @@ def reinforce(
     """
     from accelerate import PartialState
 
+    check_counts(num_samples=num_samples, shard_size=shard_size, batch_size=batch_size)
     # Processes on CPUs find each other only when asked to: accelerate looks for GPUs alone.
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     state = PartialState(cpu=on_cpu)
@@ -89,8 +90,6 @@ def reinforce(
     if isinstance(dataset, IterableDataset):  # some streams yield their columns in changing order
         dataset = dataset.select_columns([name for name in dataset.features if not name.startswith("__")])
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1, not {shard_size}.")
     if num_rows == 0:
         raise ValueError(f"The split {split!r} has no rows; there is nothing to reinforce.")
     features: Features = dataset.features
@@ -122,7 +121,7 @@ def reinforce(
         temperature=teacher.temperature,
         class_map=teacher.class_map,
         source=SourceRecord(
-            source_name,
+            source_name and recorded_name(source_name),
             source_config,
             source_revision,
             split,

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
-from hf_reinforce.joining import check_missing, source_positions
+from hf_reinforce.joining import check_missing, positions_by_hash, source_positions
 from hf_reinforce.local import resolve
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.repository import Repository, explained
-from hf_reinforce.streaming.rows import ParquetRows, StreamRows, read_footer
+from hf_reinforce.shards import check_source_rows
+from hf_reinforce.streaming.rows import ParquetRows, StreamRows, read_footer, repair
 from hf_reinforce.streaming.stream import ReinforcedStream
 
 logger = logging.getLogger(__name__)
@@ -105,23 +108,30 @@ def load_reinforced(
 ) -> ReinforcedDataset | ReinforcedStream:
     """A reinforced data set joined with its images.
 
-    The images are found by row, or by their hashes where the source was reordered, filtered or sharded anew. Nothing
-    is copied. A stream reads rows and images in step, and finds images by row only.
+    The images are found by row, or by their hashes where the source was reordered, filtered or sharded anew; if that
+    is noticed only later, when a read finds another image, they are then. Nothing is copied. A stream reads rows and
+    images in step, and finds images by row only.
 
     Args:
         name_or_path: Hub id, or a folder that `reinforce` wrote.
         config_name: the configuration, that is the policy; default the only one.
         source: the data set with the images, or the Hub id or folder of it; default the recorded one.
         revision: Hub revision of the reinforced data set.
-        max_rows: use the first so many rows; for a policy that mixes, rounded up to whole blocks of partners.
-        allow_missing: leave out rows whose image is not in the source.
-        streaming: return a `ReinforcedStream`, for which nothing is downloaded as a whole.
+        max_rows: use the first so many rows, >= 1; for a policy that mixes, rounded up to whole blocks of partners.
+        allow_missing: leave out rows whose image is not in the source, for which every image is hashed at once; a
+            stream puts other rows in their place. A warning says how many they are.
+        streaming: return a `ReinforcedStream`, for which nothing is downloaded as a whole; not for a policy that
+            mixes, unless the images are embedded or were themselves a stream when they were reinforced.
         kwargs: arguments of `ReinforcedDataset`, such as `image_size`, `seed` and `selection`.
 
     Raises:
         ValueError: if the configuration is missing, unfinished or ambiguous, if the source or a revision cannot be
-            found or read, or if images are missing; the message says what to do.
+            found or read, if images are missing, or `max_rows` is less than 1; the message says what to do.
     """
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(
+            f"max_rows (--max_train_samples) must be at least 1, not {max_rows}; leave it out to use all rows."
+        )
     repository = Repository.find(name_or_path, revision)
     config_name, config = repository.load_config(config_name)
     if not config.complete:
@@ -139,9 +149,10 @@ def load_reinforced(
         reinforced = reinforced.select(range(min(max_rows, len(reinforced))))
     if config.embed_images:
         return ReinforcedDataset(reinforced, config, **kwargs)
-    positions = source_positions(reinforced, images, config)
+    positions = source_positions(reinforced, images, config, every=allow_missing)
     check_missing(positions, reinforced, config, allow_missing)
-    return ReinforcedDataset(reinforced, config, images, source_rows=positions, **kwargs)
+    find = partial(positions_by_hash, reinforced, images, config)
+    return ReinforcedDataset(reinforced, config, images, source_rows=positions, find_source_rows=find, **kwargs)
 
 
 def _images(
@@ -205,7 +216,8 @@ def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Datas
     rows = Dataset.from_dict({})
     if files:
         with _explained_files(name, files), explained(name):
-            rows = datasets.load_dataset("parquet", split=split, data_files={split: list(files)})
+            rows = datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
+        check_source_rows(files)
     if not files or (expected is not None and len(rows) + len(config.skipped) != expected):
         raise ValueError(
             f"{name} holds {len(rows)} rows, not {expected}: shards are missing. Publish it again, or run the command "
@@ -224,9 +236,7 @@ def _explained_files(name: str, files: Sequence[str]) -> Iterator[None]:
                 read_footer(file)
             except (ValueError, OSError):  # pyarrow's errors are such
                 raise ValueError(
-                    f"A file of {name!r} cannot be read, probably because it was cut short. Delete "
-                    f"{Path(file).resolve()} and load it again, after the command that made it if you made it "
-                    "yourself; if that does not help, ask whoever published it to publish it again."
+                    f"A file of {name!r} cannot be read, probably because it was cut short. {repair(file)}"
                 ) from error
         raise
 

@@ -69,8 +69,8 @@ def read_license(name: str | None, repo_type: str, revision: str | None = None) 
 
     if name is None:
         return None
-    path = Path(resolve(name)) / "README.md"
     try:
+        path = Path(resolve(name)) / "README.md"
         if not path.parent.exists():
             if not is_hub_id(name):
                 return None

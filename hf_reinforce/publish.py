@@ -11,22 +11,22 @@ import io
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, RepoFile
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from hf_reinforce import schema
 from hf_reinforce.cards.dataset_card import dataset_card, keep_metadata
 from hf_reinforce.cards.markdown import code
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.licenses import is_hub_id
 from hf_reinforce.remote import CARD_FILE, HUB_ERRORS, Branch, State, describe, explain, passes
+from hf_reinforce.repository_names import check_branch, check_names
+from hf_reinforce.shards import SHARD_NAME, check_shards, shard_files
 
 logger = logging.getLogger(__name__)
 
@@ -93,23 +93,27 @@ def push_to_hub(
         dry_run: send nothing, and report what would be sent.
 
     Raises:
-        ValueError: if a configuration is missing, unfinished or damaged, or the repository or tag is not as asked for.
+        ValueError: if a configuration is missing, unfinished or damaged, or the repository, branch or tag is not as
+            asked for.
         OSError: if the Hub refuses or cannot be reached; what was sent is kept there.
     """
+    check_names(repo_id, revision, tag)
     folder = Path(folder)
     configs = _finished_configs(folder, [config_name] if isinstance(config_name, str) else config_name)
-    files = [file for name in configs for file in _local_files(folder, name)]
+    files = [file for name, config in configs.items() for file in _local_files(folder, name, config.source.split)]
     branch = Branch(HfApi(token=token), repo_id, revision or "main")
     message = commit_message or _message(configs)
     _warn_of_local_names(configs)
     changes: dict[str, FileChange] = {}
     committed: set[str] = set()
-    created, waits = dry_run, list(_WAITS)
+    prepared, waits = False, list(_WAITS)
     while True:
         try:
-            if not created:
-                branch.create(private)
-                created = True
+            if not prepared:
+                check_branch(branch)
+                if not dry_run:
+                    branch.create(private)
+                prepared = True
             state = branch.state()
             wanted = _steps([*files, _card(folder, configs, branch, state)], configs, state)
             steps = [step for step in wanted if step.change.path not in committed]
@@ -128,6 +132,8 @@ def push_to_hub(
                 if tag:
                     branch.add_tag(tag, sha)
                 return Publication(tuple(changes.values()), branch.url(sha))
+        except OfflineModeIsEnabled as error:
+            raise OSError(f"HF_HUB_OFFLINE forbids to ask the Hub; unset it to publish {repo_id}.") from error
         except HUB_ERRORS as error:
             if not passes(error) or not waits:
                 raise OSError(explain(error, repo_id)) from error
@@ -186,34 +192,8 @@ def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, 
             raise ValueError(
                 f"The configuration {name!r} is not finished; run the command that reinforces it again to complete it."
             )
-        _check_shards(folder / name, config)
+        check_shards(folder / name, config)
     return configs
-
-
-def _check_shards(folder: Path, config: ReinforcementConfig) -> None:
-    """Refuses shards that are damaged or missing, and those of an interrupted extension. Only footers are read."""
-    num_rows = 0
-    for path in sorted(folder.glob(f"{config.source.split}-*.parquet")):
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}). Delete it and run the command that reinforces this data set again; "
-                "only this shard is computed."
-            ) from error
-        num_rows += file.metadata.num_rows
-        found = file.schema_arrow.field(schema.TEACHER_LOGITS).type.list_size
-        if found != config.num_samples:
-            raise ValueError(
-                f"{path} holds {found} reinforcements per image, not {config.num_samples}; run the command that "
-                "reinforces this data set again to complete it."
-            )
-    expected = config.source.num_rows
-    if num_rows == 0 or (expected is not None and num_rows + len(config.skipped) != expected):
-        raise ValueError(
-            f"{folder} holds {num_rows} rows, not {expected}: shards are missing. Run the command that reinforces "
-            "this data set again to complete it."
-        )
 
 
 def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
@@ -227,7 +207,7 @@ def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
             )
 
 
-def _local_files(folder: Path, name: str) -> list[_LocalFile]:
+def _local_files(folder: Path, name: str, split: str) -> list[_LocalFile]:
     """The files of a configuration that belong into the repository.
 
     Raises:
@@ -235,8 +215,8 @@ def _local_files(folder: Path, name: str) -> list[_LocalFile]:
     """
     subfolder = folder / name
     files = (CONFIG_FILE, PREVIEW_FILE, STATISTICS_FILE)
-    found = [*(subfolder / file for file in files), *subfolder.glob("*.parquet")]
-    found = sorted(path for path in found if (path.exists() or path.is_symlink()) and not path.name.startswith("."))
+    found = [*(subfolder / file for file in files), *shard_files(subfolder, split)]
+    found = sorted(path for path in found if path.exists() or path.is_symlink())
     for path in (subfolder, *found):
         if path.is_symlink():
             raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
@@ -264,8 +244,8 @@ def _card(folder: Path, configs: dict[str, ReinforcementConfig], branch: Branch,
     return _LocalFile(CARD_FILE, str(card).encode())
 
 
-def _steps(files: Iterable[_LocalFile], configs: Collection[str], state: State) -> list[_Step]:
-    """What makes the files on the Hub those of the folder."""
+def _steps(files: Iterable[_LocalFile], configs: Mapping[str, ReinforcementConfig], state: State) -> list[_Step]:
+    """What makes the files on the Hub those of the folder; other Parquet files on the Hub are left alone."""
     steps = []
     local = {file.path: file for file in files}
     published = {name for name in configs if f"{name}/{CONFIG_FILE}" in state.files}
@@ -278,7 +258,7 @@ def _steps(files: Iterable[_LocalFile], configs: Collection[str], state: State) 
             steps.append(_Step(change, CommitOperationAdd(path, content), early))
     for path, there in state.files.items():
         name, _, rest = path.partition("/")
-        if name in configs and "/" not in rest and rest.endswith(".parquet") and path not in local:
+        if name in configs and SHARD_NAME.fullmatch(rest) and path not in local:
             steps.append(_Step(FileChange(path, there.size, "deleted"), CommitOperationDelete(path)))
     return steps
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, FileNotFoundDatasetsError
@@ -101,7 +102,7 @@ class Repository:
         Raises:
             ValueError: as `find`.
         """
-        pattern = f"{config_name}/{split}-*.parquet"
+        pattern = f"{escape(config_name)}/{escape(split)}-*.parquet"
         if self.commit is not None:
             with explained(self.name):
                 try:
@@ -127,6 +128,8 @@ class Repository:
 @contextmanager
 def explained(name: str, revision: str | None = None) -> Iterator[None]:
     """Turns errors of the Hub's clients about a data set into a ValueError that says what to do."""
+    if revision == "":  # the clients ask the Hub for another address, and report that there is no data set
+        raise ValueError("The revision is empty; name a branch, tag or commit, or leave it out for 'main'.")
     try:
         yield
     except GatedRepoError as error:
@@ -144,7 +147,9 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
         first_lines = " ".join(str(error).splitlines()[:2])
         raise ValueError(f"{name!r} cannot be loaded: {first_lines}") from error
     except FileNotFoundError as error:
-        raise ValueError(_unknown(name)) from error
+        path = resolve(name)
+        message = f"The folder {path!r} holds no images or Parquet files; check its path."
+        raise ValueError(message if Path(path).is_dir() else _unknown(name)) from error
     except DatasetGenerationError as error:
         raise ValueError(
             f"A file of {name!r} cannot be read, probably because it was cut short: {error.__cause__ or error} "

@@ -23,6 +23,7 @@ from hf_reinforce.config import CONFIG_FILE, ReferenceView, ReinforcementConfig,
 from hf_reinforce.pixels import check_reference, reference_view
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.reinforcer import Reinforcer
+from hf_reinforce.shards import open_shard, shard_files
 from hf_reinforce.storage import append_reinforcements, shard_name, write_shard
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ _BLOCKS = 8  # that the reinforcer sees at once, so that the teacher does not wa
 
 
 def _num_samples(shard: Path) -> int:
-    return int(pq.read_schema(shard).field(schema.TEACHER_LOGITS).type.list_size)
+    with open_shard(shard) as file:
+        return int(file.schema_arrow.field(schema.TEACHER_LOGITS).type.list_size)
 
 
 class Run:
@@ -92,7 +94,7 @@ class Run:
             )
 
     def _shard_files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{self.config.source.split}-*.parquet"))
+        return shard_files(self.folder, self.config.source.split)
 
     def start(self) -> None:
         """Makes the folder with its configuration; clears what a killed run has left half-written."""

@@ -32,10 +32,7 @@ def find_columns(
             "reinforcement.json records."
         )
     if image_column is None or image_column not in candidates:
-        raise ValueError(
-            f"The data set has no image column {image_column!r}; its columns are {list(features)}, "
-            f"of which {candidates or 'none'} hold images. Name one with image_column (--image_column_name)."
-        )
+        raise ValueError(_without_images(list(features), image_column, candidates))
     if label_column and label_column not in features:
         raise ValueError(f"The data set has no label column {label_column!r}; its columns are {list(features)}.")
     if label_column is None:
@@ -52,6 +49,19 @@ def find_columns(
             "ClassLabel with dataset.class_encode_column, or use no labels with label_column=''."
         )
     return image_column, label_column or None
+
+
+def _without_images(columns: list[str], named: str | None, candidates: list[str]) -> str:
+    if named is not None:
+        found = f"no image column {named!r}"
+    else:
+        found = "several image columns" if candidates else "no image column"
+    remedy = "Name one with image_column (--image_column_name)."
+    if not candidates:
+        remedy = "Name another data set, or turn a column into images: dataset.cast_column(NAME, datasets.Image())."
+    return (
+        f"The data set has {found}; its columns are {columns}, of which {candidates or 'none'} hold images. {remedy}"
+    )
 
 
 class ImageSource:

@@ -84,6 +84,7 @@ def _encoding(leaf: str) -> str | None:
 View = Callable[[int], Any]
 
 _WRITTEN_OUT = 4  # items of a list, such as the operations of RandAugment
+_LONGEST, _DEEPEST = 20_000, 50  # characters and levels of an expression: Python nests no more than 200 brackets
 
 
 class ColumnReader:
@@ -136,20 +137,32 @@ def _list_items(array: Any) -> Any:
     return array.values.slice(array.offset * size, len(array) * size)
 
 
-def _view(array: Any) -> View:
+def _view(array: Any, level: int = 0) -> View:
     """A function from index to Python value over one Arrow array; lists of numbers are NumPy arrays, not copied.
 
     It is put together as one Python expression, as `dataclasses` does with `__init__`: a record has a dozen values,
-    and a call for each of them would take longer than the rest.
+    and a call for each of them would take longer than the rest. Values that are too large for that are Arrow's own.
     """
     names: dict[str, Any] = {}
-    source = _expression(array, "i", names)
+    try:
+        source = _expression(array, "i", names, level)
+    except _TooLargeError:
+        return lambda i: array[i].as_py()
     view: View = eval(f"lambda i: {source}", names)  # names are written as literals, values are looked up in `names`
     return view
 
 
-def _expression(array: Any, index: str, names: dict[str, Any]) -> str:
+class _TooLargeError(Exception):
+    """A value has too many parts for one expression."""
+
+
+def _expression(array: Any, index: str, names: dict[str, Any], level: int) -> str:
     """Python source of the value at `index` of an array; what it refers to is put into `names`."""
+    if level > _DEEPEST:
+        raise _TooLargeError
+
+    def part(item: Any, index: str) -> str:
+        return _expression(item, index, names, level + 1)
 
     def name(value: Any) -> str:
         names[f"v{len(names)}"] = value
@@ -164,19 +177,19 @@ def _expression(array: Any, index: str, names: dict[str, Any]) -> str:
         return "None"
     if pa.types.is_struct(kind):
         fields = [(kind.field(i).name, array.field(i)) for i in range(kind.num_fields)]
-        value = "{" + ", ".join(f"{key!r}: {_expression(field, index, names)}" for key, field in fields) + "}"
+        value = "{" + ", ".join(f"{key!r}: {part(field, index)}" for key, field in fields) + "}"
     elif pa.types.is_fixed_size_list(kind) and _is_number(kind.value_type) and not array.values.null_count:
         size, items = kind.list_size, _list_items(array)
         flat = np.frombuffer(items.buffers()[1], dtype=kind.value_type.to_pandas_dtype())[items.offset :]
         value = f"{name(flat)}[{index} * {size} : {index} * {size} + {size}]"
     elif pa.types.is_fixed_size_list(kind) and kind.list_size <= _WRITTEN_OUT:
         items, size = _list_items(array), kind.list_size
-        value = ", ".join(_expression(items, f"({index} * {size} + {i})", names) for i in range(size))
+        value = ", ".join(part(items, f"({index} * {size} + {i})") for i in range(size))
         value = f"[{value}]"
     elif pa.types.is_fixed_size_list(kind):
-        item, size = name(_view(_list_items(array))), kind.list_size
+        item, size = name(_view(_list_items(array), level + 1)), kind.list_size
         value = f"[{item}(j) for j in range({index} * {size}, {index} * {size} + {size})]"
-    elif _is_number(kind):
+    elif _is_number(kind) and not pa.types.is_float16(kind):  # a memoryview does not read halves
         # memoryview indexing returns Python numbers, several times faster than NumPy scalars
         numbers: Any = memoryview(np.frombuffer(array.buffers()[1], dtype=kind.to_pandas_dtype()).data)
         value = f"{name(numbers[array.offset :])}[{index}]"
@@ -186,6 +199,8 @@ def _expression(array: Any, index: str, names: dict[str, Any]) -> str:
         value = f"memoryview({name(array)}[{index}].as_buffer())"
     else:
         return f"{name(array)}[{index}].as_py()"
+    if len(value) > _LONGEST:
+        raise _TooLargeError
     return value if array.null_count == 0 else f"({value} if {bit(array.buffers()[0])} else None)"
 
 

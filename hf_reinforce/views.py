@@ -55,6 +55,10 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The samples of epoch 0. Python would go on with those of the next, since an index may be of any epoch."""
+        return (self[position] for position in range(len(self)))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 

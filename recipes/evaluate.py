@@ -27,7 +27,7 @@ class EvaluateArguments:
     model_revision: str | None = option("Hub revision of the model.")
     class_map: str | None = option("identity, or JSON: the model's class for each class of the data set.")
     classes_from: str | None = option("Column of the model's classes (indices, names, WordNet ids), or a file.")
-    scoring: str = option("restricted to the data set's classes, or full: all of the model's compete.", "restricted")
+    scoring: str | None = option("restricted to the data set's classes, where it declares any the default, or full.")
     image_size: int | None = option("Side of the evaluated square in pixels, default the model's input.")
     crop_pct: float | None = option("Share of the shorter side that is evaluated, default the model's.")
     max_samples: int | None = option("Evaluate on the first so many rows.")
@@ -93,23 +93,22 @@ def evaluate_dataset(args):
     from hf_reinforce import ImageSource
     from hf_reinforce.evaluation import evaluator
     from hf_reinforce.evaluation.suites import Entry
-    from hf_reinforce.evaluation.tasks import open_task
-    from hf_reinforce.hub import load_source
+    from hf_reinforce.evaluation.tasks import open_rows, open_task
 
-    rows = load_source(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
+    rows, commit = open_rows(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
     model, given = load_model(args), class_map(args.class_map)
     label_column, classes = args.label_column_name, None
     if args.classes_from in rows.column_names:
         label_column = args.classes_from
     elif args.classes_from is not None:
-        classes = args.classes_from
+        classes = check_table(args.classes_from, rows.column_names)
     elif given is not None:
         model = model.with_classes(ImageSource.of(rows, args.image_column_name, label_column).class_names, given)
         classes = list(range(model.num_classes))
     entry = Entry(
         args.dataset_name,
         dataset_config_name=args.dataset_config_name,
-        revision=args.dataset_revision,
+        revision=commit,
         split=args.split,
         image_column=args.image_column_name,
         label_column=label_column,
@@ -125,6 +124,17 @@ def evaluate_dataset(args):
     result = found.datasets[name]
     figures = {"model": found.model, "dataset": args.dataset_name, "split": args.split, **result.metrics}
     return found, {**figures, "num_samples": float(result.num_samples), "classes": result.class_map}
+
+
+def check_table(name, columns):
+    from hf_reinforce.evaluation.class_maps import is_table, tables
+
+    if name != "index" and not is_table(name):
+        raise ValueError(
+            f"--classes_from {name}: there is no such column, table or file; the columns are {', '.join(columns)}, "
+            f"the tables {', '.join(tables())}."
+        )
+    return name
 
 
 def load_model(args):

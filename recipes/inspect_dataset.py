@@ -1,11 +1,12 @@
 """Describes a reinforced data set: targets by operation, likely label errors, duplicates.
 
-    python recipes/inspect_dataset.py --dataset_name outputs/cifar100-plus --output_dir outputs/cifar100-inspection
+    python recipes/inspect_dataset.py outputs/cifar100-plus --output_dir outputs/cifar100-inspection
 
 Its name is not inspect.py, which would hide the module `inspect` of Python from every recipe.
 """
 
 import logging
+import sys
 from dataclasses import dataclass
 
 from arguments import one_line_errors, option, parse, required
@@ -13,7 +14,9 @@ from arguments import one_line_errors, option, parse, required
 
 @dataclass
 class InspectArguments:
-    dataset_name: str = required("Hub id or folder of a reinforced data set.")
+    dataset_name: str = required(
+        "Hub id or folder of a reinforced data set; the flag may be left out if it comes first."
+    )
     output_dir: str = required("Folder for inspection.json, inspection.md and the pictures.")
     dataset_config_name: str | None = option("Its configuration, default the only one.")
     dataset_revision: str | None = option("Its Hub revision: branch, tag or commit, default main.")
@@ -23,7 +26,7 @@ class InspectArguments:
 
 @one_line_errors
 def main() -> None:
-    (args,) = parse(__doc__, [InspectArguments])
+    (args,) = parse(__doc__, [InspectArguments], argv=with_flag(sys.argv[1:]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
     from hf_reinforce.inspection import inspect_dataset, operations_table, summary_table
 
@@ -41,6 +44,12 @@ def main() -> None:
     for note in content["notes"]:
         print(f"\n{note}")
     print(f"\nWritten to {args.output_dir}.")
+
+
+def with_flag(argv):
+    """The command line with `--dataset_name` in front of a data set that comes first."""
+    named = argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
+    return ["--dataset_name", *argv] if named else argv
 
 
 if __name__ == "__main__":

@@ -53,7 +53,6 @@ def main() -> None:
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source
-    from hf_reinforce.licenses import recorded_name
     from hf_reinforce.remote import dataset_commit
 
     policy = load_policy(args.policy, args.image_size)
@@ -76,6 +75,7 @@ def main() -> None:
         "image_column": args.image_column_name,
         "label_column": args.label_column_name,
         "class_map": class_map(args.class_map),
+        "shard_size": args.shard_size,
         "embed_images": args.embed_images,
         "on_error": args.on_error,
         "num_workers": args.num_workers,
@@ -91,11 +91,10 @@ def main() -> None:
         policy,
         args.output_dir,
         seed=args.seed,
-        source_name=recorded_name(args.dataset_name),
+        source_name=args.dataset_name,
         source_config=args.dataset_config_name,
         source_revision=revision,
         split=args.split,
-        shard_size=args.shard_size,
         **options,
     )
 

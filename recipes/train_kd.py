@@ -33,7 +33,7 @@ class DataArguments:
     image_size: int | None = option("Side of the views in pixels, default the policy's.")
     selection: str = option("cycle: every reinforcement once before any twice; random: as the paper.", "cycle")
     plain_fraction: float = option("Share of plain samples with hard labels; the paper uses 0.01.", 0.0)
-    allow_missing: bool = option("Train on the rest where the source lacks images that were reinforced.", False)
+    allow_missing: bool = option("Train on the rest where images are missing; compares every image first.", False)
     accept_pixel_mismatch: bool = option("Train although the reference views come out differently here.", False)
 
 

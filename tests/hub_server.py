@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_storage import HubError, Repository, StoredFile, is_large
+from hub_storage import HubError, Repository, StoredFile, is_large, is_reference
 
 TOKEN = "hf_token_of_the_tests"
 
@@ -239,6 +239,8 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def make_commit(self, kind: str, name: str, revision: str) -> Answer:
         repository = self.repository(kind, name, write=True)
+        if revision not in repository.branches:
+            raise HubError(400, f"{revision} is no branch")
         header, *operations = [json.loads(line) for line in self.body.splitlines()]
         if header["value"].get("parentCommit") not in (None, repository.find(revision)):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
@@ -263,8 +265,13 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def create_reference(self, kind: str, name: str, what: str, revision: str) -> Answer:
         repository, asked = self.repository(kind, name, write=True), json.loads(self.body)
+        reference = asked["tag"] if what == "tag" else revision
+        if not is_reference(reference):
+            raise HubError(400, f"Invalid reference name: {reference}")
+        if reference in (repository.tags if what == "tag" else repository.branches):
+            raise HubError(409, f"Reference already exists: {reference}")
         if what == "tag":
-            repository.tags[asked["tag"]] = repository.find(revision)
+            repository.tags[reference] = repository.find(revision)
         else:
             repository.branches[revision] = repository.find(asked.get("startingPoint", "main"))
         return Answer({})

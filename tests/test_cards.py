@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import resources
@@ -292,6 +293,27 @@ def test_an_unfinished_configuration_is_left_out(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished configuration"):
         write_dataset_card(tmp_path)
     assert not (tmp_path / "README.md").exists()
+
+
+def test_only_shards_are_described(folder, tmp_path):
+    path = Path(shutil.copytree(folder / "randaug", tmp_path / "pets-plus" / "randaug"))
+    before = describe(tmp_path / "pets-plus")["randaug"]
+    (path / "a.parquet").write_text("no Parquet", encoding="utf-8")
+    assert describe(tmp_path / "pets-plus")["randaug"] == before
+
+    shard = path / "train-00001-of-00002.parquet"
+    content = shard.read_bytes()
+    pages = bytes(len(content) // 2) + content[len(content) // 2 :]  # the footer is whole
+    for damaged in (content[:-20], pages, b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match="train-00001-of-00002.parquet is damaged .*Delete it and run the command"
+        ):
+            describe(tmp_path / "pets-plus")
+    for file in shards(path):
+        file.unlink()
+    with pytest.raises(ValueError, match="randaug has no shards of the split 'train'; run the command"):
+        describe(tmp_path / "pets-plus")
 
 
 def test_a_folder_without_configurations(tmp_path):

@@ -19,7 +19,7 @@ from hf_reinforce.config import (
 )
 from hf_reinforce.policies import POLICY_NAMES, named_policy
 
-counts = st.integers(0, 2**40)
+counts, from_one = st.integers(0, 2**40), st.integers(1, 2**40)
 words = st.text(max_size=12)
 maybe_words = st.none() | words
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -29,9 +29,9 @@ teachers = st.fixed_dictionaries(
 configs = st.builds(
     ReinforcementConfig,
     policy=st.builds(named_policy, st.sampled_from(POLICY_NAMES), st.integers(16, 300)),
-    num_samples=counts,
-    top_k=counts,
-    num_classes=counts,
+    num_samples=from_one,
+    top_k=st.integers(1, 1000),
+    num_classes=st.integers(1000, 2**40),
     class_names=st.none() | st.lists(words, max_size=4).map(tuple),
     seed=st.integers(-(2**63), 2**63),
     teachers=st.lists(teachers, max_size=3).map(tuple),
@@ -55,7 +55,7 @@ configs = st.builds(
         st.dictionaries(words, words, max_size=3),
         st.lists(st.builds(ReferenceView, counts, counts, words), max_size=3).map(tuple),
     ),
-    shard_size=counts,
+    shard_size=from_one,
     shuffled=st.booleans(),
     embed_images=st.booleans(),
     complete=st.booleans(),
@@ -169,6 +169,51 @@ def test_values_of_another_kind_are_refused(tmp_path, key, value):
     (tmp_path / CONFIG_FILE).write_text(json.dumps(data))
     with pytest.raises(ValueError, match=f"{CONFIG_FILE} cannot be used"):
         ReinforcementConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "message"),
+    [
+        (("num_samples",), [0, -1], "num_samples must be at least 1"),
+        (("num_samples",), ["8", 8.0, True, None, [8]], "num_samples must be a whole number, not"),
+        (("num_classes",), [0, -5], "num_classes must be at least 1"),
+        (("num_classes",), [2], "top_k must be at most num_classes, 2, not 3"),
+        (("top_k",), [0, -3], "top_k must be at least 1"),
+        (("top_k",), [99], "top_k must be at most num_classes, 5, not 99"),
+        (("seed",), ["7", 0.5, False], "seed must be a whole number"),
+        (("shard_size",), [0, -64], "shard_size must be at least 1"),
+        (("temperature",), ["hot", None, True], "temperature must be a number"),
+        (("shuffled",), [0, 1, "yes", None], "shuffled must be true or false"),
+        (("complete",), [1], "complete must be true or false"),
+        (("class_names",), ["ants", {"ant": 0}], "class_names must be a list"),
+        (("class_names",), [[1, 2, 3, 4, 5]], r"class_names\[0\] must be a text"),
+        (("class_map",), ["01234", 5], "class_map must be a list"),
+        (("class_map",), [[0, True]], r"class_map\[1\] must be a whole number, not True"),
+        (("class_map",), [[0, 1, -1]], r"class_map\[2\] must be at least 0, not -1"),
+        (("teachers",), [{"name": "net"}, None], "teachers must be a list"),
+        (("teachers",), [["net"]], r"teachers\[0\] must be a record, not 'net'"),
+        (("source", "num_rows"), ["many", 1e3, True], r"source.num_rows must be a whole number or null, not"),
+        (("source", "num_rows"), [-1], "source.num_rows must be at least 0"),
+        (("source", "split"), [None, 3], "source.split must be a text"),
+        (("source", "columns"), ["label"], "source.columns must be a list"),
+        (("pixels", "reference_views", 0, "row"), ["0", -1], r"pixels.reference_views\[0\].row must be"),
+        (("pixels", "reference_views", 0, "slot"), [True, -1], r"pixels.reference_views\[0\].slot must be"),
+        (("skipped", 0, "row"), [None, -4], r"skipped\[0\].row must be"),
+    ],
+)
+def test_values_of_another_type_or_out_of_range_are_refused(tmp_path, path, values, message):
+    for value in values:
+        data = example().to_dict()
+        at(data, path[:-1])[path[-1]] = value
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(data))
+        with pytest.raises(ValueError, match=f"{CONFIG_FILE} cannot be used: {message}"):
+            ReinforcementConfig.load(tmp_path)
+
+
+def test_a_whole_number_is_a_number():
+    data = {**example().to_dict(), "temperature": 2}
+    assert ReinforcementConfig.from_dict(data).temperature == 2
+    assert ReinforcementConfig.from_dict({**example().to_dict(), "class_map": [1, 0]}).class_map == (1, 0)
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -209,6 +210,17 @@ def test_erased_box_scales_with_the_view(stored, replay, source):
             inside = large.view(position, 0)[:, top : top + 3 * box["height"], left : left + 3 * box["width"]]
             assert inside.numel() and (inside == 0).all()
     assert erased > 5
+
+
+@pytest.mark.parametrize("kind", ["stored", "fresh"])
+def test_iteration_ends_after_an_epoch(kind, replay, source):
+    dataset = replay()
+    if kind == "fresh":
+        dataset = AugmentedDataset(ImageSource.of(source), dataset.policy, seed=SEED)
+    samples = list(islice(dataset, ROWS + 1))
+    assert len(samples) == ROWS
+    for position in (0, ROWS - 1):
+        same(samples[position], dataset[position])
 
 
 # -- which reinforcement ------------------------------------------------------------------------------------------

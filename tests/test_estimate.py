@@ -8,6 +8,7 @@ from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import estimate as module
 from hf_reinforce import reinforce
+from hf_reinforce import run as run_of_files
 from hf_reinforce.estimate import Estimate, estimate
 from hf_reinforce.images import ImageError
 from hf_reinforce.policies import named_policy
@@ -21,25 +22,30 @@ KNOWN = Estimate(
     teacher_seconds=3.6,
     bytes_per_reinforcement=32.0,
     bytes_per_image=20.0,
+    bytes_per_shard=50_000.0,
+    shard_size=4096,
     device="cpu",
 )
 
 
 def test_totals_follow_from_what_was_measured():
     assert KNOWN.num_views == 64_058_350
-    assert KNOWN.num_bytes == 64_058_350 * 32 + 1_281_167 * 20
+    fixed = 313 * 50_000 + 1_000_000  # 312 full shards and one more, card and pictures
+    assert KNOWN.num_bytes == 64_058_350 * 32 + 1_281_167 * 20 + fixed
     assert KNOWN.hours() == pytest.approx(64_058_350 / 250 / 3600)
     assert KNOWN.hours(8) == pytest.approx(KNOWN.hours() / 8)
-    assert replace(KNOWN, bytes_per_image=110_000.0).num_bytes == 64_058_350 * 32 + 1_281_167 * 110_000
+    assert replace(KNOWN, bytes_per_image=110_000.0).num_bytes == 64_058_350 * 32 + 1_281_167 * 110_000 + fixed
 
 
 def test_it_reads_as_text():
     text = str(KNOWN)
     assert "1,281,167 images, policy randaug, N = 50: 64,058,350 views" in text
-    assert "about 2.1 GB, 32 bytes a reinforcement and 20 bytes an image\n" in text
-    assert "250 views/s on cpu, 90 % of the teacher alone (measured on 1,000 views in 4.0 s)" in text
+    assert "about 2.1 GB: 32 bytes a reinforcement, 20 bytes an image, 50.0 KB a shard, and 1.0 MB of card" in text
+    assert (
+        "250 views/s on cpu, 90 % of the 278 views/s of the teacher alone (measured on 1,000 views in 4.0 s)" in text
+    )
     assert "71.2 h on 1, 8.9 h on 8, 1.1 h on 64 devices like this one" in text
-    assert "and 110.0 KB an image" in str(replace(KNOWN, bytes_per_image=110_000.0))
+    assert ", 110.0 KB an image" in str(replace(KNOWN, bytes_per_image=110_000.0))
     assert "3.8 min on 1, 29 s on 8, 4 s on 64" in str(replace(KNOWN, num_images=1_150))
 
 
@@ -53,12 +59,18 @@ def test_a_measurement_leaves_nothing_behind(policy, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_bytes_are_those_of_a_run(tmp_path):
-    data, teacher, policy = tiny_dataset(400), tiny_teacher(), named_policy("rrc", 16)
-    found = estimate(data, teacher, policy, num_samples=12, top_k=3)
-    folder = reinforce(data, teacher, policy, tmp_path, num_samples=12, top_k=3, seed=0)
-    (shard,) = folder.glob("*.parquet")
-    assert found.num_bytes == pytest.approx(shard.stat().st_size, rel=0.35)
+def test_bytes_are_those_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_of_files, "write_preview", lambda *arguments: None)
+    monkeypatch.setattr(run_of_files, "write_dataset_card", lambda *arguments: None)
+    monkeypatch.setattr(module, "_DESCRIPTION", 0)
+    data, teacher, policy = tiny_dataset(320), tiny_teacher(), named_policy("rrc", 16)
+    for shard_size, count in ((320, 1), (50, 5)):
+        options = {"num_samples": 12, "top_k": 3, "shard_size": shard_size}
+        found = estimate(data, teacher, policy, **options)
+        folder = reinforce(data, teacher, policy, tmp_path / str(count), seed=0, **options)
+        sizes = [shard.stat().st_size for shard in folder.glob("*.parquet")]
+        assert len(sizes) == count
+        assert found.num_bytes == pytest.approx(sum(sizes), rel=0.1)
 
 
 def test_one_reinforcement_of_each_image_tells_the_bytes_of_many(monkeypatch):
@@ -103,6 +115,17 @@ def test_a_slow_teacher_is_asked_less(monkeypatch):
     monkeypatch.setattr(module, "_SECONDS", 0.0)
     found = estimate(tiny_dataset(70), tiny_teacher(), named_policy("rrc", 16), num_samples=50, top_k=3)
     assert found.measured_views == 64 and found.num_views == 3500
+
+
+@pytest.mark.parametrize("name", ["num_samples", "shard_size", "batch_size"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_counts_are_refused_as_in_a_run(tmp_path, name, count):
+    options = {"num_samples": 1, "top_k": 3, name: count}
+    arguments = tiny_dataset(2), tiny_teacher(), named_policy("rrc", 16)
+    for call in (lambda: estimate(*arguments, **options), lambda: reinforce(*arguments, tmp_path, **options)):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, not {count}\\.$"):
+            call()
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,6 +1,7 @@
 """From a model's classes to those of a data set: each way of saying so, on examples that are looked up by hand."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -94,14 +95,44 @@ def test_several_classes_of_the_model_are_one(merge):
 
 
 def test_labels_that_are_indices():
-    class_map = make_class_map(imagenet_classes(), 1000, None, [701, 0, 217])
+    class_map = make_class_map(imagenet_classes(), 1000, None, [701, 0, 217], scoring="restricted")
     assert groups(class_map) == [[0], [217], [701]] and class_map.targets == {0: (0,), 217: (1,), 701: (2,)}
-    assert class_map.names == ("n01440764", "n02102040", "n03888257")
+    assert class_map.names == ("n01440764", "n02102040", "n03888257") and class_map.scoring == "restricted"
     # ImageNetV2: folders called 0 to 999, which a loader sorts as words.
     folders = make_class_map(OWN, 5, sorted(map(str, range(5))), range(5), "index")
     assert folders.groups is None
     words = make_class_map([*OWN] * 4, 20, ["0", "10", "2"], [0, 1, 2], "index")
     assert groups(words) == [[0], [10], [2]]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "classes"),
+    [(None, [1, 3], None), (None, [1, 3], "index"), (["bee", "dog"], [0, 1], None), (["1", "3"], [0, 1], "index")],
+)
+def test_classes_that_merely_occur_do_not_restrict_the_model(names, labels, classes, caplog):
+    class_map = make_class_map(OWN, 5, names, labels, classes, declared=False)
+    assert class_map.groups is None and class_map.names == OWN and class_map.scoring == "full"
+    assert [class_map.targets[label] for label in labels] == [(1,), (3,)]
+    assert class_map.description.endswith("all 5 classes of the model compete, of which 2 occur") and not caplog.text
+    with caplog.at_level(logging.WARNING):
+        asked = make_class_map(OWN, 5, names, labels, classes, "restricted", declared=False)
+    assert groups(asked) == [[1], [3]]
+    for words in (asked.description, caplog.text):
+        assert "the 2 classes that occur in the data set out of the model's 5" in words
+
+
+def test_classes_that_are_declared_or_listed_restrict_the_model(caplog):
+    for class_map in (
+        make_class_map(OWN, 5, ["bee", "dog"], [0]),
+        make_class_map(OWN, 5, ["1", "3"], [0], "index"),
+        make_class_map(OWN, 5, None, [0], ["bee", "dog"], declared=False),
+        make_class_map(OWN, 5, None, [0], {"bee": 1, "dog": 3}, declared=False),
+        make_class_map(OWN, 5, ["bee"], [0], {"bee": 1, "dog": 3}, declared=False),
+    ):
+        assert groups(class_map) == [[1], [3]] and class_map.targets == {0: (0,), 1: (1,)}
+        assert "restricted to 2 classes of the data set out of the model's 5" in class_map.description
+    assert make_class_map(None, 1000, None, [7], "imagenet_r", declared=False).scoring == "restricted"
+    assert not caplog.text
 
 
 def test_lists_and_files(tmp_path):
@@ -135,7 +166,12 @@ def test_published_tables():
     [
         ((OWN, 5, ["ant", "yak"], [0]), "1 of the data set's 2 classes .yak. are not found"),
         ((None, 3, ["ant", "yak"], [0]), "among the model's 3 .no names."),
-        ((OWN, 5, None, [0, 5]), "The model has classes 0 to 4, but the class map names 5"),
+        (
+            (OWN, 5, None, [0, 5]),
+            "labels go up to 5, the model has 5 classes .0 to 4.. .*--classes_from FILE .*enough classes",
+        ),
+        ((OWN, 5, ["2", "9"], [0], "index"), "names of the classes go up to 9, the model has 5 classes"),
+        ((OWN, 5, ["x"], [0], [5]), "The model has classes 0 to 4, but the class map names 5"),
         ((OWN, 5, ["x"], [0], "no_table"), "neither one of geirhos16, imagenet, .* nor a file"),
         ((OWN, 5, ["x", "y"], [0], ["ant"]), "one entry for each of the data set's 2 classes, but has 1"),
         ((OWN, 5, ["x", "y"], [0], {"x": "ant"}), "no entry for 1 classes of the data set: y; it has x"),

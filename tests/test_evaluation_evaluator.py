@@ -1,5 +1,7 @@
 """The evaluator against figures computed by hand, one image at a time."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,28 @@ def test_mean_corruption_error_of_a_suite():
     missing = {name: own for name, own in ALEXNET_ERRORS.items() if name != "fog"}
     assert corruption_summary("corrupted", entry, with_errors(missing)) == {}
     assert corruption_summary("corrupted", entry, with_errors({**ALEXNET_ERRORS, "fog": (0.5, 0.6)})) == {}
+
+
+def test_mean_corruption_error_against_errors_of_ones_own(tmp_path, caplog):
+    own = {"fog": (0.2, 0.4), "snow": (0.1, 0.3)}
+    found = with_errors(own, clean=0.1)
+    for content, mce, relative in (
+        ({"fog": [0.4, 0.8], "snow": 0.4, "clean": 0.2}, (0.5 + 0.5) / 2, (0.4 / 0.8 + 0.2 / 0.4) / 2),
+        ({"fog": 0.3, "snow": [0.1, 0.3], "frost": 0.9}, 1.0, None),
+        ({"fog": 0.3, "snow": 0.2, "clean": 0.2}, 1.0, None),  # snow does no harm to this baseline
+    ):
+        (tmp_path / "errors.json").write_text(json.dumps(content))
+        entry = Entry(
+            "a",
+            corruptions=tuple(own),
+            severities=(1, 2),
+            clean="clean",
+            baseline=str(tmp_path / "errors.json"),
+        )
+        summary = corruption_summary("corrupted", entry, found)
+        assert summary["mean_corruption_accuracy"] == pytest.approx(0.75) and summary["mce"] == pytest.approx(mce)
+        assert summary.get("relative_mce") == (None if relative is None else pytest.approx(relative))
+    assert "no relative_mce: The baseline is no worse under ['snow']" in caplog.text
 
 
 def test_errors_of_workers_lose_their_traceback():

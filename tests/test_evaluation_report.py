@@ -73,6 +73,40 @@ def test_pictures_are_drawn_and_described(folder):
     assert "Zoo" in told and "under fog" in told and any(name in told for name in NAMES)
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """Name of a picture -> its figure, of pictures that are laid out but not drawn."""
+    found = {}
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: found.update({path.name: figure}))
+    return found
+
+
+def test_the_legend_lies_beside_the_bars(folder, figures):
+    write_report(folder)
+    (figure,) = [figures["reliability.png"]]
+    assert len(figure.legends) == 1 and not any(axis.get_legend() for axis in figure.axes)
+
+
+def test_confusions_of_two_images_or_more_in_words(folder, figures):
+    predictions = Evaluation.load(folder).predictions(folder, "pets")
+    label = np.zeros(len(predictions), int)
+    taken = label.copy()
+    taken[:3], taken[3:5], taken[5] = 1, 2, 3
+    replace(predictions, label=label, prediction=taken).save(folder / "predictions" / "pets.parquet")
+    datasets = Evaluation.load(folder).datasets
+    ids = [f"n{number:08}" for number in (1440764, 1443537, 1484850, *range(1491361, 1491368))]
+    known = ["n01440764", "n01443537", "n01484850", "n01491361", "n01494475", *["n01496331"] * 5]
+    for names, shown in (
+        (known, "tench \N{RIGHTWARDS ARROW} goldfish"),
+        (ids, "n01440764 \N{RIGHTWARDS ARROW} n01443537"),
+    ):
+        edited(folder, datasets={"pets": replace(datasets["pets"], class_names=names)})
+        assert f"2 times or more; most often {shown}, 3 times" in write_report(folder).read_text()
+        (axis,) = figures["confusions.png"].axes
+        assert len(axis.get_yticklabels()) == 2 and axis.get_yticklabels()[0].get_text() == shown
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
 def test_an_empty_canvas_is_not_taken_for_a_picture(tmp_path):
     from matplotlib.figure import Figure
 

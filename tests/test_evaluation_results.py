@@ -37,6 +37,7 @@ def result(**changes):
         "per_class_accuracy": {"ant": 0.5, "bee": None},
         "predictions": "predictions/pets.parquet",
         "corruption": Corruption("fog", 2),
+        "settings": {"seed": 0, "image_size": 224, "scoring": "full"},
     }
     return DatasetResult(**{**values, **changes})
 
@@ -51,6 +52,15 @@ def test_evaluation_round_trip(tmp_path):
     assert loaded == evaluation
     text = (tmp_path / "new" / "folder" / "evaluation.json").read_text(encoding="utf-8")
     assert "NaN" not in text and json.loads(text)["format"] == 1
+
+
+def test_files_from_before_settings_were_recorded(tmp_path):
+    Evaluation("student", None, {"pets": result()}).save(tmp_path)
+    path = tmp_path / "evaluation.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["datasets"]["pets"].pop("settings")["image_size"] == 224
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert Evaluation.load(tmp_path).datasets["pets"].settings == {}
 
 
 @pytest.mark.parametrize("texture", [None, np.array([1, 1, 0, 0])])

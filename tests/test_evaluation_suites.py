@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from recipe_modules import RECIPES, load_recipe
 from tiny import NAMES, encode_image, tiny_dataset, tiny_image
 
-from hf_reinforce.evaluation import report
+from hf_reinforce.evaluation import report, tasks
 from hf_reinforce.evaluation.results import Evaluation
 from hf_reinforce.evaluation.suites import Entry, load_suite, suite_names
 from hf_reinforce.evaluation.tasks import open_task, open_tasks
@@ -28,6 +28,8 @@ def workshop(tmp_path_factory):
     names = [NAMES[label] for label in pets["label"]]
     forms = {
         "pets": pets,
+        "three": tiny_dataset(ROWS, labels=3),
+        "empty": pets.select([]),
         "words": pets.remove_columns("label").add_column("species", names),
         "unlabelled": pets.remove_columns("label"),
         "corrupted": pets.add_column("kind", ["fog", "snow"] * 5).add_column("level", [1] * 4 + [2] * 6),
@@ -100,6 +102,51 @@ def test_one_file_adds_a_suite(evaluate, workshop, tmp_path, capsys):
     assert predictions.correct.mean() == pytest.approx(pets.metrics["accuracy"])
     assert predictions.nll.mean() == pytest.approx(pets.metrics["nll"], rel=1e-5)
     assert "pets_c-contrast-1" in capsys.readouterr().out
+    preprocessing = {
+        "image_size": 32,
+        "crop_pct": pytest.approx(pets.settings["crop_pct"]),
+        "interpolation": "bilinear",
+    }
+    common = {"seed": 0, **preprocessing, "dtype": "float32", "max_samples": None, "merge": "max"}
+    assert pets.settings == {**common, "scoring": "full"} and 0 < pets.settings["crop_pct"] <= 1
+    errors = json.loads((tmp_path / "out" / "corruption_errors" / "pets_c.json").read_text())
+    assert list(errors) == ["contrast", "pixelate", "clean"] and errors["clean"] == [1 - pets.metrics["accuracy"]]
+    assert errors["contrast"] == pytest.approx([1 - accuracy for accuracy in accuracies[:2]])
+
+
+def test_settings_of_the_command_line_are_recorded(evaluate, workshop, tmp_path):
+    flags = {"image_size": 16, "crop_pct": 0.75, "seed": 3, "max_samples": 4, "dtype": "bfloat16"}
+    evaluate(dataset_name=workshop / "three", output_dir=tmp_path / "out", **flags)
+    recorded = Evaluation.load(tmp_path / "out").datasets["three"].settings
+    assert recorded == {**flags, "interpolation": "bilinear", "scoring": "restricted", "merge": "max"}
+
+
+def test_a_suite_is_measured_against_errors_that_were_written_before(evaluate, workshop, tmp_path):
+    pets = {"dataset_name": str(workshop / "pets")}
+    corrupted = {**pets, "corruptions": ["contrast", "pixelate"], "severities": [1, 5]}
+    (tmp_path / "own.yaml").write_text("contrast: [0.5, 1.0]\npixelate: 0.5\n")
+    suite = write(tmp_path / "suite.yaml", {"pets_c": {**corrupted, "baseline": "own.yaml"}})
+    evaluate(suite=suite, output_dir=tmp_path / "first")
+    written = tmp_path / "first" / "corruption_errors" / "pets_c.json"
+    errors = json.loads(written.read_text())
+    expected = (sum(errors["contrast"]) / 1.5 + sum(errors["pixelate"]) / 1.0) / 2
+    assert Evaluation.load(tmp_path / "first").summary["mce"] == pytest.approx(expected)
+    suite = write(
+        tmp_path / "suite.yaml", {"pets_c": {**corrupted, "baseline": "first/corruption_errors/pets_c.json"}}
+    )
+    evaluate(suite=suite, output_dir=tmp_path / "second")
+    assert Evaluation.load(tmp_path / "second").summary["mce"] == pytest.approx(1)
+
+
+def test_the_commit_of_a_data_set_is_recorded(workshop, monkeypatch):
+    (task,) = open_tasks(Entry(str(workshop / "pets"), revision="main"), NAMES[:C], C).values()
+    assert task.revision is None
+    asked = []
+    monkeypatch.setattr(tasks, "dataset_commit", lambda name, revision: f"commit of {revision}")
+    monkeypatch.setattr(tasks, "load_source", lambda *source: asked.append(source) or tiny_dataset(3, labels=C))
+    for entry in (Entry("owner/pets", revision="v1"), Entry("owner/pets", revision="v1", corruptions=("fog",))):
+        assert {task.revision for task in open_tasks(entry, NAMES[:C], C).values()} == {"commit of v1"}
+    assert set(asked) == {("owner/pets", None, "test", "commit of v1")}
 
 
 def test_one_bad_entry_does_not_lose_the_others(evaluate, workshop, tmp_path):
@@ -131,6 +178,10 @@ def test_classes_from_a_column_and_from_a_file(evaluate, workshop, tmp_path):
     (tmp_path / "classes.yaml").write_text("\n".join(f"{name}: {name}" for name in NAMES[:C]))
     evaluate(classes_from=tmp_path / "classes.yaml", label_column_name="species", **common)
     assert json.loads((tmp_path / "figures.json").read_text())["nll"] == pytest.approx(column["nll"])
+    with pytest.raises(
+        SystemExit, match="classes_from nocolumn: .* the columns are image, species, the tables geirhos"
+    ):
+        evaluate(classes_from="nocolumn", **common)
 
 
 def test_corrupted_images_of_a_data_set(workshop):
@@ -144,6 +195,17 @@ def test_corrupted_images_of_a_data_set(workshop):
     }
     assert all(not task.on_the_fly and len(task.source) == len(task.rows) for task in tasks.values())
     assert [len(task.rows) for task in open_tasks(entry, NAMES[:C], C, max_samples=1).values()] == [1] * 4
+
+
+def test_integers_without_names_compete_with_all_classes_of_the_model():
+    rows = tiny_dataset(3, labels=0).add_column("label", [3, 1, 3])
+    task = open_task(rows, Entry("pets"), NAMES[:C], C)
+    assert task.class_map.names == tuple(NAMES[:C]) and task.labels[:, 0].tolist() == [3, 1, 3]
+    words = rows.add_column("species", ["dog", "bee", "dog"])
+    task = open_task(words, Entry("pets", label_column="species"), NAMES[:C], C)
+    assert task.class_map.names == tuple(NAMES[:C]) and task.labels[:, 0].tolist() == [3, 1, 3]
+    declared = rows.cast_column("label", ClassLabel(names=["ant", "bee", "cat", "dog"]))
+    assert len(open_task(declared, Entry("pets"), NAMES[:C], C).class_map.names) == 4
 
 
 def test_several_right_labels_and_none():
@@ -195,9 +257,22 @@ def test_an_entry_for_models_of_another_size_is_left_out(evaluate, workshop, tmp
         ({"dataset_name": "a", "severities": [0], "corruptions": "fog"}, "of severity 0"),
         ({"dataset_name": "a", "corruption_columns": ["kind"]}, "must be two columns"),
         ({"dataset_name": "a", "clean": "cats"}, "clean names 'cats', which is not one of pets"),
+        (
+            {"dataset_name": "a", "baseline": "resnet"},
+            "baseline must be alexnet or a YAML or JSON file .* not 'resnet'",
+        ),
+        ({"dataset_name": "a", "baseline": "fog.yaml"}, "fog.yaml lacks the errors of brightness, contrast"),
+        (
+            {"dataset_name": "a", "baseline": "fog.yaml", "severities": 1},
+            "error at each of 1 severities.*or their mean",
+        ),
+        ({"dataset_name": "a", "baseline": "bad.yaml"}, "bad.yaml must hold .*Divide percentages by 100"),
+        ({"dataset_name": "a", "baseline": "list.yaml"}, "list.yaml must hold .corruption: .error at each of 5"),
     ],
 )
 def test_mistakes_in_a_file_name_their_place(values, expected, tmp_path):
+    for name, text in (("fog", "fog: [.1, .2, .3, .4, .5]"), ("bad", "fog: 54.3"), ("list", "- 0.5")):
+        (tmp_path / f"{name}.yaml").write_text(text)
     with pytest.raises(ValueError, match=expected):
         load_suite(str(write(tmp_path / "suite.yaml", {"pets": values})))
 
@@ -224,6 +299,7 @@ def test_files_that_are_no_suites(tmp_path):
         ("pets", {"texture_column": "texture"}, "has no column 'texture'"),
         ("pets", {"label_column": "image"}, "expected class indices, names, or lists"),
         ("unlabelled", {}, "no rows or no labels"),
+        ("empty", {}, "^split 'test' of .*empty has no rows; name another with --split"),
         ("hidden", {}, "images without a label .-1"),
         ("corrupted", {"corruption_columns": ("label", "level")}, "name no corruption|no corruption"),
     ],
@@ -235,7 +311,7 @@ def test_data_sets_that_cannot_be_evaluated(name, options, expected, workshop):
 
 
 def test_an_empty_split():
-    with pytest.raises(ValueError, match="pets, split 'test', has no rows or no labels to evaluate on; name another"):
+    with pytest.raises(ValueError, match="split 'test' of pets has no rows; name another with --split"):
         open_task(tiny_dataset(3).select([]), Entry("pets"), NAMES[:C], C)
 
 
@@ -251,7 +327,7 @@ def test_labels_may_be_words_with_textures():
         .add_column("shape", ["cat", "dog", "cat"])
         .add_column("texture", ["dog", "cat", "eel"])
     )
-    entry = Entry("cues", label_column="shape", texture_column="texture", metric="shape_bias")
+    entry = Entry("cues", label_column="shape", texture_column="texture", metric="shape_bias", scoring="restricted")
     task = open_task(rows, entry, NAMES[:C], C)
     assert task.class_map.names == ("cat", "dog", "eel") and task.labels[:, 0].tolist() == [0, 1, 0]
     assert task.textures.tolist() == [1, 0, 2]

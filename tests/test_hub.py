@@ -93,6 +93,39 @@ def test_missing_source_is_named(tmp_path):
         load_source(str(tmp_path / "nothing"))
 
 
+def test_folder_without_data(tmp_path):
+    with pytest.raises(ValueError, match=r"^The folder .*holds no images or Parquet files; check its path.$"):
+        load_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", "The name is empty; give a Hub id, such as .* or a folder"),
+        (" ", "The name is empty"),
+        ("me/", "There is no data set 'me/'"),
+        ("me/..", "There is no data set 'me/..'"),
+        (
+            "x" * 5000,
+            r"The name 'x{60}', of 5,000 characters, cannot be looked up \(File name too long\); give a Hub id",
+        ),
+    ],
+)
+def test_names_that_are_none(name, expected, originals, monkeypatch):
+    monkeypatch.setenv("HF_REINFORCE_LOCAL", str(originals))
+    monkeypatch.chdir(originals / "pets-plus")
+    for function in (load_reinforced, load_source, is_reinforced):
+        with pytest.raises(ValueError, match=expected) as caught:
+            function(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_empty_revision(monkeypatch):
+    for function in (load_reinforced, load_source, is_reinforced):
+        with pytest.raises(ValueError, match="The revision is empty; name a branch, tag or commit, or leave it out"):
+            function("owner/nothing", revision="")
+
+
 def test_missing_split_names_those_there_are(originals):
     with pytest.raises(ValueError, match=r"(?s)validation.*train"):
         load_source(str(originals / "pets"), split="validation")
@@ -132,6 +165,22 @@ def test_source_in_hand_that_does_not_fit(plus, tmp_path):
         with pytest.raises(kind, match=expected):
             load_reinforced(str(plus), "rrc", source=source)
     assert len(load_reinforced(str(plus), "rrc", source=rows.to_iterable_dataset(), streaming=True)) == ROWS
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("max_rows", [0, -1])
+def test_no_rows_are_refused(originals, max_rows, streaming):
+    with pytest.raises(
+        ValueError, match=rf"max_rows \(--max_train_samples\) must be at least 1, not {max_rows}; leave"
+    ):
+        load_reinforced(str(originals / "pets-plus"), "rrc", max_rows=max_rows, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_with_brackets(plus, streaming):
+    folder = plus.rename(plus.parent / "pets [2]")
+    (folder / "rrc").rename(folder / "rrc[a]")
+    assert len(load_reinforced(str(folder), "rrc[a]", streaming=streaming)) == ROWS
 
 
 def test_source_in_another_order(plus):
@@ -235,3 +284,14 @@ def test_the_first_rows_of_a_mixed_data_set_keep_their_partners(tmp_path):
     dataset = load_reinforced(str(tmp_path), source=rows, max_rows=70)
     assert len(dataset) == 128
     assert len(dataset.__getitems__(list(range(2 * 128)))) == 256  # every image with its partner, in two epochs
+
+
+def test_a_shard_that_was_copied_over_another_is_refused(tmp_path):
+    dataset = tiny_dataset(128, formats=("PNG",))
+    folder = reinforce(
+        dataset, tiny_teacher(), load_policy("rrc", 16), tmp_path, num_samples=1, top_k=3, shard_size=64
+    )
+    first, second = sorted(folder.glob("*.parquet"))
+    shutil.copy(first, second)
+    with pytest.raises(ValueError, match=r"Row 0 of the source is there twice, in \S*00000-\S* and \S*00001-"):
+        load_reinforced(str(tmp_path), source=dataset)

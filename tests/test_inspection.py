@@ -348,9 +348,16 @@ def test_the_recipe(folder, tmp_path, monkeypatch, capsys):
     content = json.loads((tmp_path / "out" / "inspection.json").read_text())
     assert summary_table(content) in text and operations_table(content) in text
     assert len(content["disagreements"]) == 3
-    monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", "--dataset_name", str(tmp_path), *arguments[2:]])
+    monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", str(tmp_path), *arguments[2:]])
     with pytest.raises(SystemExit, match=r"error: .* is not a reinforced data set; recipes/reinforce.py makes one"):
         recipe.main()
+
+
+def test_the_recipe_takes_a_folder_a_flag_or_a_file():
+    with_flag = load_recipe("inspect_dataset").with_flag
+    assert with_flag(["outputs/x", "--num_images", "3"]) == ["--dataset_name", "outputs/x", "--num_images", "3"]
+    for words in (["--dataset_name", "outputs/x"], ["run.yaml", "--num_images", "3"], []):
+        assert with_flag(words) == words
 
 
 def test_the_code_of_the_document_runs(folder, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Which row of a source holds which image: in place, by hash, and what happens when it is nowhere."""
 
+import multiprocessing
+import pickle
 import time
 from unittest import mock
 
@@ -7,9 +9,11 @@ import numpy as np
 import pytest
 from datasets import Dataset, Image, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
+from torch.utils.data import DataLoader
 
 from hf_reinforce import ReinforcedDataset, joining, load_policy, load_reinforced, reinforce
-from hf_reinforce.joining import check_missing, source_positions
+from hf_reinforce.dataset import WrongImageError
+from hf_reinforce.joining import check_missing, positions_by_hash, source_positions
 
 ROWS = 100
 
@@ -20,10 +24,15 @@ def photos():
 
 
 @pytest.fixture(scope="module")
-def loaded(photos, tmp_path_factory):
-    """Rows and configuration of a reinforced data set."""
+def folder(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plus")
     reinforce(photos, tiny_teacher(), load_policy("rrc", 16), folder, num_samples=1, top_k=2, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(photos, folder):
+    """Rows and configuration of a reinforced data set."""
     dataset = load_reinforced(str(folder), source=photos)
     rows = Dataset.from_parquet(str(next(folder.glob("rrc/*.parquet"))), cache_dir=str(folder / "cache"))
     return rows, dataset.config
@@ -31,7 +40,7 @@ def loaded(photos, tmp_path_factory):
 
 def test_original_order_needs_only_a_few_images(photos, loaded):
     rows, config = loaded
-    with mock.patch.object(joining, "_hash_all", side_effect=AssertionError):
+    with mock.patch.object(joining, "_hash_many", side_effect=AssertionError):
         assert source_positions(rows, photos, config).tolist() == list(range(ROWS))
         some = rows.select([40, 7, 93])
         assert source_positions(some, photos, config).tolist() == [40, 7, 93]
@@ -84,12 +93,131 @@ def test_unreadable_image_of_the_source_is_missing(photos, loaded):
     assert positions[0] == -1 and (positions[1:] == np.arange(1, ROWS)).all()
 
 
+def unprobed(loaded):
+    """Two rows that are not compared beforehand."""
+    _, config = loaded
+    probes = joining._probes(np.arange(ROWS), [view.row for view in config.pixels.reference_views])
+    return np.setdiff1d(np.arange(ROWS), probes)[[3, 4]].tolist()
+
+
+def swapped(photos, loaded):
+    order = np.arange(ROWS)
+    order[unprobed(loaded)] = order[unprobed(loaded)[::-1]]
+    return photos.select(order.tolist()), order
+
+
+def without_one(photos, row):
+    """Another image in the place of one."""
+    other = tiny_dataset(ROWS + 1, (16, 24)).select([ROWS])
+    return concatenate_datasets([photos.select(range(row)), other, photos.select(range(row + 1, ROWS))])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_two_images_that_changed_places_are_found_when_they_are_read(photos, loaded, folder, num_workers):
+    source, order = swapped(photos, loaded)
+    first, second = unprobed(loaded)
+    assert source_positions(loaded[0], source, loaded[1]).tolist() == list(range(ROWS)), "nobody has noticed"
+    whole = load_reinforced(str(folder), source=photos)
+    dataset, times = load_reinforced(str(folder), source=source), multiprocessing.Value("i", 0)
+    find = dataset._find_source_rows
+
+    def counted():
+        times.value += 1
+        return find()
+
+    dataset._find_source_rows = counted
+    context = {"multiprocessing_context": "fork"} if num_workers else {}
+    for _ in range(2):
+        loader = DataLoader(dataset, 20, collate_fn=lambda samples: samples, num_workers=num_workers, **context)
+        samples = [sample for batch in loader for sample in batch]
+        for position in (first, second, ROWS - 1):
+            assert samples[position]["labels"] == photos["label"][position]
+            assert (samples[position]["pixel_values"] == whole[position]["pixel_values"]).all()
+    assert times.value == 1, "what a worker found is known to those of the next epoch"
+    assert order[dataset._source_rows].tolist() == list(range(ROWS))
+
+
+def test_search_for_images_is_logged(photos, loaded, folder, caplog):
+    dataset = load_reinforced(str(folder), source=swapped(photos, loaded)[0])
+    dataset = pickle.loads(pickle.dumps(dataset))  # as a spawned worker gets it
+    for row in unprobed(loaded):
+        dataset[row]
+    (record,) = caplog.records
+    assert f"The image of row {unprobed(loaded)[0]} is not in its place" in record.getMessage()
+
+
+def test_image_that_is_nowhere(photos, loaded, folder):
+    row = unprobed(loaded)[0]
+    source = without_one(photos, row)
+    dataset = load_reinforced(str(folder), source=source)
+    with pytest.raises(
+        WrongImageError, match=rf"Row {row} .*or train on .* with allow_missing=True \(--allow_missing"
+    ):
+        dataset[row]
+    assert dataset[row + 1]["labels"] == photos["label"][row + 1]
+    rest = load_reinforced(str(folder), source=source, allow_missing=True)
+    assert len(rest) == len(list(rest)) == ROWS - 1 and rest.position(row) is None
+
+
+def test_source_that_became_shorter(photos, loaded):
+    rows, config = loaded
+    short = photos.select(range(90))
+    positions = np.arange(ROWS)
+    with pytest.raises(WrongImageError, match=r"has 90 rows, but row 95 was reinforced. Use the same data set, split"):
+        ReinforcedDataset(rows, config, short, source_rows=positions)[95]
+    found = ReinforcedDataset(
+        rows, config, short, source_rows=positions, find_source_rows=lambda: positions_by_hash(rows, short, config)
+    )
+    with pytest.raises(WrongImageError, match=r"row 95 was reinforced.*allow_missing=True"):
+        found[95]
+
+
+def test_source_without_rows(photos, loaded):
+    rows, config = loaded
+    assert (source_positions(rows, photos.select([]), config) == -1).all()
+
+
+def test_missing_images_are_counted_in_one_warning(photos, folder, caplog):
+    kept = [row for row in range(ROWS) if row not in (3, 17)]
+    dataset = load_reinforced(str(folder), source=photos.select(kept), allow_missing=True)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and len(dataset) == 98
+    message = record.getMessage()
+    assert message.startswith("Training on 98 of 100 images; 2 are missing: row 3 (hash ")
+    assert message.count("(hash") == 2 and "row 17" in message and message.endswith(").")
+    caplog.clear()
+    load_reinforced(str(folder), source=photos.select(range(20, ROWS)), allow_missing=True)
+    assert "20 are missing: " in caplog.text and "row 7 (hash" in caplog.text and ", ..." in caplog.text
+    caplog.clear()
+    load_reinforced(str(folder), source=photos, allow_missing=True)
+    assert not caplog.records
+
+
+def test_mixed_images_without_their_partner_are_counted(photos, tmp_path, caplog):
+    options = {"num_samples": 2, "top_k": 2, "device": "cpu"}
+    reinforce(photos, tiny_teacher(), load_policy("small_mixing", 16), tmp_path, **options)
+    missing = {3, 17, 60}
+    rows = Dataset.from_parquet(str(next(tmp_path.glob("*/*.parquet"))), cache_dir=str(tmp_path / "cache"))
+    lost = sum(
+        params["partner_row"] in missing
+        for row in rows.select_columns(["source_row", "augmentation_params"])
+        if row["source_row"] not in missing
+        for params in row["augmentation_params"]
+    )
+    assert lost > 1
+    kept = [row for row in range(ROWS) if row not in missing]
+    dataset = load_reinforced(str(tmp_path), source=photos.select(kept), allow_missing=True)
+    expected = (
+        f"; {lost} of the {2 * len(kept)} reinforcements of the others are mixed with these, and replaced by others."
+    )
+    assert expected in caplog.text and len(list(dataset)) == len(kept)
+
+
 def test_missing_images_are_named(photos, loaded):
     rows, config = loaded
     positions = np.arange(ROWS)
     check_missing(positions, rows, config, allow_missing=False)
     positions[[3, 17]] = -1
-    check_missing(positions, rows, config, allow_missing=True)
     first = rows[3]["image_hash"]
     with pytest.raises(ValueError, match=rf"98 of the 100 .*; 2 are missing: row 3 \(hash {first}\), row 17 .*split"):
         check_missing(positions, rows, config, allow_missing=False)

@@ -7,24 +7,31 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 import yaml
 from hub_client import Client
 from hub_server import Fault, HubServer
+from hub_storage import is_reference
+from huggingface_hub import CommitOperationAdd
 from test_ml_dr import Original
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, load_policy, push_to_hub, reinforce
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.ml_dr import import_ml_dr
+from hf_reinforce.shards import check_source_rows
 
 ROWS = 150  # three shards of 64 rows
 
@@ -323,6 +330,111 @@ def test_damaged_and_missing_shards_are_refused(copy):
     replace(ReinforcementConfig.load(copy / "mixing"), num_samples=4).save(copy / "mixing")
     with pytest.raises(ValueError, match="holds 2 reinforcements per image, not 4"):
         push_to_hub(copy, "me/refused", config_name="mixing")
+
+
+@pytest.mark.parametrize("config", ["rrc", "mixing"])
+def test_a_shard_that_is_there_twice_is_refused(copy, config):
+    """`rrc` keeps the order of the source, `mixing` shuffles it."""
+    first, second = (copy / config / f"train-{index:05d}-of-00003.parquet" for index in (0, 1))
+    shutil.copy(first, second)
+    named = f"Row \\d+ of the source is there twice, in {re.escape(str(first))} and {re.escape(str(second))}: "
+    with pytest.raises(ValueError, match=f"{named}.*Delete what is named and run the command"):
+        push_to_hub(copy, "me/refused", config_name=config)
+
+
+def test_shards_whose_footers_do_not_tell_their_rows_are_read(copy):
+    first, second = (copy / "rrc" / f"train-{index:05d}-of-00003.parquet" for index in (0, 1))
+    pq.write_table(pq.read_table(first), second, write_statistics=False)
+    with pytest.raises(ValueError, match="is there twice, in .*train-00000.*train-00001"):
+        check_source_rows([first, second])
+    pq.write_table(pq.read_table(first), first, write_statistics=False)
+    check_source_rows([first, copy / "rrc" / "train-00002-of-00003.parquet"])
+
+
+def test_parquet_files_that_are_no_shards_stay_where_they_are(hub, client, copy):
+    (copy / "rrc" / "notes.parquet").write_text("no Parquet", encoding="utf-8")
+    hub.add_repository(
+        "dataset", "me/foreign", {"rrc/extra.parquet": b"somebody's", "rrc/train-00007.parquet": b"old"}
+    )
+    client(push, copy, "me/foreign", config_name="rrc")
+    names = set(stored(hub, "me/foreign"))
+    assert names == {"README.md", "rrc/extra.parquet", *local_names(copy)}
+    other = copy / "rrc" / "train-notes.parquet"
+    pq.write_table(pa.table({"note": [1]}), other)
+    with pytest.raises(ValueError, match=r"train-notes.parquet has no columns .*'teacher_logits'.*Move it elsewhere"):
+        push_to_hub(copy, "me/refused", config_name="rrc")
+
+
+@pytest.mark.parametrize("repo_id", ["photos", "a/b/c", "me/", "/photos", "me/pho tos", "me/a--b", "me/.git", ""])
+def test_names_that_are_no_repository_are_refused(repo_id):
+    with pytest.raises(ValueError, match=f"^repo_id must be 'owner/name', .* not {re.escape(repr(repo_id))}\\.$"):
+        push_to_hub("nowhere", repo_id)
+
+
+GOOD = ["v1", "v1.0", "a/b", "feature/1.x", "ü", "a-b", "a@b", "a{b", "main", "@", "lock", "a.locks"]
+BAD = ["v 1~^", "", " ", "a..b", "/a", "a/", "a//b", ".a", "a/.b", "a.", "-a", "a.lock", "a.lock/b", "@{", "x@{y"]
+BAD += ["a:b", "a?", "a*", "[a", "a\\b", "a\n", "a\x00", "\x7f", "a\n..b"]
+
+
+def test_the_rules_for_names_are_those_of_git():
+    for name in GOOD + BAD:
+        assert is_reference(name) == (name in GOOD), name
+        if "\0" not in name and shutil.which("git") and not name.startswith("-"):
+            answer = subprocess.run(["git", "check-ref-format", f"refs/tags/{name}"], check=False).returncode
+            assert (answer == 0) == (name in GOOD), name
+
+
+@pytest.mark.parametrize("what", ["tag", "revision"])
+def test_names_that_git_refuses_are_refused_before_anything_is_sent(what):
+    for name in BAD:
+        with pytest.raises(ValueError, match=f"^{what} must be a name that git accepts.*{re.escape(repr(name))}\\.$"):
+            push_to_hub("nowhere", "me/refused", **{what: name})
+    for name in GOOD:  # the next thing that is wrong
+        with pytest.raises(ValueError, match="nowhere has no configuration"):
+            push_to_hub("nowhere", "me/refused", **{what: name})
+
+
+def hub_refuses(name):
+    """In the client: the status of the Hub's answers to a bad tag, a tag that exists, and a commit to a tag."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api, found = HfApi(), []
+    where = {"repo_id": name, "repo_type": "dataset"}
+    add = [CommitOperationAdd("notes.txt", b"more")]
+    for call in (
+        lambda: api.create_tag(tag="v 1~^", **where),
+        lambda: api.create_branch(branch="a..b", **where),
+        lambda: api.create_tag(tag="v1", **where),
+        lambda: api.create_commit(operations=add, commit_message="more", revision="v1", **where),
+    ):
+        try:
+            call()
+            found.append(None)
+        except HfHubHTTPError as error:
+            found.append(error.response.status_code)
+    return found
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_tag_or_commit_is_no_branch(hub, client, folder, dry_run):
+    repository = hub.add_repository("dataset", "me/tagged", {"notes.txt": b"old"})
+    repository.tags["v1"] = commit = repository.find("main")
+    assert client(hub_refuses, "me/tagged") == [400, 400, 409, 400]
+    hub.forget()
+    for name in ("v1", commit):
+        with pytest.raises(
+            ValueError, match=f"'{name}' is a tag or a commit of me/tagged.*name a branch with revision"
+        ):
+            client(push, folder, "me/tagged", config_name="rrc", revision=name, dry_run=dry_run)
+    assert not hub.seen("POST|PUT") and repository.branches == {"main": commit}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_publishing_without_the_hub_is_explained(folder, monkeypatch, dry_run):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="^HF_HUB_OFFLINE forbids to ask the Hub; unset it to publish me/offline.$"):
+        push_to_hub(folder, "me/offline", dry_run=dry_run)
 
 
 def test_links_are_refused(copy, tmp_path):

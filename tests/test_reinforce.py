@@ -185,6 +185,13 @@ def test_a_configuration_records_what_made_it(run, data):
     assert config.shard_size == 64 and config.temperature == 1.0
 
 
+def test_a_folder_is_no_hub_id_in_the_record(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "pets").mkdir(parents=True)
+    assert ReinforcementConfig.load(run(source_name="me/pets", dataset=tiny_dataset(4))).source.name == "./me/pets"
+    assert ReinforcementConfig.load(run(name="two", dataset=tiny_dataset(4))).source.name is None
+
+
 def test_reference_views_are_checksums_of_views(run, data):
     config = ReinforcementConfig.load(run("randaug"))
     assert [(view.row, view.slot) for view in config.pixels.reference_views] == [(0, 0), (1, 0), (2, 0), (3, 0)]

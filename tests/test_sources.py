@@ -24,3 +24,16 @@ def test_several_label_columns_are_not_guessed():
 def test_a_reinforced_data_set_without_images_says_where_they_are():
     with pytest.raises(ValueError, match="reinforced data set without its images"):
         find_columns(Features({"label": ClassLabel(names=["a"]), "teacher_logits": Value("float32")}))
+
+
+def test_without_a_name_none_is_called_none():
+    with pytest.raises(
+        ValueError, match=r"has no image column; its columns are \['x'\], of which none hold .*cast_column"
+    ):
+        find_columns(Features({"x": Value("string")}))
+    with pytest.raises(
+        ValueError, match=r"several image columns; .*\['x', 'y'\] hold images. Name one with image_column"
+    ):
+        find_columns(Features({"x": Image(), "y": Image()}))
+    with pytest.raises(ValueError, match="has no image column 'z'"):
+        find_columns(Features({"x": Image()}), "z")

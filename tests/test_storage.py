@@ -204,6 +204,7 @@ def some_columns():
         for bits in (8, 16, 32, 64)
     }
     columns |= {
+        "float16": (Value("float16"), [0.5, -1.25, None, float("inf"), -0.0, 3.0, None]),
         "float32": (Value("float32"), [0.5, -1.25, None, float("inf"), -0.0, 3.0, None]),
         "float64": (Value("float64"), [0.1, -1e300, None, float("-inf"), 1.0, 3.0, None]),
         "bool": (Value("bool"), [True, False, None, True, True, None, False]),
@@ -321,6 +322,67 @@ def test_a_reader_of_a_saved_data_set_travels_without_its_data(tmp_path):
     packed = pickle.dumps(reader)
     assert len(packed) < 20_000
     assert bytes(pickle.loads(packed)(7)) == dataset[7]["payload"]
+
+
+HOSTILE = [
+    "'",
+    '"',
+    '"""',
+    "{v0}",
+    "__import__('os').abort()",
+    "\\",
+    "\\'",
+    "a\nb",
+    "\0",
+    "\u2028",
+    "v0",
+    "i",
+    "",
+    "#",
+]
+
+
+def test_hostile_field_names_are_plain_keys():
+    values = [{name: row * 100 + i for i, name in enumerate(HOSTILE)} for row in range(3)]
+    array = pa.array(values, pa.struct([(name, pa.int64()) for name in HOSTILE]))
+    view = storage._view(array)  # a data set itself loses names with a NUL
+    assert [view(row) for row in range(3)] == values
+    harmless = [name for name in HOSTILE if name and "\0" not in name]
+    dataset = Dataset(pa.table({"'": pa.StructArray.from_arrays([array.field(name) for name in harmless], harmless)}))
+    assert [ColumnReader(dataset, "'")(row) for row in range(3)] == [
+        {name: value[name] for name in harmless} for value in values
+    ]
+
+
+FIELDS = [f"field {index}" for index in range(999)]
+DEEP = {
+    "300 structs": (300, lambda value, kind: ({"a": value}, pa.struct([("a", kind)]))),
+    "300 lists of 1": (300, lambda value, kind: ([value], pa.list_(kind, 1))),
+    "8 lists of 4": (8, lambda value, kind: ([value] * 4, pa.list_(kind, 4))),
+    "5 lists of 5": (5, lambda value, kind: ([value] * 5, pa.list_(kind, 5))),
+    "999 fields": (
+        1,
+        lambda value, kind: (dict.fromkeys(FIELDS, value), pa.struct([(name, kind) for name in FIELDS])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_values_of_any_depth_and_width(monkeypatch, name):
+    value, kind = {"x": 7}, pa.struct([("x", pa.int32())])
+    levels, wrap = DEEP[name]
+    for _ in range(levels):
+        value, kind = wrap(value, kind)
+    sources = []
+
+    def compiled(source, names):
+        sources.append(source)
+        return eval(source, names)
+
+    monkeypatch.setattr(storage, "eval", compiled, raising=False)
+    view = storage._view(pa.array([value, None, value], kind))
+    assert [view(row) for row in range(3)] == [value, None, value]
+    assert max(map(len, sources), default=0) < 25_000  # characters, compiled in some milliseconds
 
 
 def test_an_unknown_column():

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -390,6 +391,39 @@ def test_stream_resumes(done, policy, form, stored):
     assert contents(other, 2) == whole, "only the next iteration is shorter"
 
 
+def load_in_worker(states, worker_id):
+    torch.utils.data.get_worker_info().dataset.load_state_dict(states[worker_id])
+
+
+class WithState(torch.utils.data.IterableDataset):
+    """Gives the state of a worker's stream with each sample, as loaders that keep the states of their workers ask."""
+
+    def __init__(self, stream):
+        self.stream, self.load_state_dict = stream, stream.load_state_dict
+
+    def __iter__(self):
+        for sample in self.stream:
+            yield torch.utils.data.get_worker_info().id, self.stream.state_dict(), content(sample)
+
+
+def test_each_worker_resumes_from_its_own_state(stored):
+    """As torchdata's StatefulDataLoader does it: the state is loaded inside the worker."""
+    stream = load_reinforced(stored(), streaming=True).split(0, 1, 8)
+    stream.set_epoch(1)
+    options = {"batch_size": 8, "num_workers": 2, "collate_fn": list, "multiprocessing_context": "fork"}
+    whole = list(DataLoader(WithState(stream), **options))
+    done = 6  # three batches of each worker
+    states = {batch[-1][0]: batch[-1][1] for batch in whole[:done]}
+    assert states == {worker: {"epoch": 1, "samples": 24} for worker in range(2)}
+    other = load_reinforced(stored(), streaming=True).split(0, 1, 8)
+    loader = DataLoader(WithState(other), worker_init_fn=functools.partial(load_in_worker, states), **options)
+    rest = [[key for _, _, key in batch] for batch in loader]
+    assert rest == [[key for _, _, key in batch] for batch in whole[done:]]
+    other.load_state_dict(states[0])
+    with pytest.raises(ValueError, match="resumes by batches: .*or use torchdata's StatefulDataLoader"):
+        list(DataLoader(WithState(other), **options))
+
+
 def test_another_epoch_begins_at_its_beginning(stored):
     stream = load_reinforced(stored(), streaming=True)
     assert len(list(stream)) == ROWS == stream.state_dict()["samples"]
@@ -437,7 +471,8 @@ def test_loader_resumes_behind_a_batch(num_workers, done, stored, monkeypatch):
 
 def test_shuffled_rows_are_refused(stored):
     with pytest.raises(
-        ValueError, match=r"shuffled order.*--embed_images True.*load_dataset\(\.\.\., streaming=True\)"
+        ValueError,
+        match=r"shuffled order.* Leave out streaming=True .*--embed_images.*load_dataset\(\.\.\., streaming=True\)",
     ):
         load_reinforced(stored("mixing"), streaming=True)
 
@@ -465,12 +500,16 @@ def test_reordered_source(stored, photos):
     assert len(load_reinforced(stored(), source=late)) == ROWS
 
 
-def test_shorter_source(stored, photos):
+def test_shorter_source(stored, photos, caplog):
     short = photos.select(range(150))
     with pytest.raises(ValueError, match=r"has 150 rows, but 200 were reinforced.*allow_missing=True"):
         load_reinforced(stored(), source=short, streaming=True)
     stream = load_reinforced(stored(), source=short, streaming=True, allow_missing=True)
+    (record,) = caplog.records
+    assert "Training on 150 of 200 images; 50 are missing: the source has only 150 rows" in record.getMessage()
+    assert "42 of them are replaced by rows whose images are there, and 8 are left out." in record.getMessage()
     found = contents(stream)
+    assert len(stream) == 192 and len(caplog.records) == 1
     assert set(found) == set(expected(stored(), source=short, allow_missing=True))
     assert len(found) == len(stream) and len(found) < ROWS
     endless = short.to_iterable_dataset()
@@ -480,7 +519,7 @@ def test_shorter_source(stored, photos):
 
 
 @pytest.mark.parametrize(("policy", "form"), [FORMS[0], FORMS[1]])
-def test_missing_images(policy, form, stored, photos):
+def test_missing_images(policy, form, stored, photos, caplog):
     rows = photos.cast_column("image", Image(decode=False)).to_list()
     for row in BROKEN:
         rows[row]["image"] = None
@@ -493,6 +532,10 @@ def test_missing_images(policy, form, stored, photos):
     every = {key for epoch in range(N) for key in expected(folder, epoch)}
     assert len(found) == len(stream) == ROWS, "others take their places, so that processes stay in step"
     assert set(found) <= every and len(set(found)) >= ROWS - 6
+    contents(stream, 2)
+    assert len(caplog.records) == 1, "not for every image, window or epoch"
+    message = caplog.records[0].getMessage()
+    assert re.match(r"The source has no image for row (5|64) \(hash .*how many is not known before", message)
 
 
 def test_other_pixels(stored, monkeypatch):
@@ -509,7 +552,10 @@ def test_missing_and_damaged_shards(stored, tmp_path):
     file = folder / "rrc" / "train-00001-of-00004.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="train-00001-of-00004.parquet cannot be read, probably because it was cut"):
+    with pytest.raises(
+        ValueError,
+        match=r"00001-of-00004.parquet cannot be read, .*cut short.* Delete /\S+00001-of-00004.parquet and load it",
+    ):
         list(load_reinforced(str(folder), streaming=True))
     shutil.copy(folder / "rrc" / "train-00002-of-00004.parquet", file)
     with pytest.raises(ValueError, match="does not hold the rows that it should"):
@@ -707,9 +753,9 @@ def test_errors_over_http(hub, client, published):
     files = {path: file.content for path, file in hub.repositories["datasets", "me/noise-plus"].files().items()}
     files["rrc/train-00001-of-00004.parquet"] = files["rrc/train-00001-of-00004.parquet"][:-100]
     hub.add_repository("dataset", "me/cut", files)
-    assert "train-00001-of-00004.parquet cannot be read, probably because it was cut short" in client(
-        refused, "me/cut"
-    )
+    message = client(refused, "me/cut")
+    assert "train-00001-of-00004.parquet cannot be read, probably because it was cut short" in message
+    assert message.endswith("Load it again; if that does not help, ask whoever published it to publish it again.")
     assert "There is no data set 'me/nothing'" in client(refused, "me/noise-plus", source="me/nothing")
     hub.faults.append(Fault("GET .*me/noise/resolve/.*parquet", status=503))
     assert client(refused, "me/noise-plus") == "nothing went wrong"

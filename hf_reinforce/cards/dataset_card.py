@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from datasets import Features
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -16,6 +15,7 @@ from hf_reinforce.cards.statistics import measure
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
+from hf_reinforce.shards import open_shard, shard_files
 
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
@@ -63,13 +63,20 @@ def describe(folder: str | Path, config_names: Collection[str] | None = None) ->
 
     Raises:
         FileNotFoundError: if there is no finished configuration.
+        ValueError: if a shard is damaged, or there is none.
     """
     described = {}
     for path in sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG_FILE}")):
         config = ReinforcementConfig.load(path)
         if config.complete and (config_names is None or path.name in config_names):
-            columns = pq.read_schema(min(path.glob("[!.]*.parquet")))
-            features = Features.from_arrow_schema(columns)
+            shards = shard_files(path, config.source.split)
+            if not shards:
+                raise ValueError(
+                    f"{path} has no shards of the split {config.source.split!r}; run the command that reinforces this "
+                    "data set again."
+                )
+            with open_shard(shards[0]) as file:
+                features = Features.from_arrow_schema(file.schema_arrow)
             described[path.name] = Configuration(config, features, measure(path, config), _version(path, config))
     if not described:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hf_reinforce import schema
 from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.shards import open_shard, shard_files
 
 BINS = 20
 _MAX_TARGETS = 2**18
@@ -86,26 +86,32 @@ def measure(folder: Path, config: ReinforcementConfig) -> Statistics:
     Args:
         folder: the configuration's folder.
         config: its configuration.
+
+    Raises:
+        ValueError: if a shard is damaged.
     """
-    shards = sorted(folder.glob("[!.]*.parquet"))
+    shards = shard_files(folder, config.source.split)
     sums = _Sums(config)
     for batch in _rows(shards, config):
         sums.add(batch)
-    return sums.statistics(
-        sum(pq.read_metadata(shard).num_rows for shard in shards), sum(shard.stat().st_size for shard in shards)
-    )
+    return sums.statistics(sum(map(_num_rows, shards)), sum(shard.stat().st_size for shard in shards))
+
+
+def _num_rows(shard: Path) -> int:
+    with open_shard(shard) as file:
+        return int(file.metadata.num_rows)
 
 
 def _rows(shards: Sequence[Path], config: ReinforcementConfig) -> Iterator[pa.RecordBatch]:
     """Batches of evenly spaced rows."""
-    filled = [shard for shard in shards if pq.read_metadata(shard).num_rows]
+    filled = [shard for shard in shards if _num_rows(shard)]
     chosen = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, _MAX_SHARDS).round().astype(int)) if filled]
-    step = -(-sum(pq.read_metadata(shard).num_rows for shard in chosen) * config.num_samples // _MAX_TARGETS) or 1
+    step = -(-sum(map(_num_rows, chosen)) * config.num_samples // _MAX_TARGETS) or 1
     label = config.source.label_column
     columns = [schema.TEACHER_LOGITS, *([label] if label else [])]
     for shard in chosen:
         start = 0
-        with pq.ParquetFile(shard) as file:
+        with open_shard(shard) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 first = -start % step
                 start += len(batch)

@@ -1,6 +1,7 @@
 """From a model's classes to those of a data set: by names, WordNet ids, a published table, indices, or a file."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from hf_reinforce.evaluation.imagenet import imagenet_classes, plain, wordnet_id
 
 TABLES = Path(__file__).parent / "class_tables"
 SCORINGS = ("restricted", "full")
+
+logger = logging.getLogger(__name__)
 
 ClassSpec = str | Sequence[int | str] | Mapping[str, Any] | None
 
@@ -44,6 +47,11 @@ class ClassMap:
     merge: str
     description: str
 
+    @property
+    def scoring(self) -> str:
+        """`"full"` where all of the model's classes compete, else `"restricted"`."""
+        return SCORINGS[self.groups is None]
+
     def __call__(self, log_probabilities: Tensor) -> Tensor:
         """Log-probabilities of the scored classes, renormalised over them: float [B, C] to float [B, K]."""
         if self.groups is None:
@@ -61,8 +69,9 @@ def make_class_map(
     data_names: Sequence[str] | None,
     labels: Sequence[int],
     classes: ClassSpec = None,
-    scoring: str = "restricted",
+    scoring: str | None = None,
     merge: str = "max",
+    declared: bool = True,
 ) -> ClassMap:
     """Fits a model's classes to those of a data set.
 
@@ -75,35 +84,45 @@ def make_class_map(
             (or their names) are indices of the model's classes; a published table (`tables()`), or a YAML or JSON file
             with one; a list with the model's class for each label; a mapping from the data set's names to the model's
             classes. A class of the model is an index, a name or a WordNet id, or a list of these.
-        scoring: `"restricted"`: only the data set's classes compete ("n-way"); `"full"`: all C classes of the model.
+        scoring: `"restricted"`: only the data set's classes compete ("n-way"); `"full"`: all C classes of the model;
+            None: restricted where the data set or `classes` lists them, full where only labels are known.
         merge: what becomes of several classes of the model that are one of the data set: `"max"`, `"sum"` or `"mean"`
             of their probabilities.
+        declared: whether the data set declares `data_names`; False: they are those that happen to occur.
 
     Raises:
         ValueError: if classes do not correspond, or an argument is none of these.
     """
-    if scoring not in SCORINGS or merge not in MERGES:
+    if scoring not in (None, *SCORINGS) or merge not in MERGES:
         raise ValueError(
             f"scoring must be one of {', '.join(SCORINGS)} and merge one of {', '.join(MERGES)}, "
             f"not {scoring!r} and {merge!r}."
         )
     found = _Model(model_names, num_classes)
-    display, members, words = _members(found, data_names, labels, classes)
-    if scoring == "full":
-        names = found.display_names()
-        return ClassMap(names, members, None, merge, f"{words}; all {num_classes} classes of the model compete")
+    display, members, words = _members(found, data_names, labels, classes, declared)
+    by_occurrence = classes in (None, "index") and (data_names is None or not declared)
     order = sorted(members)
     groups = tuple(members[label] for label in order)
-    if groups == tuple((index,) for index in range(num_classes)):
+    identical = groups == tuple((index,) for index in range(num_classes))
+    if scoring == "full" or (scoring is None and by_occurrence and not identical):
+        words = f"{words}; all {num_classes} classes of the model compete"
+        if by_occurrence and len(groups) < num_classes:
+            words += f", of which {len(groups)} occur"
+        return ClassMap(found.display_names(), members, None, merge, words)
+    if identical:
         targets = {label: (place,) for place, label in enumerate(order)}
         return ClassMap(tuple(display[label] for label in order), targets, None, merge, words)
     kind = f", the {merge} of several" if max(map(len, groups)) > 1 else ""
+    extent = f"{len(groups)} classes of the data set out of the model's {num_classes}"
+    if by_occurrence:
+        extent = f"the {len(groups)} classes that occur in the data set out of the model's {num_classes}"
+        logger.warning("Scored are only %s; list its classes with --classes_from FILE, or score in full.", extent)
     return ClassMap(
         tuple(display[label] for label in order),
         {label: (place,) for place, label in enumerate(order)},
         groups,
         merge,
-        f"{words}{kind}; restricted to {len(groups)} classes of the data set out of the model's {num_classes}",
+        f"{words}{kind}; restricted to {extent}",
     )
 
 
@@ -140,7 +159,7 @@ class _Model:
 
 
 def _members(
-    model: _Model, data_names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec
+    model: _Model, data_names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec, declared: bool
 ) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
     """Name and the model's classes for each label, and where they come from."""
     if isinstance(classes, str) and classes != "index":
@@ -156,6 +175,9 @@ def _members(
         if data_names is None:
             data_names = list(table)  # the labels count the entries
         entries = {plain(str(name)): entry for name, entry in table.items()}
+        if not declared:  # the table has classes that happen not to occur
+            occurring = set(map(plain, map(str, data_names)))
+            data_names = [*data_names, *(name for name in table if plain(str(name)) not in occurring)]
         missing = [name for name in data_names if plain(name) not in entries]
         if missing:
             raise ValueError(
@@ -208,6 +230,13 @@ def _indexed(
     if wrong:
         raise ValueError(f"classes: index needs class names that are numbers, such as '17'; found {_short(wrong)}.")
     values = {label: int(names[label]) for label in range(len(names))} if names else {int(v): int(v) for v in labels}
+    largest = max(values.values(), default=0)
+    if largest >= model.count:
+        raise ValueError(
+            f"The {'names of the classes' if names else 'labels'} go up to {largest}, the model has {model.count} "
+            f"classes (0 to {model.count - 1}). Say how they correspond: --classes_from FILE (classes in a suite); or "
+            "name a model with enough classes."
+        )
     found = {label: model.find(value) for label, value in sorted(values.items())}
     display = model.display_names()
     return {label: display[index] for label, (index,) in found.items()}, found, "labels that are the model's indices"
@@ -216,6 +245,11 @@ def _indexed(
 def tables() -> list[str]:
     """Names of the published tables of classes."""
     return sorted([*(path.stem for path in TABLES.glob("*.yaml")), *_TIMM_TABLES])
+
+
+def is_table(name_or_path: str) -> bool:
+    """Whether `load_table` finds a published table or a file of this name."""
+    return name_or_path in tables() or Path(name_or_path).is_file()
 
 
 _TIMM_TABLES = {"imagenet": "imagenet", "imagenet_a": "imagenet_a", "imagenet_r": "imagenet_r"}

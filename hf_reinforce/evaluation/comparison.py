@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from hf_reinforce.class_words import class_words
 from hf_reinforce.evaluation.bootstrap import METRICS, Array, checksum, measure, resample
 from hf_reinforce.evaluation.confusions import ChangedPair, confusions, largest_changes
 from hf_reinforce.evaluation.results import Predictions
-from hf_reinforce.evaluation.runs import Group, Run
+from hf_reinforce.evaluation.runs import Group, Run, other_settings, shortened
 from hf_reinforce.evaluation.significance import Difference, Estimate, Sample, judge
 
 COMPARISON_FILE = "comparison.json"
 CORRUPTED = "corrupted"
-_NAMED = 8  # data sets that are left out
+_FEW = 100  # images
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def compare(groups: Sequence[Group], num_resamples: int = 1000, seed: int = 0) -
             samples = {group.name: reader.sample(group, names, num_resamples, seed) for group in groups}
             pairs = _changed_pairs(groups, unit, samples, reader) if unit in first else {}
             datasets[unit] = _compared(title, size, samples, pairs)
+    runs = [run for group in groups for run in group.runs]
     together = [differences for found in datasets.values() for differences in found.differences.values()]
     judge(together)
     return Comparison(
@@ -115,7 +117,7 @@ def compare(groups: Sequence[Group], num_resamples: int = 1000, seed: int = 0) -
         num_resamples=num_resamples,
         seed=seed,
         num_comparisons=len(together),
-        notes=notes + _unpaired(datasets.values()),
+        notes=notes + other_settings(runs, [*clean, *corrupted]) + _notes(datasets.values()),
     )
 
 
@@ -180,9 +182,10 @@ def common_datasets(groups: Sequence[Group]) -> tuple[list[str], list[str], list
     first = runs[0].evaluation.datasets
     common = [name for name in first if all(name in run.evaluation.datasets for run in runs)]
     if not common:
-        lists = "; ".join(f"{run.folder}: {', '.join(run.evaluation.datasets) or 'none'}" for run in runs)
+        lists = "; ".join(f"{run.folder}: {shortened(run.evaluation.datasets)}" for run in runs)
         raise ValueError(
-            f"The runs have no data set in common ({lists}). Evaluate them with the same flags of recipes/evaluate.py."
+            f"The runs have no data set in common ({lists}). Evaluate them with the same --suite, or the same "
+            "--dataset_name, of recipes/evaluate.py."
         )
     for run in runs:
         for name in common:
@@ -193,8 +196,7 @@ def common_datasets(groups: Sequence[Group]) -> tuple[list[str], list[str], list
                     f"({_ends(ours)}) and {len(theirs)} ({_ends(theirs)}). Evaluate both on the same data set."
                 )
     left_out = sorted({name for run in runs for name in run.evaluation.datasets} - set(common))
-    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-    notes = [f"Left out, for not all runs have them: {', '.join(left_out[:_NAMED])}{more}."] if left_out else []
+    notes = [f"Left out, for not all runs have them: {shortened(left_out)}."] if left_out else []
     clean = [name for name in common if first[name].corruption is None]
     return clean, [name for name in common if name not in clean], notes
 
@@ -203,7 +205,7 @@ def _changed_pairs(
     groups: Sequence[Group], name: str, samples: dict[str, Sample], reader: _Reader
 ) -> dict[str, dict[str, list[ChangedPair]]]:
     """Of every group that saw the same images as the first."""
-    names = groups[0].runs[0].evaluation.datasets[name].class_names
+    names = class_words(groups[0].runs[0].evaluation.datasets[name].class_names)
     counts: dict[str, Array] = {}
     for group in groups:
         if samples[group.name].paired_with(samples[groups[0].name]):
@@ -248,13 +250,20 @@ def _summary(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
     }
 
 
-def _unpaired(datasets: Iterable[Compared]) -> list[str]:
-    return [
-        f"{found.title}: the students did not see the same rows, so their images are taken as independent samples, "
-        "which makes the intervals wider."
-        for found in datasets
-        if "images" in found.differences_over.values()
-    ]
+def _notes(datasets: Iterable[Compared]) -> list[str]:
+    notes = []
+    for found in datasets:
+        if "images" in found.differences_over.values():
+            notes.append(
+                f"{found.title}: the students did not see the same rows, so their images are taken as independent "
+                "samples, which makes the intervals wider."
+            )
+        if found.num_samples < _FEW:
+            notes.append(
+                f"{found.title}: no interval over {found.num_samples} images is to be trusted; that of a student who "
+                "is right on all of them is a point."
+            )
+    return notes
 
 
 def _ends(names: Sequence[str]) -> str:

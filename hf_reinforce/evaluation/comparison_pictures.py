@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_reinforce.evaluation.bootstrap import HIGHER_IS_BETTER
 from hf_reinforce.evaluation.comparison import Comparison
-from hf_reinforce.evaluation.confusions import ChangedPair
+from hf_reinforce.evaluation.confusions import LEAST, ChangedPair
 from hf_reinforce.evaluation.pictures import (
     COLOURS,
     SIZE,
@@ -93,7 +93,7 @@ def draw_changed_pairs(changes: Mapping[str, Mapping[str, Sequence[ChangedPair]]
             dots = [axis.scatter(before, places, marker="o", color=COLOURS[0], zorder=2)]
             dots.append(axis.scatter(after, places, marker="s", color=COLOURS[1], zorder=2))
             axis.set_yticks(places, [pair_name(pair.label, pair.prediction) for pair in pairs], parse_math=False)
-            axis.set(ylim=(max(len(pairs), 1) - 0.4, -0.6), xlabel="images confused so")
+            axis.set(ylim=(max(len(pairs), 1) - 0.4, -0.6), xlabel=f"images confused so (changes of {LEAST} or more)")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_xlim(left=-0.02 * max(*before, *after, 1))
             axis.grid(axis="x", alpha=0.25)
@@ -102,6 +102,11 @@ def draw_changed_pairs(changes: Mapping[str, Mapping[str, Sequence[ChangedPair]]
     names = [baseline, next(iter(changes)) if len(changes) == 1 else "the other student"]
     figure.legend(dots, names, loc="outside upper center", ncols=2, frameon=False, fontsize=SIZE)
     save_figure(figure, path)
+
+
+def _line_name(method: str, groups: Sequence[Group]) -> str:
+    names = ", ".join(group.name for group in groups)
+    return names if len(groups) == 1 else f"{method}: {names}"
 
 
 def draw_estimates(comparison: Comparison, path: Path) -> None:
@@ -136,6 +141,8 @@ def draw_estimates(comparison: Comparison, path: Path) -> None:
 def draw_wall_clock(comparison: Comparison, groups: Sequence[Group], name: str, path: Path) -> bool:
     """Draws accuracy against the time of training, a line for each method, a point for each group (paper, Figure 1).
 
+    The legend names the groups; those of a method in the order that was given.
+
     Args:
         comparison: of the groups.
         groups: the runs.
@@ -153,24 +160,30 @@ def draw_wall_clock(comparison: Comparison, groups: Sequence[Group], name: str, 
     figure = new_figure(7, 4)
     axis = figure.subplots()
     for index, method in enumerate(dict.fromkeys(group.method for group in timed)):
-        points = []
-        for group in (group for group in timed if group.method == method):
+        points, members = [], [group for group in timed if group.method == method]
+        for group in members:
             estimate = comparison.datasets[name].estimates[group.name]["accuracy"]
             seconds = comparison.groups[group.name]["seconds"] / divisor
             points.append((seconds, *(100 * end for end in (estimate.value, estimate.low, estimate.high))))
-            axis.annotate(
-                group.name, points[-1][:2], (7, -11), textcoords="offset points", fontsize=SIZE, parse_math=False
-            )
             for training in (run.training for run in group.runs if run.training and run.training.history):
                 steps = 100 * np.array(training.history) / [100 * divisor, 1]
                 axis.plot(*steps.T, color=COLOURS[index % len(COLOURS)], alpha=0.5, linewidth=1)
         x, y, low, high = np.array(sorted(points)).T
-        axis.errorbar(x, y, yerr=[y - low, high - y], capsize=3, markersize=6, label=method, **line_style(index))
+        axis.errorbar(
+            x,
+            y,
+            yerr=[y - low, high - y],
+            capsize=3,
+            markersize=6,
+            label=_line_name(method, members),
+            **line_style(index),
+        )
     axis.set(xlabel=f"training time, wall-clock ({unit})", ylabel="top-1 accuracy (%)")
     axis.set_xlim(0, 1.25 * longest / divisor)
     axis.grid(alpha=0.25)
     set_title(axis, f"Accuracy against training time, {comparison.datasets[name].title}")
-    axis.legend(frameon=False, fontsize=SIZE)
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=SIZE)
     finish_axis(axis)
     save_figure(figure, path)
     return True

@@ -9,6 +9,7 @@ import numpy as np
 from hf_reinforce.cards import markdown
 from hf_reinforce.evaluation import comparison_pictures, pictures
 from hf_reinforce.evaluation.comparison import CORRUPTED, Compared, Comparison, common_datasets
+from hf_reinforce.evaluation.confusions import LEAST
 from hf_reinforce.evaluation.report import (
     COLUMNS,
     CONFUSIONS,
@@ -147,7 +148,7 @@ def _pictures(comparison: Comparison, groups: Sequence[Group], folder: Path) -> 
     changes = comparison.datasets[main].confusions
     if any(any(change.values()) for change in changes.values()):
         comparison_pictures.draw_changed_pairs(changes, comparison.baseline, folder / CONFUSIONS)
-        lines.append(f"![Pairs of classes whose confusion changed most, {names}]({CONFUSIONS})")
+        lines.append(f"![Pairs of classes whose confusion changed most, by {LEAST} or more, {names}]({CONFUSIONS})")
     return lines
 
 

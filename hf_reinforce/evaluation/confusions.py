@@ -10,6 +10,8 @@ from hf_reinforce.evaluation.results import Predictions
 
 PAIRS = 10
 """Pairs of classes that are named."""
+LEAST = 2
+"""Images that a pair, or its change, must have to be named: one image is chance."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ def confusions(predictions: Predictions, num_classes: int) -> Array:
 
 
 def largest_changes(before: Array, after: Array, names: Sequence[str], sign: int) -> list[ChangedPair]:
-    """The pairs with the largest change in a direction; of equal ones, those of the first classes."""
+    """The pairs with the largest change in a direction, `LEAST` or more; of equal ones, those of the first classes."""
     change = sign * (after - before)
     places = [divmod(int(place), len(names)) for place in np.argsort(-change, axis=None, kind="stable")[:PAIRS]]
     return [
         ChangedPair(names[label], names[taken], float(before[label, taken]), float(after[label, taken]))
         for label, taken in places
-        if change[label, taken] > 0
+        if change[label, taken] >= LEAST
     ]

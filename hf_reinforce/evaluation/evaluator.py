@@ -1,5 +1,6 @@
 """Evaluates a student, a teacher or an ensemble on suites of data sets."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,9 +17,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_reinforce.evaluation.corruptions import CorruptedDataset
-from hf_reinforce.evaluation.results import DatasetResult, Evaluation, Predictions
+from hf_reinforce.evaluation.results import ERRORS_FOLDER, DatasetResult, Evaluation, Predictions
 from hf_reinforce.evaluation.suites import Entry, Suite
-from hf_reinforce.evaluation.summary import corruption_summary, machine, summarise, versions
+from hf_reinforce.evaluation.summary import (
+    corruption_summary,
+    machine,
+    measured_errors,
+    summarise,
+    versions,
+)
 from hf_reinforce.evaluation.tasks import Task, open_tasks
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import evaluation_policy
@@ -140,13 +147,33 @@ def best_label(answers: Tensor, labels: Tensor) -> Tensor:
 
 
 def _dataset(model: Teacher, task: Task, settings: Settings) -> AugmentedDataset:
-    # The members of an ensemble look at the same pixels; each resizes them to its own input.
-    first = model.members[0].preprocessing
-    size = settings.image_size or max(member.preprocessing.image_size for member in model.members)
-    policy = evaluation_policy(size, settings.crop_pct or first.crop_pct, first.interpolation)
+    policy = evaluation_policy(**_view(model, settings))
     if task.corruption is not None and task.on_the_fly:
         return CorruptedDataset(task.source, policy, task.corruption, task.rows, settings.seed)
     return AugmentedDataset(task.source, policy)
+
+
+def _view(model: Teacher, settings: Settings) -> dict[str, Any]:
+    # The members of an ensemble look at the same pixels; each resizes them to its own input.
+    first = model.members[0].preprocessing
+    return {
+        "image_size": settings.image_size or max(member.preprocessing.image_size for member in model.members),
+        "crop_pct": settings.crop_pct or first.crop_pct,
+        "interpolation": first.interpolation,
+    }
+
+
+def _recorded(model: Teacher, task: Task, settings: Settings) -> dict[str, Any]:
+    """What `DatasetResult.settings` records."""
+    dtypes = {str(next(member.model.parameters(), torch.empty(0)).dtype) for member in model.members}
+    return {
+        "seed": settings.seed,
+        **_view(model, settings),
+        "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
+        "max_samples": task.max_samples,
+        "scoring": task.class_map.scoring,
+        "merge": task.class_map.merge,
+    }
 
 
 def evaluate_suite(
@@ -167,7 +194,8 @@ def evaluate_suite(
         model_name: name of it.
         suite: the data sets.
         settings: how images are shown.
-        folder: where `evaluation.json` and the predictions are written, after each data set; None: nowhere.
+        folder: where `evaluation.json` and the predictions are written, after each data set, and in the end
+            `corruption_errors`, which another suite may name as its `baseline`; None: nowhere.
         max_samples: use the first so many images of each data set, of each corruption and severity.
         finished: called with the entry, name and figures of each data set that is done.
     """
@@ -188,6 +216,8 @@ def evaluate_suite(
         evaluation.summary = _summary(entries, evaluation)
         if folder is not None and is_main_process():
             evaluation.save(folder)
+    if folder is not None and is_main_process():
+        _save_errors(Path(folder) / ERRORS_FOLDER, entries, evaluation)
     return evaluation
 
 
@@ -207,7 +237,7 @@ def evaluate_entry(
     """
     for suffix, task in tasks.items():
         metrics, predictions = evaluate_task(model, task, settings, name + suffix)
-        result = summarise(entry, name + suffix, task, metrics, predictions)
+        result = summarise(entry, name + suffix, task, metrics, predictions, _recorded(model, task, settings))
         evaluation.datasets[name + suffix] = result
         if folder is not None and is_main_process():
             predictions.save(Path(folder) / result.predictions)
@@ -231,6 +261,13 @@ def sentence(error: Exception) -> str:
     if text.startswith("Caught "):
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split()) or type(error).__name__
+
+
+def _save_errors(folder: Path, entries: Mapping[str, Entry], evaluation: Evaluation) -> None:
+    for name, entry in entries.items():
+        if errors := measured_errors(name, entry, evaluation):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.json").write_text(json.dumps(errors, indent=1) + "\n", encoding="utf-8")
 
 
 def _summary(entries: Mapping[str, Entry], evaluation: Evaluation) -> dict[str, float]:

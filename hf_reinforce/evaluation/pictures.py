@@ -31,7 +31,7 @@ def draw_reliability(
     """
     columns = min(len(diagrams), 4)
     lines = -(-len(diagrams) // columns)
-    figure = new_figure(max(3.0 * columns, 4.0), 3.7 * lines)
+    figure = new_figure(max(3.0 * columns, 4.0), 3.7 * lines + 0.3)
     grid = figure.add_gridspec(2 * lines, columns, height_ratios=[3, 1] * lines)
     for place, (title, diagram) in enumerate(diagrams.items()):
         line, column = divmod(place, columns)
@@ -49,7 +49,8 @@ def draw_reliability(
         below.set(xlabel="confidence", ylabel="" if column else "images (%)")
         axis.set_ylabel("" if column else "accuracy")
         if place == 0:
-            axis.legend(frameon=False, fontsize=SIZE - 1, loc="upper left")
+            handles, names = axis.get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=SIZE)
     save_figure(figure, path)
 
 
@@ -113,6 +114,7 @@ def draw_confusions(pairs: Sequence[tuple[str, str, float]], title: str, path: P
     names = [pair_name(label, taken) for label, taken, _ in pairs]
     axis.set_yticks(range(len(pairs)), names, parse_math=False)
     axis.set(ylim=(len(pairs) - 0.4, -0.6), xlabel="images")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     set_title(axis, f"{title}, most confused: right class \N{RIGHTWARDS ARROW} what it is taken for")
     finish_axis(axis)
     save_figure(figure, path)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hf_reinforce.cards import markdown
+from hf_reinforce.class_words import class_words
 from hf_reinforce.evaluation import pictures
-from hf_reinforce.evaluation.confusions import PAIRS, confusions
+from hf_reinforce.evaluation.confusions import LEAST, PAIRS, confusions
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
 
 REPORT_FILE = "report.md"
@@ -181,14 +182,15 @@ def _confusions(evaluation: Evaluation, clean: dict[str, DatasetResult], folder:
     """Of the first data set."""
     (folder / CONFUSIONS).unlink(missing_ok=True)
     for name, found in list(clean.items())[:1]:
-        names = found.class_names
+        names = class_words(found.class_names)
         counts = confusions(evaluation.predictions(folder, name), len(names))
         places = [divmod(int(place), len(names)) for place in np.argsort(-counts, axis=None, kind="stable")[:PAIRS]]
         pairs = [(names[label], names[taken], float(counts[label, taken])) for label, taken in places]
-        pairs = [pair for pair in pairs if pair[2] > 0]
+        pairs = [pair for pair in pairs if pair[2] >= LEAST]
         if pairs:
             pictures.draw_confusions(pairs, found.title, folder / CONFUSIONS)
             label, taken, count = pairs[0]
-            told = f"{found.title}: most often {label} is taken for {taken}, {count:.0f} times"
+            often = f"most often {pictures.pair_name(label, taken)}, {count:.0f} times"
+            told = f"{found.title}, {LEAST} times or more; {often}"
             return [f"![Pairs of classes that are confused most on {markdown.text(told)}]({CONFUSIONS})"]
     return []

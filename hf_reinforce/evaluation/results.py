@@ -16,6 +16,7 @@ from pyarrow import parquet
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"
 PREDICTIONS_FOLDER = "predictions"
+ERRORS_FOLDER = "corruption_errors"
 
 _TYPES = {
     "row": np.int64,
@@ -136,9 +137,11 @@ class DatasetResult:
         per_class_accuracy: class name -> accuracy in [0, 1], None for a class without images.
         predictions: path of the predictions inside the folder.
         dataset_config_name: Hub configuration.
-        revision: Hub revision.
+        revision: commit of the Hub; the revision that was asked for where the Hub was not reached, None for folders.
         corruption: how the images are corrupted, None for images as they are.
         notes: what a reader should know, such as what differs from the published data set.
+        settings: what the figures depend on beside the images: `seed`, `image_size`, `crop_pct`, `interpolation`,
+            `dtype`, `max_samples`, `scoring`, `merge`; empty in files of before they were recorded.
     """
 
     title: str
@@ -155,6 +158,7 @@ class DatasetResult:
     revision: str | None = None
     corruption: Corruption | None = None
     notes: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetResult":

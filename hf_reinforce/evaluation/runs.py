@@ -3,7 +3,7 @@
 import glob
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from hf_reinforce.evaluation.results import RESULTS_FILE, Evaluation, Predictions
 
 EVALUATION_FOLDER = "evaluation"
+_NAMED = 8  # data sets in a sentence
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,34 @@ def load_groups(texts: Sequence[str]) -> list[Group]:
             f"with a comma, {twice[0]}=RUN,RUN."
         )
     return groups
+
+
+def other_settings(runs: Sequence[Run], names: Iterable[str]) -> list[str]:
+    """A sentence for every setting of the evaluations that differs, such as the image size; empty if none does.
+
+    Args:
+        runs: which are compared.
+        names: of data sets that all runs have; what an older evaluation did not record is not compared.
+    """
+    differing: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name in names:
+        settings = [run.evaluation.datasets[name].settings for run in runs]
+        for key in settings[0]:
+            values = tuple(json.dumps(found[key], sort_keys=True) for found in settings if key in found)
+            if len(values) == len(runs) and len(set(values)) > 1:
+                differing.setdefault((key, values), []).append(name)
+    return [
+        f"{key.replace('_', ' ').capitalize()} differs, so differences on {shortened(found)} may come of it: "
+        f"{', '.join(f'{run.folder} {value}' for run, value in zip(runs, values, strict=True))}. "
+        "Evaluate all with the same flags."
+        for (key, values), found in differing.items()
+    ]
+
+
+def shortened(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    first, rest = list(names)[:_NAMED], list(names)[_NAMED:]
+    return (", ".join(first) or "none") + (f" and {len(rest)} more" if rest else "")
 
 
 def _name(paths: Sequence[Path]) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hf_reinforce.evaluation.bootstrap import HIGHER_IS_BETTER, LEVEL, METRICS, Array, interval
+from hf_reinforce.evaluation.bootstrap import HIGHER_IS_BETTER, LARGEST, LEVEL, METRICS, Array, spread
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
+_NO_BIAS = np.zeros(len(METRICS))
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Sample:
     def estimates(self) -> dict[str, Estimate]:
         """Mean and interval of every metric: Student's t over several seeds, else the bootstrap over images."""
         if len(self.runs) > 1:
-            margin = stats.t.ppf((1 + LEVEL) / 2, len(self.runs) - 1) * np.sqrt(self._variance())
-            low, high = self.mean - margin, self.mean + margin
+            freedom: float = len(self.runs) - 1
+            error, above, below = np.sqrt(self._variance()), _NO_BIAS, _NO_BIAS
         else:
-            low, high = interval(self.mean, self.resamples)
-        # No metric is negative; and where bins hold noise alone, the mirrored interval can miss the estimate.
-        low, high = np.minimum(np.maximum(low, 0), self.mean), np.maximum(high, self.mean)
+            freedom, (error, above, below) = np.inf, spread(self.mean, self.resamples)
+        margin = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+        low, high = np.maximum(self.mean - above - margin, 0), np.minimum(self.mean + below + margin, LARGEST)
         columns = zip(self.mean.tolist(), low.tolist(), high.tolist(), strict=True)
         return {metric: Estimate(*column) for metric, column in zip(METRICS, columns, strict=True)}
 
@@ -78,15 +79,16 @@ class Sample:
         """
         value = self.mean - first.mean
         if len(first.runs) > 1 and len(self.runs) > 1:
-            over, (error, freedom) = "seeds", self._welch(first)
-            margin = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-            low, high = value - margin, value + margin
+            over, (error, freedom), above, below = "seeds", self._welch(first), _NO_BIAS, _NO_BIAS
         else:
             over = "paired images" if self.paired_with(first) else "images"
-            drawn = self.resamples - first.resamples
-            error, freedom = drawn.std(0, ddof=1), np.full(len(METRICS), np.inf)
-            low, high = interval(value, drawn)
-        p = 2 * stats.t.sf(np.abs(value) / np.where(error > 0, error, 1), freedom)
+            error, above, below = spread(value, self.resamples - first.resamples)
+            freedom = np.full(len(METRICS), np.inf)
+        # Interval and p are of one distribution, so that what is significant has no interval that holds 0.
+        margin = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+        low, high = np.maximum(value - above - margin, -LARGEST), np.minimum(value + below + margin, LARGEST)
+        from_zero = np.maximum(np.maximum(value - above, -value - below), 0)
+        p = 2 * stats.t.sf(from_zero / np.where(error > 0, error, 1), freedom)
         p = np.where(error > 0, p, value == 0)  # without any spread, every difference is one
         columns = zip(value.tolist(), low.tolist(), high.tolist(), p.tolist(), strict=True)
         differences = (Difference(*column, p_adjusted=column[-1], verdict=NOISE) for column in columns)

@@ -1,7 +1,7 @@
 """Suites: YAML files that name data sets, how their classes and a model's correspond, and how they are scored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ import yaml
 from hf_reinforce.evaluation.class_maps import MERGES, SCORINGS, ClassSpec
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 from hf_reinforce.evaluation.results import Corruption
+from hf_reinforce.metrics import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_error
 
 SUITES = Path(__file__).parent / "suites"
 REAL_LABELS = "imagenet_real"
+ALEXNET = "alexnet"
+CLEAN = "clean"
 METRICS = ("accuracy", "accuracy_top5", "nll", "brier", "ece", "ece_adaptive", "shape_bias")
 
 
@@ -24,7 +27,7 @@ class Entry:
         dataset_name: Hub id, folder of Parquet files or ImageFolder.
         title: name for people, default the name of the entry.
         dataset_config_name: Hub configuration.
-        revision: Hub revision.
+        revision: branch, tag or commit of the Hub; a commit pins the images.
         split: split to evaluate on.
         image_column: default the only image column.
         label_column: class indices, names or WordNet ids, or lists of class indices of which each is right; default
@@ -33,13 +36,14 @@ class Entry:
         file_column: names of ImageNet's validation files, default those of the image column; for `labels`.
         labels: `"imagenet_real"`: the labels of Beyer et al. (2020), found by the names of the files.
         classes: see `make_class_map`.
-        scoring: `"restricted"` to the data set's classes, or `"full"`.
+        scoring: `"restricted"` to the data set's classes, or `"full"`; default see `make_class_map`.
         merge: what several classes of the model become that are one of the data set: `"max"`, `"sum"` or `"mean"`.
         corruptions: corruptions that are made on the fly at each of `severities`; `("all",)` for the 15 of the paper.
         severities: 1 to 5.
         corruption_columns: columns with the name of the corruption and its severity, where images are corrupted.
         clean: entry with the same images as they are, for the relative mean corruption error.
-        baseline: `"alexnet"`: corruption errors are normalised by AlexNet's on ImageNet-C.
+        baseline: what corruption errors are normalised by: `"alexnet"`, its errors on ImageNet-C, or a YAML or JSON
+            file, see `baseline_errors`.
         num_classes: the entry is for models with so many classes; others leave it out.
         metric: headline figure, one of `METRICS`.
         note: what a reader should know.
@@ -56,7 +60,7 @@ class Entry:
     file_column: str | None = None
     labels: str | None = None
     classes: ClassSpec = None
-    scoring: str = "restricted"
+    scoring: str | None = None
     merge: str = "max"
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = SEVERITIES
@@ -68,17 +72,21 @@ class Entry:
     note: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("scoring", self.scoring, SCORINGS)
+        _check_choice("scoring", self.scoring, (None, *SCORINGS))
         _check_choice("merge", self.merge, tuple(MERGES))
         _check_choice("metric", self.metric, METRICS)
         _check_choice("labels", self.labels, (None, REAL_LABELS))
-        _check_choice("baseline", self.baseline, (None, "alexnet"))
         if len(self.corruption_columns) not in (0, 2):
             raise ValueError("corruption_columns must be two columns: the corruption's name and its severity.")
         if self.metric == "shape_bias" and self.texture_column is None:
             raise ValueError("The metric shape_bias needs a texture_column beside the label_column.")
         for corruption in self.on_the_fly:
             check_corruption(corruption)
+        if self.baseline is not None:
+            known = baseline_errors(self.baseline, len(self.severities))[0]
+            missing = sorted(({how.name for how in self.on_the_fly} or set(CORRUPTIONS)) - set(known))
+            if missing:
+                raise ValueError(f"The baseline {self.baseline} lacks the errors of {', '.join(missing)}; add them.")
 
     @property
     def on_the_fly(self) -> list[Corruption]:
@@ -100,6 +108,41 @@ class Suite:
     name: str
     entries: Mapping[str, Entry]
     title: str | None = None
+
+
+def baseline_errors(baseline: str, num_severities: int) -> tuple[dict[str, tuple[float, ...]], float | None]:
+    """Errors that those of a model are normalised by, of each corruption at each severity, and on clean images.
+
+    Args:
+        baseline: `"alexnet"`, or a YAML or JSON file `{corruption: [error at each severity] or their mean}`, perhaps
+            with `clean: error`; such as `corruption_errors/NAME.json` in the `--output_dir` of recipes/evaluate.py.
+        num_severities: severities that are evaluated.
+
+    Returns:
+        Corruption -> errors in [0, 1], and the clean error, None where the file has none.
+
+    Raises:
+        ValueError: if there is no such file, or it holds something else.
+    """
+    if baseline == ALEXNET:
+        return dict(ALEXNET_ERRORS), ALEXNET_CLEAN_ERROR
+    if not Path(baseline).is_file():
+        raise ValueError(f"baseline must be {ALEXNET} or a YAML or JSON file of corruption errors, not {baseline!r}.")
+    try:
+        content = yaml.safe_load(Path(baseline).read_text(encoding="utf-8"))  # which reads JSON, too
+        errors = {name: _errors(own, num_severities) for name, own in content.items()}
+        clean = errors.pop(CLEAN, (None,))[0]
+        mean_corruption_error(dict.fromkeys(errors, (0.0,) * num_severities), errors)
+    except (AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{baseline} must hold {{corruption: [error at each of {num_severities} severities] or their mean}}, "
+            f"errors from 0 to 1, and perhaps clean: error ({error})."
+        ) from error
+    return errors, clean
+
+
+def _errors(value: Any, num_severities: int) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * num_severities
 
 
 def suite_names() -> list[str]:
@@ -145,14 +188,14 @@ def _entry(path: Path, name: str, values: Any) -> Entry:
     if not all(part.isalnum() or part in "_-." for part in name):
         raise ValueError(f"{path}: the name {name!r} becomes that of a file; use letters, digits, '-', '_' and '.'.")
     try:
-        entry = Entry(**{key: _frozen(key, value) for key, value in values.items()})
+        return Entry(**{key: _frozen(key, value, path.parent) for key, value in values.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, {name}: {error}") from error
-    beside = path.parent / entry.classes if isinstance(entry.classes, str) else path
-    return replace(entry, classes=str(beside)) if beside != path and beside.is_file() else entry
 
 
-def _frozen(key: str, value: Any) -> Any:
+def _frozen(key: str, value: Any, folder: Path) -> Any:
+    if key in ("classes", "baseline") and isinstance(value, str) and (folder / value).is_file():
+        return str(folder / value)
     if key in ("corruptions", "severities", "corruption_columns"):
         return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     return value

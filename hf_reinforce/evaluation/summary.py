@@ -1,7 +1,9 @@
 """From accumulated metrics and predictions to the figures that an evaluation records."""
 
+import logging
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,17 +18,24 @@ from hf_reinforce.evaluation.results import (
     ReliabilityDiagram,
     predictions_file,
 )
-from hf_reinforce.evaluation.suites import Entry
+from hf_reinforce.evaluation.suites import ALEXNET, CLEAN, Entry, baseline_errors
 from hf_reinforce.evaluation.tasks import Task, suffix
 from hf_reinforce.metrics import ClassificationMetrics, mean_corruption_error, relative_mean_corruption_error
+
+logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "transformers", "timm", "datasets", "numpy", "pillow", "simplejpeg", "imagecorruptions-imaug")
 
 
 def summarise(
-    entry: Entry, name: str, task: Task, metrics: ClassificationMetrics, predictions: Predictions
+    entry: Entry,
+    name: str,
+    task: Task,
+    metrics: ClassificationMetrics,
+    predictions: Predictions,
+    settings: Mapping[str, Any] | None = None,
 ) -> DatasetResult:
-    """The figures of one evaluated data set."""
+    """The figures of one evaluated data set; `settings` as `DatasetResult` records them."""
     diagram = metrics.reliability()
     figures: dict[str, float | None] = {key: value for key, value in metrics.compute().items() if key != "num_samples"}
     if predictions.texture is not None:
@@ -38,7 +47,7 @@ def summarise(
         title=entry.title or name,
         dataset_name=entry.dataset_name,
         dataset_config_name=entry.dataset_config_name,
-        revision=entry.revision,
+        revision=task.revision,
         split=entry.split,
         num_samples=len(predictions),
         class_map=task.class_map.description,
@@ -55,6 +64,7 @@ def summarise(
         },
         predictions=predictions_file(name),
         class_names=list(names),
+        settings=dict(settings or {}),
     )
 
 
@@ -87,6 +97,31 @@ def corruption_summary(name: str, entry: Entry, evaluation: Evaluation) -> dict[
         `mean_corruption_accuracy`, in [0, 1]; for an entry with a baseline that has these corruptions also `mce`, and
         with a clean entry `relative_mce`, 1 being as good as the baseline.
     """
+    errors = measured_errors(name, entry, evaluation)
+    clean = errors.pop(CLEAN, None)
+    if not errors:
+        return {}
+    found = {"mean_corruption_accuracy": 1 - float(np.mean(list(errors.values())))}
+    published = set(errors) == set(CORRUPTIONS) and len(entry.severities) == 5
+    if not entry.baseline or (entry.baseline == ALEXNET and not published):
+        return found
+    baseline, baseline_clean = baseline_errors(entry.baseline, len(entry.severities))
+    found["mce"] = mean_corruption_error(errors, baseline)
+    if clean is not None and baseline_clean is not None:
+        try:
+            found["relative_mce"] = relative_mean_corruption_error(errors, clean[0], baseline, baseline_clean)
+        except ValueError as error:
+            logger.warning("%s has no relative_mce: %s", name, error)
+    return found
+
+
+def measured_errors(name: str, entry: Entry, evaluation: Evaluation) -> dict[str, list[float]]:
+    """Errors of an entry with corruptions, as a file for `baseline` holds them.
+
+    Returns:
+        Corruption -> error at each severity, in [0, 1], and `clean` -> [error] where the entry names clean images that
+        were evaluated; empty unless every corruption was evaluated at every severity.
+    """
     errors: dict[str, list[float]] = {}
     for key, result in evaluation.datasets.items():
         how = result.corruption
@@ -95,13 +130,9 @@ def corruption_summary(name: str, entry: Entry, evaluation: Evaluation) -> dict[
     wanted = {how.name for how in entry.on_the_fly} or set(CORRUPTIONS)
     if set(errors) < wanted or any(len(own) != len(entry.severities) for own in errors.values()):
         return {}
-    found = {"mean_corruption_accuracy": 1 - float(np.mean(list(errors.values())))}
-    if entry.baseline and set(errors) == set(CORRUPTIONS) and len(entry.severities) == 5:
-        found["mce"] = mean_corruption_error(errors)
-        if entry.clean in evaluation.datasets:
-            clean = evaluation.datasets[entry.clean].metrics["accuracy"] or 0.0
-            found["relative_mce"] = relative_mean_corruption_error(errors, 1 - clean)
-    return found
+    if entry.clean in evaluation.datasets:
+        errors[CLEAN] = [1 - float(evaluation.datasets[entry.clean].metrics["accuracy"] or 0)]
+    return errors
 
 
 def machine(device: str) -> dict[str, Any]:

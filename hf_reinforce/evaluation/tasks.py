@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from hf_reinforce.evaluation.imagenet import real_labels
 from hf_reinforce.evaluation.results import Corruption
 from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
 from hf_reinforce.hub import load_source
+from hf_reinforce.local import resolve
+from hf_reinforce.remote import dataset_commit
 from hf_reinforce.sources import ImageSource, find_columns
 
 
@@ -32,6 +35,8 @@ class Task:
         textures: int64 [N], the scored class of the texture of cue-conflict images; None elsewhere.
         corruption: how the images are corrupted.
         on_the_fly: whether they are still to be.
+        revision: commit of the data set on the Hub, None for a folder.
+        max_samples: how many of the first images were asked for, None for all.
     """
 
     source: ImageSource
@@ -41,6 +46,8 @@ class Task:
     textures: NDArray[np.int64] | None = None
     corruption: Corruption | None = None
     on_the_fly: bool = False
+    revision: str | None = None
+    max_samples: int | None = None
 
     def select(self, positions: NDArray[np.int64]) -> "Task":
         """The images at some positions."""
@@ -71,13 +78,30 @@ def open_tasks(
         ValueError: if the data set cannot be had, lacks a column, is empty or unlabelled, or its classes do not match
             the model's.
     """
-    dataset = load_source(entry.dataset_name, entry.dataset_config_name, entry.split, entry.revision)
+    dataset, commit = open_rows(entry.dataset_name, entry.dataset_config_name, entry.split, entry.revision)
+    entry = replace(entry, revision=commit)
     if entry.corruption_columns:
         return _by_corruption(open_task(dataset, entry, model_names, num_classes), dataset, entry, max_samples)
     task = open_task(dataset, entry, model_names, num_classes, max_samples)
     if entry.corruptions:
         return {suffix(how): replace(task, corruption=how, on_the_fly=True) for how in entry.on_the_fly}
     return {"": task}
+
+
+def open_rows(
+    name: str, config_name: str | None = None, split: str = "test", revision: str | None = None
+) -> tuple[Dataset, str | None]:
+    """A split of a data set, and the commit of the Hub that it is of; None for a folder.
+
+    Arguments and errors as `hf_reinforce.hub.load_source`.
+    """
+    commit = None if Path(resolve(name)).exists() else dataset_commit(name, revision)
+    try:
+        return load_source(name, config_name, split, commit), commit
+    except ValueError as error:
+        if "corresponds to no data" in f"{error} {error.__cause__}":  # what datasets says of a split without rows
+            raise ValueError(_without_rows(name, split)) from error
+        raise
 
 
 def open_task(
@@ -88,26 +112,31 @@ def open_task(
     max_samples: int | None = None,
 ) -> Task:
     """The images of a data set that is loaded already; arguments and errors as `open_tasks`."""
+    if not len(dataset):
+        raise ValueError(_without_rows(entry.dataset_name, entry.split))
     where = f"{entry.dataset_name}, split {entry.split!r},"
     columns = (entry.label_column, entry.texture_column, entry.file_column, *entry.corruption_columns)
     missing = [column for column in columns if column and column not in dataset.column_names]
     if missing:
         raise ValueError(f"{where} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}.")
     image_column, _ = find_columns(dataset.features, entry.image_column, "")
-    names, sets = _labels(dataset, entry, image_column)
-    if not len(dataset) or sets is None or max_samples == 0:
+    names, sets, declared = _labels(dataset, entry, image_column)
+    if sets is None or max_samples == 0:
         raise ValueError(f"{where} has no rows or no labels to evaluate on; name another split, or label_column.")
     occurring = sorted({label for own in sets for label in own})
     if not occurring or occurring[0] < 0:
         raise ValueError(f"{where} has images without a label (-1 or none at all); name a split that is labelled.")
     classes = "imagenet" if entry.labels == REAL_LABELS and entry.classes is None else entry.classes
-    class_map = make_class_map(model_names, num_classes, names, occurring, classes, entry.scoring, entry.merge)
+    class_map = make_class_map(
+        model_names, num_classes, names, occurring, classes, entry.scoring, entry.merge, declared
+    )
     targets = [[target for label in own for target in class_map.targets[label]] for own in sets]
     textures = None
     if entry.texture_column:
         textures = _textures(dataset, entry.texture_column, names, class_map)
     source = ImageSource(dataset, image_column)
-    task = Task(source, np.arange(len(dataset)), _padded(targets), class_map, textures)
+    rows, right = np.arange(len(dataset)), _padded(targets)
+    task = Task(source, rows, right, class_map, textures, revision=entry.revision, max_samples=max_samples)
     labelled = np.flatnonzero(task.labels[:, 0] >= 0)  # ReaL has images to which no class applies
     labelled = labelled[:max_samples]
     return task if len(labelled) == len(dataset) else task.select(labelled)
@@ -120,32 +149,36 @@ def suffix(corruption: Corruption) -> str:
 
 def _labels(
     dataset: Dataset, entry: Entry, image_column: str
-) -> tuple[tuple[str, ...] | None, list[Sequence[int]] | None]:
-    """Names of the classes, where there are any, and the labels of each row; None without labels."""
+) -> tuple[tuple[str, ...] | None, list[Sequence[int]] | None, bool]:
+    """Names of the classes, where there are any; the labels of each row, None without; whether names are declared."""
     if entry.labels == REAL_LABELS:
-        return None, _real_labels(dataset, entry, image_column)
+        return None, _real_labels(dataset, entry, image_column), False
     column = entry.label_column or find_columns(dataset.features, image_column)[1]
-    if column is None or not len(dataset):
-        return None, None
+    if column is None:
+        return None, None, False
     values, feature = _values(dataset, column), dataset.features[column]
     if isinstance(feature, ClassLabel):
-        return tuple(feature.names), values.to_numpy().reshape(-1, 1).tolist()
+        return tuple(feature.names), values.to_numpy().reshape(-1, 1).tolist(), True
     if pa.types.is_integer(values.type):
-        return None, values.to_numpy().reshape(-1, 1).tolist()
+        return None, values.to_numpy().reshape(-1, 1).tolist(), False
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         texture = [] if entry.texture_column is None else _values(dataset, entry.texture_column).to_pylist()
         names = tuple(sorted({*values.to_pylist(), *texture}))
         places = {name: place for place, name in enumerate(names)}
-        return names, [[places[name]] for name in values.to_pylist()]
+        return names, [[places[name]] for name in values.to_pylist()], False
     if (
         pa.types.is_list(values.type)
         or pa.types.is_large_list(values.type)
         or pa.types.is_fixed_size_list(values.type)
     ):
-        return None, values.to_pylist()
+        return None, values.to_pylist(), False
     raise ValueError(
         f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices."
     )
+
+
+def _without_rows(name: str, split: str) -> str:
+    return f"split {split!r} of {name} has no rows; name another with --split (split in the file of a suite)."
 
 
 def _values(dataset: Dataset, column: str) -> Any:
@@ -201,7 +234,7 @@ def _by_corruption(task: Task, dataset: Dataset, entry: Entry, max_samples: int 
             positions = np.flatnonzero((names == name) & (severities == severity))[:max_samples]
             if len(positions):
                 how = Corruption(str(name), int(severity))
-                tasks[suffix(how)] = replace(task.select(positions), corruption=how)
+                tasks[suffix(how)] = replace(task.select(positions), corruption=how, max_samples=max_samples)
     if not tasks:
         raise ValueError(
             f"The columns {list(entry.corruption_columns)} name no corruption of the severities asked for."

@@ -1,13 +1,13 @@
 """`inspect_dataset`: what a reinforced data set holds, as JSON, Markdown and pictures."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_reinforce import schema
 from hf_reinforce.cards.markdown import code, text
+from hf_reinforce.class_words import class_words
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.inspection.measure import Inspection, measure
 from hf_reinforce.inspection.pictures import (
@@ -86,17 +86,8 @@ def inspect_dataset(
 
 
 def _names(config: ReinforcementConfig) -> Sequence[str]:
-    """The classes for people: ImageNet's WordNet ids in words."""
-    names = config.class_names or [str(index) for index in range(config.num_classes)]
-    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
-        return names
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet21k")
-    try:
-        return [info.label_name_to_description(name) for name in names]
-    except KeyError:  # WordNet has more than ImageNet
-        return names
+    """The classes for people."""
+    return class_words(config.class_names or [str(index) for index in range(config.num_classes)])
 
 
 def _write(path: Path, content: str) -> None:

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
@@ -155,6 +156,16 @@ def read_footer(file: str) -> pq.FileMetaData:
     """The footer of a Parquet file, which says how many rows it has and where."""
     with _open(file) as opened:
         return pq.read_metadata(opened)
+
+
+def repair(file: str) -> str:
+    """What to do about a damaged file: a sentence for errors."""
+    if "://" in file:
+        return "Load it again; if that does not help, ask whoever published it to publish it again."
+    return (
+        f"Delete {Path(file).resolve()} and load it again, after the command that made it if you made it yourself; if "
+        "that does not help, ask whoever published it to publish it again."
+    )
 
 
 def _open(file: str) -> Any:

@@ -73,8 +73,9 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         if config.shuffled and not config.embed_images:
             raise ValueError(
                 f"The policy {config.policy.name!r} mixes images, so the rows were reinforced in shuffled order and "
-                "cannot be streamed in step with their source. Load it without streaming; or reinforce it with its "
-                "images embedded (--embed_images True), or from a stream (load_dataset(..., streaming=True))."
+                "cannot be streamed in step with their source. Leave out streaming=True (--streaming True); whoever "
+                "reinforces it can make it fit for streaming with --embed_images True, or from a source that is a "
+                "stream (load_dataset(..., streaming=True))."
             )
         if source is None and not config.embed_images:
             raise ValueError(f"The images of this data set are not stored with it; pass {config.source.name}.")
@@ -90,6 +91,7 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         self._consumer = Consumer()
         self._epoch = torch.tensor(0).share_memory_()  # type: ignore[no-untyped-call]  # persistent workers see it
         self._resume: dict[str, int] = {}
+        self._resumed_in: int | None = None  # the worker, None in the process of the loader
         self._samples = 0
         self._check_first_rows(accept_pixel_mismatch)
 
@@ -132,9 +134,12 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         """The next iteration begins where another was.
 
         Args:
-            state: what `state_dict` returned. For a loader with workers, which has a stream in each of them: `epoch`,
-                and `batches`, the number of batches of that epoch that it has given.
+            state: what `state_dict` returned. A loader with workers has a stream in each of them. Inside a worker, as
+                torchdata's `StatefulDataLoader` calls this, it is what that worker's stream returned; before the
+                workers start: `epoch`, and `batches`, the number of batches of that epoch that the loader has given.
         """
+        worker = get_worker_info()
+        self._resumed_in = None if worker is None else worker.id
         self.set_epoch(state["epoch"])
         self._resume, self._samples = dict(state), state.get("samples", 0)
 
@@ -146,10 +151,11 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         epoch, worker, consumer = int(self._epoch), get_worker_info(), self._consumer
         resume, self._resume = self._resume if self._resume.get("epoch") == epoch else {}, {}
         batches = resume.get("batches", 0)
-        if worker is not None and resume.get("samples"):
+        if worker is not None and resume.get("samples") and self._resumed_in != worker.id:
             raise ValueError(
                 "A loader with workers resumes by batches: pass load_state_dict({'epoch': ..., 'batches': ...}), the "
-                "number of batches of the epoch that it has given."
+                "number of batches of the epoch that it has given; or use torchdata's StatefulDataLoader, which keeps "
+                "a state for each worker."
             )
         if worker is not None:  # a loader begins with its first worker, so that takes the place of whose turn it is
             place = (worker.id + batches) % worker.num_workers

@@ -1,7 +1,9 @@
 """Windows of a stream: some hundred reinforced rows and their images, read in step."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +14,9 @@ from hf_reinforce import schema
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.streaming.partition import Block, row_blocks
-from hf_reinforce.streaming.rows import Cursor, ParquetRows, Rows, StreamRows, read_footer
+from hf_reinforce.streaming.rows import Cursor, DatasetRows, ParquetRows, Rows, StreamRows, read_footer, repair
+
+logger = logging.getLogger(__name__)
 
 REMEDY = "Or load it without streaming, which finds the images of a reordered or filtered source by their hashes."
 
@@ -50,7 +54,7 @@ class WindowReader:
         config: contents of `reinforcement.json`.
         source: the images, in the order in which they were reinforced; None when they are embedded.
         max_rows: use the first so many rows; for a policy that mixes, rounded up to whole blocks of partners.
-        allow_missing: go on where the source lacks images.
+        allow_missing: go on where the source lacks images; a warning says so, once.
 
     Attributes:
         blocks: the blocks that there are.
@@ -72,6 +76,7 @@ class WindowReader:
         self.config, self.source, self.allow_missing = config, source, allow_missing
         self._files, self._mixes = list(files), bool(config.policy.mix_operations)
         self._order: NDArray[np.int64] | None = None
+        self._warned = False
         skipped = self.places(np.array([item.row for item in config.skipped], dtype=np.int64))
         self.shards_in_run = max(1, -(-self._rows_in_one_go() // config.shard_size))
         self.blocks = row_blocks(config.shard_size, self._num_places(skipped), skipped)
@@ -96,7 +101,8 @@ class WindowReader:
         size, files, known = self.config.shard_size, self._files, self.config.source.num_rows
         if known is None and files:  # how long a stream was is in its last shard
             before = (len(files) - 1) * size
-            known = before + read_footer(files[-1]).num_rows + int((skipped >= before).sum())
+            with _naming(files[-1]):
+                known = before + read_footer(files[-1]).num_rows + int((skipped >= before).sum())
         expected = -(-(known or 0) // size)
         if not files or expected != len(files):
             raise ValueError(
@@ -119,6 +125,16 @@ class WindowReader:
         end, needed = len(self.source), self.blocks[-1].place + self.blocks[-1].size
         if needed > end and not self.allow_missing:
             raise ValueError(f"The source has {end:,} rows, but {needed:,} were reinforced. {self._missing()}")
+        if needed > end:
+            last = next((block for block in reversed(self.blocks) if block.place < end), None)
+            replaced = 0 if last is None else max(0, last.place + last.size - end)
+            left_out = sum(block.size for block in self.blocks if block.place >= end)
+            total, missing = sum(block.size for block in self.blocks), replaced + left_out
+            logger.warning(
+                "Training on %s of %s images; %s are missing: the source has only %s rows. In each epoch %s of "
+                "them are replaced by rows whose images are there, and %s are left out.",
+                *(f"{count:,}" for count in (total - missing, total, missing, end, replaced, left_out)),
+            )
         self.blocks = [block for block in self.blocks if block.place < end]
 
     def _missing(self) -> str:
@@ -157,13 +173,10 @@ class WindowReader:
                 del known[key]
         parts = []
         for block in blocks:
-            try:
+            with _naming(self._files[block.shard]):
                 if block.shard not in cursors.rows:
                     cursors.rows[block.shard] = self._shard(block.shard).cursor()
                 table = cursors.rows[block.shard].read(*self._range(block))
-            except (pa.ArrowInvalid, OSError) as error:
-                file = self._files[block.shard]
-                raise ValueError(f"{file} cannot be read, probably because it was cut short: {error}") from error
             parts.append(self._with_images(block, table, cursors.images))
         table = pa.concat_tables([part.table for part in parts])
         used = np.concatenate([part.used for part in parts])
@@ -206,7 +219,30 @@ class WindowReader:
             there[:-1] = images.column(self.config.source.image_column).is_valid()
         positions = np.minimum(rows - rows[0], len(images))
         missing = np.flatnonzero(~there[positions])
-        if missing.size and not self.allow_missing:
-            lost = f"row {rows[missing[0]]} (hash {table.column(schema.IMAGE_HASH)[int(missing[0])]})"
-            raise ValueError(f"The source has no image for {lost}. {self._missing()}")
+        if missing.size:
+            self._report(int(rows[missing[0]]), str(table.column(schema.IMAGE_HASH)[int(missing[0])]))
         return Window(table, images, np.where(there[positions], positions, -1), used)
+
+    def _report(self, row: int, image_hash: str) -> None:
+        lost = f"row {row} (hash {image_hash})"
+        if not self.allow_missing:
+            raise ValueError(f"The source has no image for {lost}. {self._missing()}")
+        counted = isinstance(self.source, (ParquetRows, DatasetRows)) and row >= len(self.source)
+        if not self._warned and not counted:
+            self._warned = True
+            logger.warning(
+                "The source has no image for %s. In its place, and that of others that are missing or mixed with "
+                "such, come rows whose images are there; how many is not known before they are read.",
+                lost,
+            )
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(
+            f"{file} cannot be read, probably because it was cut short: {reason}. {repair(file)}"
+        ) from error

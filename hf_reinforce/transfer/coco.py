@@ -32,21 +32,42 @@ def read_coco(images: str | Path, annotations: str | Path) -> Dataset:
         categories = sorted(content["categories"], key=lambda category: category["id"])
         place = {category["id"]: index for index, category in enumerate(categories)}
         by_image = defaultdict(list)
-        for annotation in content["annotations"]:
-            by_image[annotation["image_id"]].append(annotation)
-        rows = [_row(Path(images), image, by_image.pop(image["id"], []), place) for image in content["images"]]
+        problems = filter(None, (_problem(annotation, place) for annotation in content["annotations"]))
+        problem = next(problems, None)
+        if problem is None:
+            for annotation in content["annotations"]:
+                by_image[annotation["image_id"]].append(annotation)
+            rows = [_row(Path(images), image, by_image.pop(image["id"], []), place) for image in content["images"]]
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {annotations}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{annotations} is no COCO JSON of images, annotations and categories ({type(error).__name__}: {error})."
         ) from error
+    if problem is not None:
+        raise ValueError(f"{annotations} is no COCO JSON of boxes: {problem}")
     if by_image:
         raise ValueError(
             f"{annotations} has annotations for {len(by_image)} images that it does not list, such as id "
             f"{next(iter(by_image))}; use the file that belongs to the images."
         )
     return Dataset.from_list(rows, features=_features([category["name"] for category in categories]))
+
+
+def _problem(annotation: dict[str, Any], place: dict[int, int]) -> str | None:
+    """What an annotation lacks and how to mend it; None where it is whole."""
+    missing = [key for key in ("image_id", "category_id", "bbox") if key not in annotation]
+    if missing:
+        known = f"id {annotation['id']}" if "id" in annotation else "keys " + ", ".join(annotation)
+        return (
+            f"the annotation with {known} has no {' or '.join(missing)}; add what it lacks, or remove the annotation."
+        )
+    if annotation["category_id"] not in place:
+        return (
+            f"the annotation with id {annotation.get('id')} is of category {annotation['category_id']}, which "
+            f"'categories' does not list; it lists the ids {list(place)}. Add the category, or remove the annotation."
+        )
+    return None
 
 
 def _row(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]], place: dict[int, int]) -> Any:

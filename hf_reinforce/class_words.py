@@ -1,0 +1,21 @@
+"""Names of classes for people: ImageNet's classes are often named by WordNet ids."""
+
+import re
+from collections.abc import Sequence
+
+
+def class_words(names: Sequence[str]) -> Sequence[str]:
+    """The classes in words: WordNet ids become descriptions (`"tench, Tinca tinca"`), other names stay as they are.
+
+    Args:
+        names: of all classes; they stay too if not all are WordNet ids, or one is of no class of ImageNet-21k.
+    """
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return names
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet21k")
+    try:
+        return [info.label_name_to_description(name) for name in names]
+    except KeyError:  # WordNet has more than ImageNet
+        return names
