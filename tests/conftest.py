@@ -22,6 +22,8 @@ import io  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset, disable_progress_bars  # noqa: E402
+from hub_client import Client  # noqa: E402
+from hub_server import HubServer  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_image  # noqa: E402
@@ -70,3 +72,18 @@ def through_parquet(tmp_path):
         return Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache"))
 
     return round_trip
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A stand-in for the Hub, of this module alone."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """`client(function, *args)`: runs a function in a process whose Hub is the stand-in."""
+    caller = Client(hub, tmp_path_factory.mktemp("client"))
+    yield caller
+    caller.close()

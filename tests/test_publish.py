@@ -21,8 +21,7 @@ import pytest
 import timm
 import torch
 import yaml
-from hub_client import Client
-from hub_server import Fault, HubServer
+from hub_server import Fault
 from hub_storage import is_reference
 from huggingface_hub import CommitOperationAdd
 from test_ml_dr import Original
@@ -34,19 +33,6 @@ from hf_reinforce.ml_dr import import_ml_dr
 from hf_reinforce.shards import check_source_rows
 
 ROWS = 150  # three shards of 64 rows
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    caller = Client(hub, tmp_path_factory.mktemp("client"))
-    yield caller
-    caller.close()
 
 
 @pytest.fixture(autouse=True)

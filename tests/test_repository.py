@@ -8,8 +8,8 @@ import re
 from unittest import mock
 
 import pytest
-from hub_client import Client, run_recipe
-from hub_server import Fault, HubServer
+from hub_client import run_recipe
+from hub_server import Fault
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import load_policy, reinforce
@@ -17,19 +17,6 @@ from hf_reinforce.cards import preview
 
 ROWS, C = 70, 5  # two shards of 64 rows
 NAME = "me/photos-plus"
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    caller = Client(hub, tmp_path_factory.mktemp("client"))
-    yield caller
-    caller.close()
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
-from hub_client import Client
-from hub_server import Fault, HubServer, RequestHandler
+from hub_server import Fault, RequestHandler
 from PIL import Image as PIL
 from tiny import encode_image, tiny_dataset, tiny_teacher
 from torch.utils.data import DataLoader
@@ -669,19 +668,6 @@ def test_batches_by_their_numbers(num_workers, stored):
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    caller = Client(hub, tmp_path_factory.mktemp("client"))
-    yield caller
-    caller.close()
 
 
 @pytest.fixture(scope="module")
