@@ -53,16 +53,18 @@ def source_positions(
     if in_place and every:
         found, readable = _hash_many(image_source, rows)
         in_place = bool((readable & (found == hashes)).all())
-    return rows if in_place else positions_by_hash(reinforced, source, config)
+    return rows if in_place else _search(image_source, rows, hashes)
 
 
 def positions_by_hash(reinforced: Dataset, source: Dataset, config: ReinforcementConfig) -> NDArray[np.int64]:
     """As `source_positions`, of a source that is known to differ: all its images are hashed once."""
-    image_source = ImageSource(source, config.source.image_column)
-    rows, hashes = _rows_and_hashes(reinforced)
+    return _search(ImageSource(source, config.source.image_column), *_rows_and_hashes(reinforced))
+
+
+def _search(source: ImageSource, rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     if not len(source):
         return np.full(len(rows), -1)
-    source_hashes, readable = _hash_many(image_source, np.arange(len(source)))
+    source_hashes, readable = _hash_many(source, np.arange(len(source)))
     positions = _lookup(hashes, rows, source_hashes[readable], np.flatnonzero(readable))
     within = np.minimum(rows, len(source) - 1)
     in_place = (rows == within) & readable[within] & (source_hashes[within] == hashes)
