@@ -38,11 +38,13 @@ class Run:
         stage: name of its stage.
         name: stage and labels, joined by dashes; the names of its log and of its record.
         command: file of the recipe and its flags.
+        labels: what it is called along each axis of the grid.
     """
 
     stage: str
     name: str
     command: tuple[str, ...]
+    labels: dict[str, str]
 
 
 class Stopped(Exception):
@@ -72,7 +74,7 @@ def _runs_of_stage(
         raise ValueError(
             f"Stage {stage} has unknown keys {sorted(unknown)}; expected recipe, config, flags, over, each."
         )
-    axes = [_axis(axis, choices, values) for axis, choices in spec.get("over", {}).items()]
+    axes = {axis: _axis(axis, choices, values) for axis, choices in spec.get("over", {}).items()}
     if "each" in spec:
         if spec["each"] not in earlier:
             raise ValueError(f"Stage {stage} is for each of {spec['each']}, which is no stage before it.")
@@ -84,9 +86,13 @@ def _runs_of_stage(
 
 
 def _grid(
-    prefix: str, stage: str, spec: dict[str, Any], axes: list[list[tuple[str, dict[str, Any]]]], values: dict[str, Any]
+    prefix: str,
+    stage: str,
+    spec: dict[str, Any],
+    axes: dict[str, list[tuple[str, dict[str, Any]]]],
+    values: dict[str, Any],
 ) -> Iterator[Run]:
-    for choice in itertools.product(*axes):
+    for choice in itertools.product(*axes.values()):
         name = "-".join([prefix, *(label for label, _ in choice)])
         flags = dict(spec.get("flags", {}))
         for _, further in choice:
@@ -95,7 +101,7 @@ def _grid(
         command = [os.path.relpath(RECIPES / spec["recipe"]), *([str(spec["config"])] if "config" in spec else [])]
         for flag, value in flags.items():
             command += [f"--{flag}", *_filled(stage, value, known)]
-        yield Run(stage, name, tuple(command))
+        yield Run(stage, name, tuple(command), {axis: label for axis, (label, _) in zip(axes, choice, strict=True)})
 
 
 def _axis(axis: str, choices: Any, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -114,7 +120,7 @@ def _filled(stage: str, value: Any, values: dict[str, Any]) -> list[str]:
     if isinstance(value, dict):
         return [json.dumps(value)]
     try:
-        if isinstance(value, str) and isinstance(whole := values.get(value.strip("{}")), list):
+        if isinstance(value, str) and isinstance(whole := values.get(value.strip("{}")), list | dict):
             return _filled(stage, whole, values)
         return [str(value).format(**values)]
     except KeyError as error:

@@ -1,0 +1,99 @@
+"""The report of a study: what it reads of the students, its table and its picture."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from recipe_modules import load_recipe
+from simulated import write_evaluation
+from test_evaluation_report import is_drawn
+
+report = load_recipe("study_report")
+
+GRID = {"student": {"small": {}}, "method": {"plain": {}, "reinforced": {}}}
+SPEC = {
+    "output_dir": "out",
+    "sizes": {"cpu": {}},
+    "stages": {
+        "teacher": {"recipe": "train.py", "over": {"member": {"a": {}}}},
+        "students": {"recipe": "train.py", "over": {**GRID, "seed": [0, 1]}},
+        "speed": {"recipe": "train.py", "over": GRID},
+    },
+}
+
+
+def trained(folder, entries, **student):
+    """A student's folder as train_kd.py and evaluate.py leave it, as far as the report reads it."""
+    if student:
+        write_evaluation(folder, **student)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"max_steps": 600, "num_train_epochs": 2, "log_history": entries}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study with two seeds of two methods, timed in its stage `speed`; plain has one seed yet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo/study.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    history = [{"step": step, "eval_accuracy": step / 1000, "train_seconds": 9.0 * step} for step in (300, 600)]
+    folder = tmp_path / "out/cpu"
+    for name, seed, strength in (("plain", 0, 1), ("reinforced", 0, 2), ("reinforced", 1, 3)):
+        trained(folder / f"students-small-{name}-seed{seed}", history, seed=seed, strength=strength)
+    for name, each in (("plain", 0.25), ("reinforced", 0.5)):
+        log = [{"step": step, "loss": 1.0, "train_seconds": 7 + each * step} for step in (20, 40, 60)]
+        trained(folder / f"speed-small-{name}", [*log, {"step": 60, "eval_accuracy": 0.1, "train_seconds": 99.0}])
+    teacher = folder / "teacher-a"
+    teacher.mkdir()
+    (teacher / "train_results.json").write_text('{"epoch": 2.0, "train_runtime": 600.0}')
+    (folder / "done").mkdir()
+    (folder / "done/reinforce.json").write_text('{"command": [], "seconds": 120.0}')
+    return tmp_path / "zoo/study.yaml"
+
+
+def run_report(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["study_report.py", *map(str, flags)])
+    report.main()
+
+
+def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
+    run_report(monkeypatch, "--study", study, "--size", "cpu", "--output_dir", tmp_path / "docs")
+    results = json.loads((tmp_path / "docs/zoo-cpu.json").read_text())
+    assert results["seconds"] == {"teacher-a": 600.0, "reinforce": 120.0}
+    assert [row["labels"] for row in results["rows"]] == [
+        {"student": "small", "method": "plain", "seed": "seed0"},
+        {"student": "small", "method": "reinforced", "seed": "seed0"},
+        {"student": "small", "method": "reinforced", "seed": "seed1"},
+    ]
+    assert [row["seconds_per_step"] for row in results["rows"]] == [0.25, 0.5, 0.5]
+    assert results["rows"][0]["history"] == [[300, 0.3], [600, 0.6]]
+
+    text = (tmp_path / "docs/zoo-cpu.md").read_text()
+    plain, reinforced = [line.strip("| ").split(" | ") for line in text.splitlines()[2:4]]
+    first, second = (100 * row["metrics"]["accuracy"] for row in results["rows"][1:])
+    spread = abs(first - second) / 2**0.5
+    assert reinforced[:3] == ["small, 2", "reinforced", f"**{(first + second) / 2:.1f} ± {spread:.1f}**"]
+    assert plain[2] == f"{100 * results['rows'][0]['metrics']['accuracy']:.1f}" and plain[5] == "-"
+    assert plain[6:] == ["75", "2.5"] and reinforced[6:] == ["150", "5.0"]
+    assert "took 2.0 min, once: 1.0 min for each of the 2 reinforced" in text and "took 10 min" in text
+    assert is_drawn(tmp_path / "docs/zoo-cpu.png")
+
+
+def test_the_table_comes_from_the_raw_figures_alone(study, tmp_path, monkeypatch):
+    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
+    before = (tmp_path / "docs/zoo-cpu.md").read_bytes()
+    for name in ("zoo-cpu.md", "zoo-cpu.png"):
+        (tmp_path / "docs" / name).unlink()
+    study.unlink()
+    run_report(monkeypatch, "--results", tmp_path / "docs/zoo-cpu.json")
+    assert (tmp_path / "docs/zoo-cpu.md").read_bytes() == before and (tmp_path / "docs/zoo-cpu.png").exists()
+
+
+def test_a_study_without_students(study, tmp_path, monkeypatch):
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match="no evaluated students; run recipes/study.py --study"):
+        run_report(monkeypatch, "--study", study)
+    with pytest.raises(SystemExit, match="either --study FILE or --results FILE"):
+        run_report(monkeypatch)
