@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from benchmarks.measure import Row
+from hf_reinforce.evaluation import summary
 from hf_reinforce.jpeg import DECODER
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "timm", "transformers", "accelerate")
@@ -20,14 +21,9 @@ LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        **summary.machine("cuda" if torch.cuda.is_available() else "cpu"),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -80,7 +80,9 @@ def _runs_of_stage(
             raise ValueError(f"Stage {stage} is for each of {spec['each']}, which is no stage before it.")
         for run in earlier[spec["each"]]:
             name = run.name.removeprefix(f"{run.stage}-")
-            yield from _grid(f"{stage}-{name}", stage, spec, axes, {**values, "run": run.name})
+            yield from _grid(
+                f"{stage}-{name}", stage, spec, axes, {**values, **run.labels, "run": run.name}, run.labels
+            )
         return
     yield from _grid(stage, stage, spec, axes, values)
 
@@ -91,6 +93,7 @@ def _grid(
     spec: dict[str, Any],
     axes: dict[str, list[tuple[str, dict[str, Any]]]],
     values: dict[str, Any],
+    labels: dict[str, str] | None = None,
 ) -> Iterator[Run]:
     for choice in itertools.product(*axes.values()):
         name = "-".join([prefix, *(label for label, _ in choice)])
@@ -101,7 +104,8 @@ def _grid(
         command = [os.path.relpath(RECIPES / spec["recipe"]), *([str(spec["config"])] if "config" in spec else [])]
         for flag, value in flags.items():
             command += [f"--{flag}", *_filled(stage, value, known)]
-        yield Run(stage, name, tuple(command), {axis: label for axis, (label, _) in zip(axes, choice, strict=True)})
+        own = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
+        yield Run(stage, name, tuple(command), {**(labels or {}), **own})
 
 
 def _axis(axis: str, choices: Any, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

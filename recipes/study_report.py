@@ -1,7 +1,10 @@
-"""Writes what a study found: the raw figures as JSON, a table and a picture made from them.
+"""Writes what a study found: the raw figures as JSON, tables and a picture made from them.
 
-python recipes/study_report.py --study recipes/cifar100_plus/study.yaml --size cpu --output_dir docs/studies
-python recipes/study_report.py --results docs/studies/cifar100_plus-cpu.json   # the table and the picture again
+    python recipes/study_report.py --study recipes/cifar100_plus/study.yaml --size cpu --output_dir docs/studies
+    python recipes/study_report.py --results docs/studies/cifar100_plus-study-cpu.json   # tables and picture again
+
+A stage `students` with the axes `student` and `method` becomes the table of the headline; its picture is accuracy
+against time. Every other stage of trainings, but for teachers and timings, has a table of its own.
 """
 
 import json
@@ -10,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arguments import one_line_errors, option, parse, write_json
+
+METRICS = ("eval_accuracy", "eval_nll", "eval_ece", "eval_num_samples")
 
 
 @dataclass
@@ -32,13 +37,14 @@ def main() -> None:
         results = json.loads(path.read_text(encoding="utf-8"))
     else:
         results = collect(Path(args.study), args.size)
-        path = Path(args.output_dir or "outputs") / f"{Path(args.study).parent.name}-{args.size}.json"
+        file = Path(args.study)
+        path = Path(args.output_dir or "outputs") / f"{file.parent.name}-{file.stem}-{args.size}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
     folder = Path(args.output_dir) if args.output_dir else path.parent
-    text = table(results)
+    text = "\n".join([*([table(results)] if results["rows"] else []), *map(section, results["stages"].items())])
     (folder / path.with_suffix(".md").name).write_text(text, encoding="utf-8")
-    draw(results, folder / path.with_suffix(".png").name)
+    (draw if results["rows"] else draw_stages)(results, folder / path.with_suffix(".png").name)
     print(text)
 
 
@@ -47,23 +53,32 @@ def collect(file, size):
 
     Returns:
         {"study", "size", "machine", "versions", "seconds": {teachers and reinforcement}, "rows": one for each student:
-        {"labels", "epochs", "steps", "metrics", "corrupted_accuracy", "seconds_per_step", "history", "reliability"}}.
+        {"labels", "epochs", "steps", "metrics", "corrupted_accuracy", "seconds_per_step", "history", "reliability"},
+        "stages": {other stage: [{"labels", "metrics"}]}}.
 
     Raises:
         ValueError: if none is.
     """
+    import torch
     import yaml
     from study import runs_of
 
-    from hf_reinforce.evaluation.results import Evaluation
     from hf_reinforce.evaluation.runs import Training
+    from hf_reinforce.evaluation.summary import machine, versions
 
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
     runs, folder = runs_of(study, size, []), Path(study["output_dir"]) / size
     found = [run for run in runs if run.stage == "students" and (folder / run.name / "evaluation").exists()]
-    if not found:
-        raise ValueError(f"{folder} has no evaluated students; run recipes/study.py --study {file} --size {size}.")
     rows = [row(folder / run.name, run.labels, speed_folder(folder, run, runs)) for run in found]
+    stages = {}
+    for run in runs:
+        results = folder / run.name / "eval_results.json"
+        if run.stage not in ("teacher", "students", "speed") and results.exists():
+            metrics = json.loads(results.read_text(encoding="utf-8"))
+            metrics = {key.removeprefix("eval_"): metrics[key] for key in METRICS}
+            stages.setdefault(run.stage, []).append({"labels": run.labels, "metrics": metrics})
+    if not rows and not stages:
+        raise ValueError(f"{folder} has no evaluated students; run recipes/study.py --study {file} --size {size}.")
     seconds = {
         run.name: training.seconds
         for run in runs
@@ -71,9 +86,8 @@ def collect(file, size):
     }
     if (record := folder / "done" / "reinforce.json").exists():
         seconds["reinforce"] = json.loads(record.read_text(encoding="utf-8"))["seconds"]
-    evaluation = Evaluation.load(folder / found[0].name / "evaluation")
-    about = {"study": str(file), "size": size, "machine": evaluation.machine, "versions": evaluation.versions}
-    return {**about, "seconds": seconds, "rows": rows}
+    about = {"study": str(file), "size": size, "machine": machine("cuda" if torch.cuda.is_available() else "cpu")}
+    return {**about, "versions": versions(), "seconds": seconds, "rows": rows, "stages": stages}
 
 
 def speed_folder(folder, run, runs):
@@ -185,6 +199,39 @@ def costs(results):
     if seconds:
         parts.append(f"The teacher, which online training needs as well, took {sum(seconds.values()) / 60:.0f} min.")
     return " ".join(parts)
+
+
+def section(stage):
+    """The table of a stage that is not the headline: a line for each training."""
+    name, items = stage
+    lines = [f"### {name}", "", f"| {' | '.join([*items[0]['labels'], 'top-1, %', 'NLL', 'ECE'])} |"]
+    lines.append("|---" * (len(items[0]["labels"]) + 3) + "|")
+    for item in items:
+        metrics = item["metrics"]
+        figures = f"{100 * metrics['accuracy']:.1f} | {metrics['nll']:.3f} | {metrics['ece']:.3f}"
+        lines.append(f"| {' | '.join(item['labels'].values())} | {figures} |")
+    return "\n".join([*lines, ""])
+
+
+def draw_stages(results, path):
+    """Accuracy of every setting with its 95 % interval over test images, a panel for each stage."""
+    from hf_reinforce.evaluation.pictures import COLOURS, finish_axis, new_figure, save_figure, set_title
+
+    figure = new_figure(12, 3 * -(-len(results["stages"]) // 4))
+    axes = figure.subplots(-(-len(results["stages"]) // 4), min(4, len(results["stages"])), squeeze=False).flat
+    for axis, (name, items) in zip(axes, results["stages"].items(), strict=False):
+        accuracy = [item["metrics"]["accuracy"] for item in items]
+        half = [
+            196 * math.sqrt(p * (1 - p) / item["metrics"]["num_samples"])
+            for p, item in zip(accuracy, items, strict=True)
+        ]
+        names = ["\n".join(item["labels"].values()) for item in items]
+        axis.errorbar(names, [100 * p for p in accuracy], yerr=half, marker="o", capsize=3, color=COLOURS[0])
+        axis.grid(axis="y", alpha=0.25)
+        axis.set_ylabel("top-1 accuracy (%)")
+        set_title(axis, name)
+        finish_axis(axis)
+    save_figure(figure, path)
 
 
 def draw(results, path):

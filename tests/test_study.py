@@ -48,10 +48,15 @@ def test_a_stage_is_a_grid_over_its_axes():
 
 
 def test_a_stage_may_be_for_each_run_of_an_earlier_one():
-    evaluated = {"recipe": "write.py", "each": "second", "flags": {"model": "{output_dir}/{run}"}}
+    evaluated = {
+        "recipe": "write.py",
+        "each": "second",
+        "flags": {"model": "{output_dir}/{run}", "method": "{method}"},
+    }
     runs = study.runs_of({**SPEC, "stages": {**SPEC["stages"], "evaluated": evaluated}}, "small", ["evaluated"])
     assert [run.name for run in runs][:2] == ["evaluated-plain-seed0", "evaluated-plain-seed1"] and len(runs) == 4
-    assert runs[3].command[1:] == ("--model", "out/small/second-kd-seed1")
+    assert runs[3].command[1:] == ("--model", "out/small/second-kd-seed1", "--method", "kd")
+    assert runs[3].labels == {"method": "kd", "seed": "seed1"}
 
 
 def changed(**stage):
@@ -129,8 +134,9 @@ def test_at_the_time_limit_a_run_is_stopped_and_not_recorded(recipes, monkeypatc
 
 
 @pytest.mark.parametrize("size", ["cpu", "gpu"])
-def test_the_study_of_cifar100_has_flags_that_its_recipes_know(size):
-    spec = yaml.safe_load((ROOT / "recipes/cifar100_plus/study.yaml").read_text())
+@pytest.mark.parametrize("file", ["study", "ablations"])
+def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size):
+    spec = yaml.safe_load((ROOT / f"recipes/cifar100_plus/{file}.yaml").read_text())
     runs = study.runs_of(spec, size, [])
     assert {run.stage for run in runs} == set(spec["stages"])
     known = {

@@ -1,6 +1,7 @@
 """The report of a study: what it reads of the students, its table and its picture."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -19,6 +20,8 @@ SPEC = {
         "teacher": {"recipe": "train.py", "over": {"member": {"a": {}}}},
         "students": {"recipe": "train.py", "over": {**GRID, "seed": [0, 1]}},
         "speed": {"recipe": "train.py", "over": GRID},
+        "data": {"recipe": "reinforce.py", "over": {"num_samples": [1, 2]}},
+        "samples": {"recipe": "train.py", "each": "data"},
     },
 }
 
@@ -53,6 +56,15 @@ def study(tmp_path, monkeypatch):
     return tmp_path / "zoo/study.yaml"
 
 
+def other_stages(folder):
+    """Leaves the results of the trainings of stage `samples`."""
+    for count, accuracy in ((1, 0.25), (2, 0.5)):
+        place = folder / f"samples-num_samples{count}"
+        place.mkdir(parents=True)
+        figures = {"eval_accuracy": accuracy, "eval_nll": 1.5, "eval_ece": 0.0625, "eval_num_samples": 100.0}
+        (place / "eval_results.json").write_text(json.dumps(figures))
+
+
 def run_report(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["study_report.py", *map(str, flags)])
     report.main()
@@ -60,7 +72,7 @@ def run_report(monkeypatch, *flags):
 
 def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     run_report(monkeypatch, "--study", study, "--size", "cpu", "--output_dir", tmp_path / "docs")
-    results = json.loads((tmp_path / "docs/zoo-cpu.json").read_text())
+    results = json.loads((tmp_path / "docs/zoo-study-cpu.json").read_text())
     assert results["seconds"] == {"teacher-a": 600.0, "reinforce": 120.0}
     assert [row["labels"] for row in results["rows"]] == [
         {"student": "small", "method": "plain", "seed": "seed0"},
@@ -70,7 +82,7 @@ def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     assert [row["seconds_per_step"] for row in results["rows"]] == [0.25, 0.5, 0.5]
     assert results["rows"][0]["history"] == [[300, 0.3], [600, 0.6]]
 
-    text = (tmp_path / "docs/zoo-cpu.md").read_text()
+    text = (tmp_path / "docs/zoo-study-cpu.md").read_text()
     plain, reinforced = [line.strip("| ").split(" | ") for line in text.splitlines()[2:4]]
     first, second = (100 * row["metrics"]["accuracy"] for row in results["rows"][1:])
     spread = abs(first - second) / 2**0.5
@@ -78,17 +90,40 @@ def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     assert plain[2] == f"{100 * results['rows'][0]['metrics']['accuracy']:.1f}" and plain[5] == "-"
     assert plain[6:] == ["75", "2.5"] and reinforced[6:] == ["150", "5.0"]
     assert "took 2.0 min, once: 1.0 min for each of the 2 reinforced" in text and "took 10 min" in text
-    assert is_drawn(tmp_path / "docs/zoo-cpu.png")
+    assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
 
 
 def test_the_table_comes_from_the_raw_figures_alone(study, tmp_path, monkeypatch):
     run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
-    before = (tmp_path / "docs/zoo-cpu.md").read_bytes()
-    for name in ("zoo-cpu.md", "zoo-cpu.png"):
+    before = (tmp_path / "docs/zoo-study-cpu.md").read_bytes()
+    for name in ("zoo-study-cpu.md", "zoo-study-cpu.png"):
         (tmp_path / "docs" / name).unlink()
     study.unlink()
-    run_report(monkeypatch, "--results", tmp_path / "docs/zoo-cpu.json")
-    assert (tmp_path / "docs/zoo-cpu.md").read_bytes() == before and (tmp_path / "docs/zoo-cpu.png").exists()
+    run_report(monkeypatch, "--results", tmp_path / "docs/zoo-study-cpu.json")
+    assert (tmp_path / "docs/zoo-study-cpu.md").read_bytes() == before and (
+        tmp_path / "docs/zoo-study-cpu.png"
+    ).exists()
+
+
+def test_other_stages_have_tables_of_their_own(study, tmp_path, monkeypatch):
+    other_stages(tmp_path / "out/cpu")
+    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
+    lines = (tmp_path / "docs/zoo-study-cpu.md").read_text().splitlines()
+    start = lines.index("### samples")
+    assert lines[start + 2 :] == [
+        "| num_samples | top-1, % | NLL | ECE |",
+        "|---|---|---|---|",
+        "| num_samples1 | 25.0 | 1.500 | 0.062 |",
+        "| num_samples2 | 50.0 | 1.500 | 0.062 |",
+    ]
+
+
+def test_a_study_of_settings_alone_has_a_panel_for_each(study, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / "out")
+    other_stages(tmp_path / "out/cpu")
+    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
+    assert json.loads((tmp_path / "docs/zoo-study-cpu.json").read_text())["rows"] == []
+    assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
 
 
 def test_a_study_without_students(study, tmp_path, monkeypatch):

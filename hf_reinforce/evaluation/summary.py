@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,9 +137,16 @@ def measured_errors(name: str, entry: Entry, evaluation: Evaluation) -> dict[str
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What an evaluation runs on."""
+    """What something was measured on."""
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
-    return {"device": device, "cores": os.cpu_count(), "cpu": platform.machine(), "system": platform.system(), **gpu}
+    return {"device": device, "cores": os.cpu_count(), "cpu": _cpu(), "system": platform.system(), **gpu}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def versions() -> dict[str, str]:
