@@ -5,7 +5,9 @@ BIN := .venv/bin
 export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: install demo bench test test-all check format clean
+SIZE ?= cpu
+
+.PHONY: install demo study bench test test-all check audit format clean
 
 install: .venv/.installed
 
@@ -17,6 +19,10 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python recipes/demo.py
+
+study: install
+	$(BIN)/python recipes/study.py --study recipes/cifar100_plus/study.yaml --size $(SIZE)
+	$(BIN)/python recipes/study_report.py --study recipes/cifar100_plus/study.yaml --size $(SIZE) --output_dir docs/studies
 
 bench: install
 	$(BIN)/python -m benchmarks
@@ -31,6 +37,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of what is installed, by the Python Package Index; its mirrors have no advisories.
+audit: install
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit; }
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv/audit/requirements.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r .venv/audit/requirements.txt
 
 format: install
 	$(BIN)/ruff format .

@@ -1,7 +1,6 @@
-"""Joining a reinforced data set as large as ImageNet with images in another order, by their hashes."""
+"""Joining reinforced data sets as large as ImageNet-1k and -21k with images in another order, by their hashes."""
 
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,34 +9,33 @@ import numpy as np
 from datasets import Dataset, disable_progress_bars
 
 from benchmarks.measure import Row, Settings, in_own_process
-from benchmarks.opening import simulate, status
+from benchmarks.opening import ROWS, Highest, simulated, status
 from hf_reinforce import load_reinforced
 
 
 def joining(settings: Settings) -> list[Row]:
-    """What `load_reinforced` of 1.28 M simulated rows takes more, in a fresh process, if the source is shuffled.
+    """What `load_reinforced` of simulated rows takes more, in a fresh process, if the source is shuffled.
 
     All images are then hashed and looked up; those here have eight bytes, so that reading them costs nothing. Counted
     is anonymous memory at its highest.
     """
-    rows = settings.pick(1_281_167, 300)
-    folder = settings.cache / f"opening-{rows}"
-    if not (folder / "rrc" / "reinforcement.json").exists():
-        simulate(folder, rows)
-    runs: dict[str, list[tuple[float, float]]] = {"in order": [], "shuffled": []}
-    for _ in range(settings.pick(3, 1)):
-        for order, measured in runs.items():
-            with in_own_process(settings, None, _opening, folder, order == "shuffled") as measure:
-                measured.append(measure())
-    name, rows_of = f"joining {rows:,} rows by hash", []
-    for column, (against, target, unit) in enumerate((("the clock", 10, "s"), ("memory", 300, "MB"))):
-        medians = {
-            f"{order}, {unit}": statistics.median(run[column] for run in measured) for order, measured in runs.items()
-        }
-        in_order, shuffled = medians.values()
-        added = max(shuffled - in_order, 0.0)
-        rows_of.append(Row(name, against, added, target, medians, at_most=True, unit=unit))
-    return rows_of
+    found = []
+    for rows, folder in simulated(settings):
+        runs: dict[str, list[tuple[float, float]]] = {"in order": [], "shuffled": []}
+        for _ in range(settings.pick(3, 1)):
+            for order, measured in runs.items():
+                with in_own_process(settings, None, _opening, folder, order == "shuffled") as measure:
+                    measured.append(measure())
+        size = max(rows / ROWS, 1)  # targets grow with the rows
+        for column, (against, target, unit) in enumerate((("the clock", 10, "s"), ("memory", 300, "MB"))):
+            medians = {
+                f"{order}, {unit}": statistics.median(run[column] for run in measured)
+                for order, measured in runs.items()
+            }
+            in_order, shuffled = medians.values()
+            added, name = max(shuffled - in_order, 0.0), f"joining {rows:,} rows by hash"
+            found.append(Row(name, against, added, target * size, medians, at_most=True, unit=unit))
+    return found
 
 
 def _opening(folder: Path, shuffled: bool) -> Callable[[], tuple[float, float]]:
@@ -48,30 +46,8 @@ def _opening(folder: Path, shuffled: bool) -> Callable[[], tuple[float, float]]:
 
     def measure() -> tuple[float, float]:
         before, start = status("RssAnon"), time.perf_counter()
-        with _Highest() as memory:
+        with Highest() as memory:
             load_reinforced(str(folder), source=source)
         return time.perf_counter() - start, max(memory.highest - before, 0.0)
 
     return measure
-
-
-class _Highest:
-    """The most anonymous memory of this process in MB while the context lasts, looked at every 5 ms."""
-
-    def __init__(self) -> None:
-        self.highest = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.005):
-            self.highest = max(self.highest, status("RssAnon"))
-
-    def __enter__(self) -> "_Highest":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.highest = max(self.highest, status("RssAnon"))

@@ -1,12 +1,14 @@
-"""Opening a reinforced data set as large as ImageNet."""
+"""Opening reinforced data sets as large as ImageNet-1k and ImageNet-21k, and the order of an epoch."""
 
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Image
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
@@ -16,29 +18,47 @@ from benchmarks.records import made_up_config, made_up_targets, reinforced_table
 from hf_reinforce import images, load_policy, load_reinforced, schema
 from hf_reinforce.ml_dr.records import params_array
 from hf_reinforce.storage import shard_name, write_shard
+from hf_reinforce.views import EpochSampler
+
+ROWS = 1_281_167
 
 
 def opening(settings: Settings) -> list[Row]:
-    """`load_reinforced` in a fresh process, of 1.28 M rows and their source, both simulated.
+    """`load_reinforced` in a fresh process, then the order of an epoch and records at random, of simulated rows.
 
     Whatever the first opening makes and keeps on the disk is there already. Counted is the anonymous memory that
-    opening adds to what the imported libraries take; pages of mapped files can be taken back at any time.
+    is added to what the imported libraries take; pages of mapped files can be taken back at any time. The larger size
+    has ImageNet-21k's rows in 2,000 shards, one reinforcement each. It shows what depends on the number of rows, and
+    not what reading costs from files that do not fit into memory.
     """
-    rows = settings.pick(1_281_167, 300)
-    folder = settings.cache / f"opening-{rows}"
-    if not (folder / "rrc" / "reinforcement.json").exists():
-        simulate(folder, rows)
-    _open(folder)
-    runs = []
-    for _ in range(settings.pick(3, 1)):
-        with in_own_process(settings, None, _opening, folder) as measure:
-            runs.append(measure())
-    medians = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
-    name = f"opening {rows:,} rows"
-    return [
-        Row(name, "the clock", medians["seconds"], 5, medians, at_most=True, unit="s"),
-        Row(name, "memory", medians["MB added"], 500, medians, at_most=True, unit="MB"),
-    ]
+    found = []
+    for rows, folder in simulated(settings):
+        _open(folder)
+        runs = []
+        for _ in range(settings.pick(3, 1)):
+            with in_own_process(settings, None, _opening, folder) as measure:
+                runs.append(measure())
+        medians = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+        size = max(rows / ROWS, 1)  # targets grow with the rows, but for that of a record
+        for name, against, key, target, unit in (
+            ("opening", "the clock", "seconds", 5 * size, "s"),
+            ("opening", "memory", "MB added", 500 * size, "MB"),
+            ("the order of an epoch of", "the clock", "seconds, order", 2 * size, "s"),
+            ("the order of an epoch of", "memory", "MB added, order", 250 * size, "MB"),
+            ("a record at random of", "the clock", "us, record", 15, "us"),
+        ):
+            name = f"{name} {rows:,} rows"
+            found.append(Row(name, against, medians[key], target, {key: medians[key]}, at_most=True, unit=unit))
+    return found
+
+
+def simulated(settings: Settings) -> Iterator[tuple[int, Path]]:
+    """Numbers of rows, and folders with as many of them."""
+    for rows, shards, num_samples in settings.pick(((ROWS, 79, 2), (14_197_122, 2000, 1)), ((300, 1, 2), (900, 9, 1))):
+        folder = settings.cache / f"opening-{rows}"
+        if not (folder / "rrc" / "reinforcement.json").exists():
+            simulate(folder, rows, -(-rows // shards), num_samples)
+        yield rows, folder
 
 
 def status(field: str) -> float:
@@ -51,40 +71,71 @@ def _open(folder: Path) -> Any:
     return load_reinforced(str(folder), source=Dataset.from_file(str(folder / "source.arrow")))
 
 
+class Highest:
+    """The most anonymous memory of this process in MB while the context lasts, looked at every 5 ms."""
+
+    def __init__(self) -> None:
+        self.highest = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.005):
+            self.highest = max(self.highest, status("RssAnon"))
+
+    def __enter__(self) -> "Highest":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.highest = max(self.highest, status("RssAnon"))
+
+
 def _opening(folder: Path) -> Callable[[], dict[str, float]]:
     def measure() -> dict[str, float]:
         before, start = status("RssAnon"), time.perf_counter()
         opened = _open(folder)
-        seconds = time.perf_counter() - start
+        found = {"seconds": time.perf_counter() - start}
         after = status("RssAnon")
-        return {"seconds": seconds, "MB added": max(after - before, 0.0), "MB in all": after, "rows": len(opened)}
+        found |= {"MB added": max(after - before, 0.0), "rows": len(opened)}
+        start = time.perf_counter()
+        with Highest() as memory:
+            next(iter(EpochSampler(opened)))
+        found |= {"seconds, order": time.perf_counter() - start, "MB added, order": max(memory.highest - after, 0.0)}
+        positions = np.random.default_rng(0).integers(len(opened), size=10_000).tolist()
+        start = time.perf_counter()
+        for position in positions:
+            opened.params(position, 0)
+            opened.target(position, 0)
+        return found | {"us, record": (time.perf_counter() - start) / len(positions) * 1e6}
 
     return measure
 
 
-def simulate(folder: Path, rows: int, shard_size: int = 16384, num_samples: int = 2) -> None:
-    """Valid rows with made-up contents; an image is eight bytes, and its hash is right."""
-    policy, shards = load_policy("rrc"), -(-rows // shard_size)
+def simulate(folder: Path, rows: int, shard_size: int, num_samples: int) -> None:
+    """Valid rows with made-up contents, alike in all shards; an image is eight bytes, and its hash is right."""
+    policy, shards, count = load_policy("rrc"), -(-rows // shard_size), shard_size * num_samples
     (folder / "rrc").mkdir(parents=True, exist_ok=True)
     kind = Features({"params": policy.feature}).arrow_schema.field("params").type
-    rng, encoded = np.random.default_rng(0), []
-    for index in tqdm(range(shards), desc=f"simulating {rows:,} rows"):
-        numbers = range(index * shard_size, min(rows, (index + 1) * shard_size))
-        photos = [number.to_bytes(8, "little") for number in numbers]
-        count = len(numbers) * num_samples
-        columns = {
-            schema.CROP: rng.integers(1, 200, (count, 4)),
-            f"{schema.CROP}?": np.ones(count, bool),
-            schema.HFLIP: rng.random(count) < 0.5,
-            f"{schema.HFLIP}?": np.ones(count, bool),
-        }
-        targets, hashes = made_up_targets(count, index), [images.image_hash(photo) for photo in photos]
-        table = reinforced_table(policy, num_samples, numbers, hashes, params_array(columns, kind), targets)
-        write_shard(folder / "rrc" / shard_name("train", index, shards), table)
-        encoded += photos
+    rng = np.random.default_rng(0)
+    columns = {
+        schema.CROP: rng.integers(1, 200, (count, 4)),
+        f"{schema.CROP}?": np.ones(count, bool),
+        schema.HFLIP: rng.random(count) < 0.5,
+        f"{schema.HFLIP}?": np.ones(count, bool),
+    }
+    blank, drawn = [""] * shard_size, params_array(columns, kind)
+    made_up = reinforced_table(policy, num_samples, range(shard_size), blank, drawn, made_up_targets(count, 0))
     with ArrowWriter(path=str(folder / "source.arrow"), features=Features({"image": Image()})) as writer:
-        for start in range(0, rows, shard_size):
-            chunk = encoded[start : start + shard_size]
-            writer.write_batch({"image": [{"bytes": photo, "path": None} for photo in chunk]})
+        for index in tqdm(range(shards), desc=f"simulating {rows:,} rows"):
+            numbers = range(index * shard_size, min(rows, (index + 1) * shard_size))
+            photos = [number.to_bytes(8, "little") for number in numbers]
+            table, hashes = made_up.slice(0, len(photos)), [images.image_hash(photo) for photo in photos]
+            for name, values in ((schema.SOURCE_ROW, numbers), (schema.IMAGE_HASH, hashes)):
+                table = table.set_column(table.column_names.index(name), table.schema.field(name), pa.array(values))
+            write_shard(folder / "rrc" / shard_name("train", index, shards), table)
+            writer.write_batch({"image": [{"bytes": photo, "path": None} for photo in photos]})
         writer.finalize()
     made_up_config(policy, num_samples, rows).save(folder / "rrc")

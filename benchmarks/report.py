@@ -22,6 +22,7 @@ LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     return {
+        "gpu": None,
         **summary.machine("cuda" if torch.cuda.is_available() else "cpu"),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "date": datetime.now(UTC).date().isoformat(),

@@ -1,17 +1,24 @@
 """Names of classes for people: ImageNet's classes are often named by WordNet ids."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 
+def printable(value: object) -> str:
+    """A value as text of which nothing moves the cursor or colours a terminal; such characters are written out."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in str(value))
+
+
 def class_words(names: Sequence[str]) -> Sequence[str]:
-    """The classes in words: WordNet ids become descriptions (`"tench, Tinca tinca"`), other names stay as they are.
+    """The classes in words: WordNet ids become descriptions (`"tench, Tinca tinca"`), other names stay as they are,
+    but for characters that only a terminal would obey.
 
     Args:
         names: of all classes; they stay too if not all are WordNet ids, or one is of no class of ImageNet-21k.
     """
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
-        return names
+        return [printable(name) for name in names]
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet21k")

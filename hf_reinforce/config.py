@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,7 @@ class ReinforcementConfig:
         embed_images: whether the images are stored too.
         complete: whether every shard has been written.
         skipped: rows of the source that are missing, because their image could not be read or an import left it out.
+        checksums: name of a shard -> SHA-256 of the file, hex; empty, and not in the file, until all are written.
         schema_version: version of the columns, docs/schema.md.
     """
 
@@ -131,6 +133,7 @@ class ReinforcementConfig:
     embed_images: bool = False
     complete: bool = False
     skipped: tuple[SkippedImage, ...] = field(default=())
+    checksums: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +143,8 @@ class ReinforcementConfig:
         plain["skipped"] = [dataclasses.asdict(item) for item in self.skipped]
         if self.source.license is None:  # files without it are those of earlier versions
             del plain["source"]["license"]
+        if not self.checksums:
+            del plain["checksums"]
         ordered = {"schema_version": plain.pop("schema_version"), "policy": self.policy.to_dict(), **plain}
         result: dict[str, Any] = json.loads(json.dumps(ordered))
         return result
@@ -158,13 +163,17 @@ class ReinforcementConfig:
                 f"This data set has schema version {version}; this hf_reinforce reads version {SCHEMA_VERSION}. "
                 "Install a newer hf_reinforce."
             )
-        values = _checked(cls, data)
+        values = {"checksums": {}, **_checked(cls, data, optional={"checksums"})}
         if values["top_k"] > values["num_classes"]:
             raise ValueError(f"top_k must be at most num_classes, {values['num_classes']}, not {values['top_k']}.")
         pixels = _checked(PixelContract, values["pixels"], "pixels.")
         views = _records(ReferenceView, pixels["reference_views"], "pixels.reference_views")
         names, class_map = values["class_names"], values["class_map"]
         source = _checked(SourceRecord, values["source"], "source.", optional={"license"})
+        _check_value(dict, values["checksums"], "checksums")
+        for key, name in [("source.split", source["split"]), *(("checksums", name) for name in values["checksums"])]:
+            if re.search(r"[/\\\x00-\x1f]", name):  # it is a name in the folder
+                raise ValueError(f"{key} must be a name without separators, not {name!r}.")
         values |= {
             "policy": AugmentationPolicy.from_dict(values["policy"]),
             "teachers": _items(dict, values["teachers"], "teachers"),
@@ -174,13 +183,18 @@ class ReinforcementConfig:
             "pixels": PixelContract(**{**pixels, "reference_views": views}),
             "skipped": _records(SkippedImage, values["skipped"], "skipped"),
         }
+        for name, checksum in values["checksums"].items():
+            _check_value(str, checksum, f"checksums.{name}")
         return cls(**values)
 
     def save(self, folder: str | Path) -> None:
         """Writes `reinforcement.json` into a folder, all of it or nothing."""
         path = Path(folder) / CONFIG_FILE
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(self.to_dict(), indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
     @classmethod
@@ -208,7 +222,7 @@ class ReinforcementConfig:
         `num_samples` is left out, because it can be raised, and so is what a run only reports, such as licences.
         """
         mine, theirs = _without_reports(self.to_dict()), _without_reports(other.to_dict())
-        reported = {"num_samples", "pixels", "complete", "skipped"}
+        reported = {"num_samples", "pixels", "complete", "skipped", "checksums"}
         return _differences({k: v for k, v in mine.items() if k not in reported}, theirs)
 
 

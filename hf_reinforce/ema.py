@@ -14,7 +14,7 @@ EMA_FILE = "ema.safetensors"
 
 
 class WeightAverage(TrainerCallback):  # type: ignore[misc]
-    """timm's `ModelEmaV3`, updated after every step and saved with every checkpoint.
+    """timm's `ModelEmaV3`, updated after every step; the trainer saves it with every checkpoint.
 
     Args:
         model: the student; the average starts from its weights after the first step.
@@ -41,6 +41,11 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
         finally:
             model.load_state_dict(trained)
 
+    def save(self, checkpoint: str) -> None:
+        """Writes the average beside the weights of a checkpoint."""
+        weights = {name: value.clone().contiguous() for name, value in self.module.state_dict().items()}
+        save_file(weights, Path(checkpoint) / EMA_FILE)
+
     def load(self, checkpoint: str) -> None:
         """Continues the average of a checkpoint."""
         device = next(self.module.parameters()).device
@@ -48,8 +53,3 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._ema.update(extract_model_from_parallel(model, keep_torch_compile=False), step=state.global_step)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            weights = {name: value.clone().contiguous() for name, value in self.module.state_dict().items()}
-            save_file(weights, Path(args.output_dir) / f"checkpoint-{state.global_step}" / EMA_FILE)

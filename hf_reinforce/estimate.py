@@ -29,6 +29,7 @@ from hf_reinforce.teachers import ClassMap, Teacher
 _SECONDS = 15.0  # that the measurement may take, about
 _MOST_SAMPLES = 16
 _DEVICES = (1, 8, 64)
+_LISTS = (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS)
 _DESCRIPTION = 1_000_000  # bytes of the card, reinforcement.json and the pictures: 0.3 MB of icons to 1.7 MB of photos
 
 
@@ -46,6 +47,7 @@ class Estimate:
         bytes_per_reinforcement: on disk, of the views that were measured.
         bytes_per_image: on disk beside them: the row's other columns, and the image where images are embedded.
         bytes_per_shard: on disk of each Parquet file, however few rows it has: its footer and dictionaries.
+        arrow_bytes: of each reinforcement in the cache of `datasets`, which opens the Parquet files as Arrow.
         shard_size: rows per Parquet file.
         device: the teacher's.
     """
@@ -59,6 +61,7 @@ class Estimate:
     bytes_per_reinforcement: float
     bytes_per_image: float
     bytes_per_shard: float
+    arrow_bytes: float
     shard_size: int
     device: str
 
@@ -68,10 +71,15 @@ class Estimate:
         return self.num_images * self.num_samples
 
     @property
+    def num_files(self) -> int:
+        """Parquet files."""
+        return math.ceil(self.num_images / self.shard_size)
+
+    @property
     def num_bytes(self) -> float:
         """Size of the whole folder: the Parquet files, and the card with its pictures."""
         rows = self.num_views * self.bytes_per_reinforcement + self.num_images * self.bytes_per_image
-        return rows + math.ceil(self.num_images / self.shard_size) * self.bytes_per_shard + _DESCRIPTION
+        return rows + self.num_files * self.bytes_per_shard + _DESCRIPTION
 
     def hours(self, num_devices: int = 1) -> float:
         """Duration on devices like the one that was measured, each with as many CPU cores for itself."""
@@ -85,6 +93,8 @@ class Estimate:
             f"disk   about {_size(self.num_bytes)}: {self.bytes_per_reinforcement:.0f} bytes a reinforcement, "
             f"{_size(self.bytes_per_image)} an image, {_size(self.bytes_per_shard)} a shard, and "
             f"{_size(_DESCRIPTION)} of card and pictures\n"
+            f"files  {self.num_files:,}; where they are opened, {_size(self.num_views * self.arrow_bytes)} in the "
+            "cache of datasets\n"
             f"speed  {speed:,.0f} views/s on {self.device}, {100 * speed / alone:.0f} % of the "
             f"{alone:,.0f} views/s of the teacher alone "
             f"(measured on {self.measured_views:,} views in {self.measured_seconds:.1f} s)\n"
@@ -176,6 +186,7 @@ def estimate(
         bytes_per_reinforcement=float(stored) / samples,
         bytes_per_image=float(beside) + encoded,
         bytes_per_shard=float(whole.sum() - len(table) * (stored + beside)),
+        arrow_bytes=sum(table.column(name).nbytes for name in _LISTS) / views,
         shard_size=-(-shard_size // PARTNER_BLOCK) * PARTNER_BLOCK,
         device=_device_name(torch.device(device)),
     )
@@ -196,7 +207,7 @@ def _stored_bytes(table: pa.Table) -> NDArray[np.int64]:
         sizes[2] = shard.stat().st_size
     for chunk in map(group.column, range(group.num_columns)):
         dictionary = chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
-        lists = chunk.path_in_schema.split(".")[0] in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS)
+        lists = chunk.path_in_schema.split(".")[0] in _LISTS
         sizes[0 if lists else 1] += chunk.total_compressed_size - dictionary
     sizes[2] -= sizes[:2].sum()
     return sizes

@@ -1,12 +1,21 @@
 """`reinforce`: runs a `Reinforcer` over a data set and leaves a folder that is the Hub repository it will become."""
 
+import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+import accelerate
+import pyarrow.parquet as pq
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 
 from hf_reinforce import images
+from hf_reinforce.cards.commands import train_command
 from hf_reinforce.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord, check_counts
 from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.pixels import library_versions
@@ -14,8 +23,17 @@ from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.run import AnyDataset, Run
+from hf_reinforce.shards import shard_files
 from hf_reinforce.sources import find_columns
 from hf_reinforce.teachers import ClassMap, Teacher
+
+logger = logging.getLogger(__name__)
+
+_NAMES = re.compile(
+    r"^Row \d+ \(path .*?\): |: '.*'|: \S+://\S+(?=\))", re.DOTALL
+)  # in the reason why an image was skipped
+_REASONS = 5  # that the last lines name
+_LONGEST_SHARD = timedelta(hours=12)  # that a process may wait for the last shard of another one
 
 
 def reinforce(
@@ -75,14 +93,13 @@ def reinforce(
     Raises:
         ValueError: for arguments that do not fit each other, the data set, or what the folder already holds.
         ImageError: for an image that cannot be decoded, with `on_error="raise"`.
-        OSError: if a shard cannot be written; finished shards stay.
+        OSError: if a shard cannot be written, a stream breaks off, or another process stops; finished shards stay.
+        SystemExit: with 128 + the signal's number, if SIGTERM or SIGINT came; the shard at hand was finished.
     """
-    from accelerate import PartialState
-
     check_counts(num_samples=num_samples, shard_size=shard_size, batch_size=batch_size)
     # Processes on CPUs find each other only when asked to: accelerate looks for GPUs alone.
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    state = PartialState(cpu=on_cpu)
+    state = accelerate.PartialState(cpu=on_cpu, timeout=_LONGEST_SHARD)
     if dataset.features is None:
         raise ValueError("This stream does not know its columns; give it features with dataset.cast(Features(...)).")
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
@@ -140,12 +157,53 @@ def reinforce(
     existing = ReinforcementConfig.load(folder) if (folder / CONFIG_FILE).exists() else None
     run = Run(dataset, reinforcer, config, folder, existing)
     run.check()
-    with state.main_process_first():
+    with _together(state, folder), state.main_process_first():
         if state.is_main_process:
             run.start()
     run.write_shards(state.process_index, state.num_processes)
-    state.wait_for_everyone()
+    with _together(state, folder):
+        state.wait_for_everyone()
     if state.is_main_process:
-        run.finish()
-    state.wait_for_everyone()
+        _say_what_is_there(folder, run.finish())
+    with _together(state, folder):
+        state.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def _together(state: accelerate.PartialState, folder: Path) -> Iterator[None]:
+    """Explains what happens to a process that waits for one that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if state.num_processes == 1:
+            raise
+        raise ConnectionError(
+            f"Another process has stopped, or took longer than {_LONGEST_SHARD} ({error}). Finished shards are kept "
+            f"in {folder}; run the same command again, with any number of processes, to continue."
+        ) from error
+
+
+def _say_what_is_there(folder: Path, config: ReinforcementConfig) -> None:
+    shards, name = shard_files(folder, config.source.split), folder.parent
+    num_images = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    size = sum(shard.stat().st_size for shard in shards)
+    logger.info(
+        "%s holds %d images with %d reinforcements each: %d shards, %.1f MB.",
+        folder,
+        num_images,
+        config.num_samples,
+        len(shards),
+        size / 1e6,
+    )
+    if config.skipped:
+        reasons = Counter(_NAMES.sub("", item.error) for item in config.skipped).most_common()
+        lines = [f"{count:>9,} {reason}" for reason, count in reasons[:_REASONS]]
+        others = sum(count for _, count in reasons[_REASONS:])
+        lines += [f"{others:>9,} for {len(reasons) - _REASONS} other reasons"] if others else []
+        where = folder / CONFIG_FILE
+        logger.warning(
+            "%d images were skipped and are missing; %s lists them:\n%s", len(config.skipped), where, "\n".join(lines)
+        )
+    command = train_command(str(name), folder.name, config, num_images)
+    logger.info('Done: load_dataset("%s", "%s"). To train a student:\n%s', name, folder.name, command)

@@ -6,8 +6,12 @@ torch both want.
 """
 
 import io
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -28,9 +32,28 @@ Encoded = bytes | memoryview
 PIXEL_BACKEND = {"decoder": "pil", "resize": "torch uint8 antialias", "rand_augment": "pil"}
 """What makes the pixels; recorded in `reinforcement.json`."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded (and MPO, a kind of JPEG). Pillow reads more, such as EPS, for which it starts Ghostscript."""
+
+PROTOCOLS = ("file", "local", "hf", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "zip", "tar")
+"""Where the path of an image may lead to; some of fsspec's others run what they read, or log in somewhere."""
+
+MAX_FILE_BYTES = 2**28
+"""Most that an image file may hold: as many as the uncompressed pixels of the largest image."""
+_PIECE = 2**20  # bytes
+_TOO_LARGE = f"it has more than {MAX_FILE_BYTES:,} bytes"
+
+Image.init()
+_FORMATS = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3
+_TOO_MANY_PIXELS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
 
 class ImageError(ValueError):
     """An image that cannot be used: unreadable, truncated or too large."""
+
+
+class UnreachableError(ImageError):
+    """A file is not there, or cannot be had now; which of the two cannot be told from one file."""
 
 
 def image_hash(encoded: Encoded) -> str:
@@ -42,17 +65,45 @@ def read_encoded(item: dict[str, Any] | None) -> Encoded:
     """The encoded bytes of one value of an image column, `{"bytes": ..., "path": ...}`.
 
     Raises:
-        ImageError: if there are neither bytes nor a readable file.
+        ImageError: if there are neither bytes nor a path that is read: a file of at most `MAX_FILE_BYTES`, of
+            `PROTOCOLS`, and where it is local neither a folder, device nor pipe.
+        UnreachableError: if the file is missing, or its disk or server does not give it.
     """
     if item is None:
         raise ImageError("there is no image.")
     if item["bytes"] is not None:
         return item["bytes"]  # type: ignore[no-any-return]
     try:
+        _check_path(item["path"])
         with fsspec.open(item["path"], "rb") as file:
-            return file.read()  # type: ignore[no-any-return]
-    except (OSError, ValueError, TypeError) as error:
-        raise ImageError(f"the file cannot be read ({error}).") from error
+            encoded = b"".join(islice(iter(partial(file.read, _PIECE), b""), MAX_FILE_BYTES // _PIECE + 1))
+        if len(encoded) > MAX_FILE_BYTES:
+            raise ValueError(_TOO_LARGE)
+        return encoded
+    except Exception as error:  # each of fsspec's file systems has errors of its own
+        kind = ImageError if isinstance(error, ValueError) else UnreachableError
+        raise kind(f"the file cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _check_path(path: str | None) -> None:
+    """Refuses a path whose mere opening could harm, or never end; `a::b` is the file a in the archive b."""
+    if not path:
+        raise ValueError("there are neither bytes nor a path")
+    for link in path.split("::"):
+        protocol, remote, place = link.partition("://")
+        if remote and protocol not in PROTOCOLS:
+            raise ValueError(f"the protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        if not remote and "::" in path and not os.path.isabs(link):  # fsspec takes a word for a protocol
+            raise ValueError(f"{link!r} is neither an address nor an absolute path")
+        local = place if protocol in ("file", "local") else link
+        if not remote or local == place:
+            found = os.stat(local)
+            if (
+                not stat.S_ISREG(found.st_mode) or not found.st_size
+            ):  # what the system makes up, as in /proc, has no size
+                raise ValueError("it is empty, or a folder, device or pipe")
+            if found.st_size > MAX_FILE_BYTES and "::" not in path:
+                raise ValueError(_TOO_LARGE)
 
 
 def decode(encoded: Encoded, box: Box | None = None) -> Tensor:
@@ -62,26 +113,28 @@ def decode(encoded: Encoded, box: Box | None = None) -> Tensor:
     animation the first frame is taken.
 
     Args:
-        encoded: the bytes of a file in any format that Pillow reads.
+        encoded: the bytes of a file in one of `FORMATS`.
         box: decode only this box, see `crop`. The pixels are those of `crop(decode(encoded), box)`; where libturbojpeg
-            decodes (see `hf_reinforce.jpeg`), it takes about half the time.
+            decodes (see `hf_reinforce.jpeg`), it takes about half the time. Damage below the box may go unnoticed.
 
     Returns:
         uint8 tensor [3, H, W], values 0 to 255, channels-last memory.
 
     Raises:
-        ImageError: if the bytes are not a complete image, or a side exceeds 32,767 pixels.
+        ImageError: if the bytes are not a complete image, a side exceeds 32,767 pixels, the image has more than
+            `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485 unless it is set), or a JPEG more than `jpeg.MAX_SCANS` scans.
     """
     size = jpeg.plain_size(encoded)
     decoded = None if size is None or max(size) > MAX_IMAGE_SIDE else _decode_jpeg(encoded, *size, box)
     if decoded is not None:
         return decoded
-    with _opened(encoded) as image:
+    with opened(encoded) as image:
         if size is None and image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1:
             decoded = _decode_jpeg(encoded, image.height, image.width, box)
             if decoded is not None:
                 return decoded
-        whole = from_pil(_to_rgb(ImageOps.exif_transpose(image)))
+        ImageOps.exif_transpose(image, in_place=True)  # else it would make a copy of every image
+        whole = from_pil(_to_rgb(image))
         return whole if box is None else crop(whole, box)
 
 
@@ -94,27 +147,49 @@ def image_size(encoded: Encoded) -> tuple[int, int]:
     size = jpeg.plain_size(encoded)
     if size is not None and max(size) <= MAX_IMAGE_SIDE:
         return size
-    with _opened(encoded) as image:
-        turned = _orientation(image) >= 5
+    with opened(encoded) as image:
+        turned = _orientation(image) >= 5 and image.format != "TIFF"  # whose size Pillow has turned already
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
-def _opened(encoded: Encoded) -> Iterator[Image.Image]:
+def opened(encoded: Encoded) -> Iterator[Image.Image]:
+    """An image file, whose pixels may be loaded.
+
+    Raises:
+        ImageError: as `decode`, also for what shows only while the image is used.
+    """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if max(image.size) > MAX_IMAGE_SIDE:
-                raise ImageError(
-                    f"the image has {image.width}x{image.height} pixels; boxes are stored as int16, "
-                    f"so no side may exceed {MAX_IMAGE_SIDE}."
-                )
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            _check_extent(image.width, image.height)
+            if image.format in ("JPEG", "MPO") and jpeg.count_scans(encoded) > jpeg.MAX_SCANS:
+                raise ImageError(f"it is a JPEG of more than {jpeg.MAX_SCANS} scans, each as slow as a whole image.")
             yield image
     except ImageError:
         raise
+    except _TOO_MANY_PIXELS as error:
+        raise ImageError(f"the image is too large ({error}) {_RAISE_LIMIT}") from error
     except UnidentifiedImageError as error:  # its own message holds an address in memory
-        raise ImageError("the image cannot be decoded: its bytes are in no format that Pillow reads.") from error
+        formats = ", ".join(_FORMATS)
+        raise ImageError(f"the image cannot be decoded: its bytes are none of {formats}.") from error
     except Exception as error:  # Pillow's plugins raise whatever their parser runs into
         raise ImageError(f"the image cannot be decoded ({type(error).__name__}: {error}).") from error
+
+
+_RAISE_LIMIT = "Make it smaller; or, if its memory is affordable, set PIL.Image.MAX_IMAGE_PIXELS to more."
+
+
+def _check_extent(width: int, height: int) -> None:
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise ImageError(
+            f"the image has {width}x{height} pixels; boxes are stored as int16, so no side may exceed "
+            f"{MAX_IMAGE_SIDE}."
+        )
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ImageError(
+            f"the image has {width}x{height} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} that are decoded. "
+            f"{_RAISE_LIMIT}"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

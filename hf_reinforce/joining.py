@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -43,22 +43,23 @@ def source_positions(
         int64 [len(reinforced)], rows of the source; -1 where the source does not hold the image. Where it holds
         several copies of an image they are taken in order.
     """
-    image_source = ImageSource(source, config.source.image_column)
-    rows, hashes = _rows_and_hashes(reinforced)
+    image_source, rows = ImageSource(source, config.source.image_column), _rows(reinforced)
     probes = _probes(rows, [view.row for view in config.pixels.reference_views])
-    probed_rows = rows[probes]
-    in_place = probed_rows.size == 0 or (
-        probed_rows.max() < len(source) and _hash(image_source, probed_rows.tolist()) == hashes[probes].tolist()
+    in_place = probes.size == 0 or bool(
+        rows[probes].max() < len(source)
+        and _agree(_hash(image_source, rows[probes]), _hashes(reinforced.select(probes)))
     )
-    if in_place and every:
-        found, readable = _hash_many(image_source, rows)
-        in_place = bool((readable & (found == hashes)).all())
-    return rows if in_place else _search(image_source, rows, hashes)
+    if in_place and not every:
+        return rows
+    hashes = _hashes(reinforced)
+    if in_place and _agree(_hash_many(image_source, rows), hashes):
+        return rows
+    return _search(image_source, rows, hashes)
 
 
 def positions_by_hash(reinforced: Dataset, source: Dataset, config: ReinforcementConfig) -> NDArray[np.int64]:
     """As `source_positions`, of a source that is known to differ: all its images are hashed once."""
-    return _search(ImageSource(source, config.source.image_column), *_rows_and_hashes(reinforced))
+    return _search(ImageSource(source, config.source.image_column), _rows(reinforced), _hashes(reinforced))
 
 
 def _search(source: ImageSource, rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -117,7 +118,7 @@ def check_missing(
 
 def _without_partner(positions: NDArray[np.int64], reinforced: Dataset) -> str:
     """How many reinforcements of the images that are there are mixed with one that is not."""
-    rows, _ = _rows_and_hashes(reinforced)
+    rows = _rows(reinforced)
     there = np.zeros(rows.max() + 2, dtype=bool)  # the last one is for partners that are in no row
     there[rows[positions >= 0]] = True
     stored = reinforced.select(np.flatnonzero(positions >= 0).tolist()).select_columns([schema.AUGMENTATION_PARAMS])
@@ -130,11 +131,16 @@ def _without_partner(positions: NDArray[np.int64], reinforced: Dataset) -> str:
     return f"; {lost:,} of the {count:,} reinforcements of the others are mixed with these, and replaced by others"
 
 
-def _rows_and_hashes(reinforced: Dataset) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    table = reinforced.select_columns([schema.SOURCE_ROW, schema.IMAGE_HASH]).with_format("arrow")[:]
-    rows: NDArray[np.int64] = table.column(schema.SOURCE_ROW).to_numpy().astype(np.int64)
-    hashes = np.frombuffer(bytes.fromhex("".join(table.column(schema.IMAGE_HASH).to_pylist())), ">u8").astype("u8")
-    return rows, hashes
+def _rows(reinforced: Dataset) -> NDArray[np.int64]:
+    column = reinforced.select_columns([schema.SOURCE_ROW]).with_format("arrow")[:].column(0)
+    return column.to_numpy().astype(np.int64, copy=False)  # type: ignore[no-any-return]
+
+
+def _hashes(reinforced: Dataset) -> NDArray[np.uint64]:
+    table = reinforced.select_columns([schema.IMAGE_HASH]).with_format("arrow")[:]
+    texts = (batch.column(0).to_pylist() for batch in table.to_batches(max_chunksize=65536))
+    binary = b"".join(bytes.fromhex("".join(part)) for part in texts)
+    return np.frombuffer(binary, ">u8").astype("u8")
 
 
 def _probes(rows: NDArray[np.int64], reference_rows: Sequence[int]) -> NDArray[np.int64]:
@@ -145,32 +151,38 @@ def _probes(rows: NDArray[np.int64], reference_rows: Sequence[int]) -> NDArray[n
     return np.union1d(np.argsort(rows)[spread], np.flatnonzero(np.isin(rows, reference_rows)))
 
 
-def _hash(source: ImageSource, rows: Iterable[int]) -> list[int | None]:
-    """Hashes of some images, None for one that cannot be read."""
-    found: list[int | None] = []
-    for row in rows:
+_Found: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.bool_]]
+"""Hashes of images, and whether each could be read."""
+
+
+def _agree(found: _Found, expected: NDArray[np.uint64]) -> bool:
+    return bool((found[1] & (found[0] == expected)).all())
+
+
+def _hash(source: ImageSource, rows: NDArray[np.int64]) -> _Found:
+    hashes, readable = np.zeros(len(rows), dtype=np.uint64), np.ones(len(rows), dtype=bool)
+    for place, row in enumerate(rows.tolist()):
         try:
-            found.append(int(images.image_hash(source.encoded(row)), 16))
+            hashes[place] = int(images.image_hash(source.encoded(row)), 16)
         except ImageError:
-            found.append(None)
-    return found
+            readable[place] = False
+    return hashes, readable
 
 
-def _hash_many(source: ImageSource, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Hashes of many images, and whether each could be read."""
+def _hash_many(source: ImageSource, rows: NDArray[np.int64]) -> _Found:
+    """As `_hash`, in several threads and in the order in which the images are stored."""
     size = len(rows)
-    chunks = [rows[start : start + _CHUNK].tolist() for start in range(0, size, _CHUNK)]
-    found: list[list[int | None]] = []
+    order = np.argsort(source.stored_rows(rows), kind="stable")
+    chunks = [order[start : start + _CHUNK] for start in range(0, size, _CHUNK)]
+    hashes, readable = np.empty(size, dtype=np.uint64), np.empty(size, dtype=bool)
     with (
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
         tqdm(total=size, desc="Finding the images by their hashes", unit="image", unit_scale=True) as progress,
     ):
-        for hashes in pool.map(lambda chunk: _hash(source, chunk), chunks):
-            found.append(hashes)
-            progress.update(len(hashes))
-    flat = list(chain.from_iterable(found))
-    readable = np.array([value is not None for value in flat], dtype=bool)
-    return np.array([value or 0 for value in flat], dtype=np.uint64), readable
+        for chunk, found in zip(chunks, pool.map(lambda chunk: _hash(source, rows[chunk]), chunks), strict=True):
+            hashes[chunk], readable[chunk] = found
+            progress.update(len(chunk))
+    return hashes, readable
 
 
 def _lookup(
@@ -181,13 +193,11 @@ def _lookup(
 ) -> NDArray[np.int64]:
     """For each hash, the k-th time it is asked for in the order of `rows`, the k-th source row with it; -1 without."""
     order = np.argsort(source_hashes, kind="stable")
-    known = source_hashes[order]
-    first, last = np.searchsorted(known, hashes), np.searchsorted(known, hashes, side="right") - 1
     asked = np.lexsort((rows, hashes))
-    repeats = hashes[asked]
-    rank = np.empty(len(hashes), dtype=np.int64)
-    rank[asked] = np.arange(len(hashes)) - np.searchsorted(repeats, repeats)
+    known, wanted = source_hashes[order], hashes[asked]  # both sorted, so that one search runs along the other
+    first, last = np.searchsorted(known, wanted), np.searchsorted(known, wanted, side="right") - 1
+    rank = np.arange(len(wanted)) - np.searchsorted(wanted, wanted)
     found = last >= first
     positions = np.full(len(hashes), -1, dtype=np.int64)
-    positions[found] = source_rows[order[np.minimum(first + rank, last)[found]]]
+    positions[asked[found]] = source_rows[order[np.minimum(first + rank, last)[found]]]
     return positions

@@ -8,7 +8,6 @@ Without it the first of them that is there is used.
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Callable
 from ctypes.util import find_library
 from functools import partial
@@ -38,24 +37,35 @@ _MARGIN = 2
 
 _SOFS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman coding
 _SKIPPED = {0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)}  # tables, restart interval, comment, APP0 and APP2-15
-_START_OF_SCAN, _FILL = 0xDA, 0xFF
+_START_OF_SCAN, _FILL, _PROGRESSIVE = 0xDA, 0xFF, 0xC2
+
+MAX_SCANS = 100
+"""Most scans of a progressive file that is decoded; encoders make about ten. Each takes as long as a whole image, but
+only ten bytes of a file."""
+
+
+def count_scans(encoded: bytes | memoryview) -> int:
+    """Scans of a JPEG file; a little more where other data look like one."""
+    data = np.frombuffer(encoded, dtype=np.uint8)
+    return int(np.count_nonzero((data[:-1] == 0xFF) & (data[1:] == _START_OF_SCAN)))
 
 
 def plain_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
     """Height and width of a JPEG file that needs nothing but decoding, read from its header in microseconds.
 
     Returns:
-        None for anything else: another format, CMYK, 12 bits, more pixels than Pillow allows, and files with an APP1
-        segment, which may hold an orientation.
+        None for anything else: another format, CMYK, 12 bits, more pixels than Pillow allows or scans than
+        `MAX_SCANS`, and files with an APP1 segment, which may hold an orientation.
     """
     data = memoryview(encoded).cast("B")
-    size, at = None, 2
+    size, at, components, progressive = None, 2, 0, False
     if bytes(data[:3]) != b"\xff\xd8\xff":
         return None
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         if marker == _START_OF_SCAN:
-            return size
+            alone = not progressive and data[at + 4] == components
+            return size if alone or count_scans(encoded) <= MAX_SCANS else None
         if marker == _FILL:
             at += 1
             continue
@@ -64,7 +74,7 @@ def plain_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
             plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and size is None
             if not plain or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0):
                 return None
-            size = height, width
+            size, components, progressive = (height, width), data[at + 9], marker == _PROGRESSIVE
         elif marker not in _SKIPPED:
             return None
         at += 2 + length
@@ -73,16 +83,6 @@ def plain_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
 
 class _Region(ctypes.Structure):
     _fields_ = [("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int)]
-
-
-class _Handle:
-    """A decompressor, which belongs to one thread and ends with it."""
-
-    def __init__(self, library: Any) -> None:
-        self._destroy, self.pointer = library.tj3Destroy, library.tj3Init(_DECOMPRESS)
-
-    def __del__(self) -> None:
-        self._destroy(self.pointer)
 
 
 class TurboJPEG:
@@ -111,18 +111,15 @@ class TurboJPEG:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         self._library: Any = library
-        self._threads = threading.local()
 
     def __call__(
         self, encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
     ) -> Tensor | None:
-        if not hasattr(self._threads, "handle"):
-            self._threads.handle = _Handle(self._library)
-        pointer = self._threads.handle.pointer
-        decoded = self._decode(pointer, encoded, (height, width), box or (0, 0, height, width))
-        if decoded is None:  # a handle remembers that a file was damaged
-            del self._threads.handle
-        return decoded
+        handle = self._library.tj3Init(_DECOMPRESS)  # in 3 us; an old one remembers damage, and tables of other files
+        try:
+            return self._decode(handle, encoded, (height, width), box or (0, 0, height, width))
+        finally:
+            self._library.tj3Destroy(handle)
 
     def _decode(
         self, handle: int, encoded: bytes | memoryview, size: tuple[int, int], box: tuple[int, int, int, int]

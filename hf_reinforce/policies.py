@@ -6,18 +6,16 @@ applied again as often as wanted; `AugmentationPolicy.apply` is the code that bo
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations import (
-    AUGMENTATIONS,
     CenterCrop,
     CutMix,
     HorizontalFlip,
@@ -30,10 +28,12 @@ from hf_reinforce.augmentations import (
     Resize,
     ViewAugmentation,
 )
+from hf_reinforce.documents import read_document, read_operation, shortened
 from hf_reinforce.images import ImageError
 from hf_reinforce.randomness import params_generator
 
 _STAGES = ("resize", "crop", "image", "mix")
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,11 @@ class AugmentationPolicy:
     operations: tuple[ViewAugmentation | MixAugmentation, ...]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise ValueError(f"A policy's name makes a folder: letters, digits, '_', '-' and '.', not {self.name!r}.")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or len(self.name) > _LONGEST_NAME:
+            raise ValueError(
+                f"A policy's name makes a folder: at most {_LONGEST_NAME} letters, digits, '_', '-' and '.', not "
+                f"{shortened(self.name)}."
+            )
         stages = [_STAGES.index(operation.stage) for operation in self.operations]
         names = [operation.name for operation in self.operations]
         if stages != sorted(stages) or stages.count(_STAGES.index("crop")) != 1 or stages.count(0) > 1:
@@ -201,30 +204,13 @@ class AugmentationPolicy:
             ValueError: for an unknown key, operation or option, or a value that an operation refuses.
         """
         if not isinstance(data, Mapping) or set(data) != {"name", "operations"}:
-            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            found = shortened(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"A policy has the keys 'name' and 'operations'; found {found}.")
+        if not isinstance(data["name"], str):
+            raise ValueError(f"A policy's 'name' must be a text, not {shortened(data['name'])}.")
         if not isinstance(data["operations"], list):
             raise ValueError("A policy's 'operations' must be a list such as [{horizontal_flip: {p: 0.5}}].")
-        return cls(str(data["name"]), tuple(_operation(item) for item in data["operations"]))
-
-
-def _operation(item: Any) -> ViewAugmentation | MixAugmentation:
-    if isinstance(item, str):
-        item = {item: None}
-    if not isinstance(item, Mapping) or len(item) != 1:
-        raise ValueError(f"An operation is written as {{name: {{option: value}}}}; found {item!r}.")
-    ((name, options),) = item.items()
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"Unknown operation {name!r}. Known operations: {', '.join(AUGMENTATIONS)}.")
-    known = {field.name for field in fields(AUGMENTATIONS[name])}
-    options = {} if options is None else options
-    if not isinstance(options, Mapping) or not set(options) <= known:
-        raise ValueError(f"Operation {name!r} takes the options {sorted(known)}; found {options!r}.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    try:
-        return AUGMENTATIONS[name](**values)
-    except TypeError as error:
-        raise ValueError(f"Operation {name!r} cannot use {dict(options)!r}: {error}.") from error
+        return cls(data["name"], tuple(read_operation(item) for item in data["operations"]))
 
 
 def _photo_crop(size: int) -> list[ViewAugmentation]:
@@ -282,11 +268,11 @@ def load_policy(name_or_path: str, image_size: int = 224) -> AugmentationPolicy:
     if not str(name_or_path).endswith((".yaml", ".yml")):
         return named_policy(name_or_path, image_size)
     path = Path(name_or_path)
+    if not path.exists():
+        raise ValueError(f"There is no policy file {name_or_path}.")
     try:
-        return AugmentationPolicy.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no policy file {name_or_path}.") from error
-    except (ValueError, yaml.YAMLError) as error:
+        return AugmentationPolicy.from_dict(read_document(path))
+    except ValueError as error:
         raise ValueError(f"{name_or_path} is not a policy: {error}") from error
 
 

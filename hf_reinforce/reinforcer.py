@@ -19,6 +19,7 @@ from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions
+from hf_reinforce.reading import read_image, source_is_gone
 from hf_reinforce.targets import Targets, encode, top_k_targets
 from hf_reinforce.teachers import Teacher
 
@@ -85,6 +86,7 @@ class Reinforcer:
         self.first_sample, self.on_error, self.device = first_sample, on_error, torch.device(device)
         self.num_workers, self.slots_per_batch = max(1, num_workers), max(1, batch_size // PARTNER_BLOCK)
         self.skipped: list[tuple[int, str]] = []
+        self.readable: dict[str, Any] | None = None  # the last image that could be read
         self.report: Callable[[int], object] = _silent  # told how many views were answered
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -164,8 +166,7 @@ class Reinforcer:
 
     def _table(self, block: "_Block") -> pa.Table:
         added, kept = self.num_samples - self.first_sample, len(block.rows)
-        features = self.features(Features.from_arrow_schema(block.batch.schema))
-        arrow = features.arrow_schema
+        arrow = self.features(Features.from_arrow_schema(block.batch.schema)).arrow_schema
         params = [block.params[slot][i] for i in range(kept) for slot in range(added)]
         params_type = arrow.field(schema.AUGMENTATION_PARAMS).type
         logits_type = arrow.field(schema.TEACHER_LOGITS).type
@@ -239,14 +240,16 @@ class _Block:
         self.batch, self.answers = batch, list[Targets]()
         self._reinforcer, self._index, self._pool, self._size = reinforcer, index, pool, len(rows)
         column = batch.column(reinforcer.image_column).combine_chunks()
-        read = partial(_read, policy=reinforcer.policy)
+        read = partial(read_image, policy=reinforcer.policy)
         decoded = list(pool.map(read, column, rows))
         failed = [(row, item) for row, item in zip(rows, decoded, strict=True) if isinstance(item, ImageError)]
         good = [(i, *item) for i, item in enumerate(decoded) if not isinstance(item, ImageError)]
-        if failed and reinforcer.on_error == "raise":
+        self.kept = [position for position, _, _ in good]
+        if good:
+            reinforcer.readable = column[self.kept[-1]].as_py()
+        if failed and (reinforcer.on_error == "raise" or source_is_gone(failed, reinforcer.readable)):
             raise failed[0][1]
         reinforcer.skipped.extend((row, str(error)) for row, error in failed)
-        self.kept = [position for position, _, _ in good]
         self.rows = [rows[position] for position in self.kept]
         self.encoded = [encoded for _, encoded, _ in good]
         self.hashes = [images.image_hash(encoded) for encoded in self.encoded]
@@ -285,14 +288,3 @@ class _Block:
             partners = [p + count * i for i in range(len(chunk)) for p in self._partners[start + i]]
             yield views, (torch.tensor(partners), policy.collate_mix(flat))
         self._images = []
-
-
-def _read(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:
-    item = scalar.as_py()
-    try:
-        encoded = images.read_encoded(item)
-        image = images.decode(encoded)
-        policy.check_size(*image.shape[1:])
-        return encoded, image
-    except ImageError as error:
-        return ImageError(f"Row {row} (path {(item or {}).get('path')!r}): {error}")

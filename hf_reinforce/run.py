@@ -13,18 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import HTTPError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.cards.preview import write_preview
-from hf_reinforce.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
+from hf_reinforce.config import ReferenceView, ReinforcementConfig, SkippedImage
 from hf_reinforce.pixels import check_reference, reference_view
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.shards import open_shard, shard_files
-from hf_reinforce.storage import append_reinforcements, shard_name, write_shard
+from hf_reinforce.stopping import StopSignals
+from hf_reinforce.storage import append_reinforcements, explained_writes, file_checksum, shard_name, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,11 @@ class Run:
         existing: ReinforcementConfig | None,
     ) -> None:
         self.dataset, self.reinforcer, self.config = dataset, reinforcer, config
-        self.folder, self.existing = folder, existing
+        self.folder, self.existing, self.on_error = folder, existing, reinforcer.on_error
+        self.recorded = {} if existing is None else existing.checksums
         self.existing_samples = config.num_samples if existing is None else existing.num_samples
         self.extending = self.existing_samples < config.num_samples
-        # New reinforcements are collected here, so that the folder stays usable until all are there.
+        # Checksums of this run's shards, and new reinforcements, so that the folder stays usable until all are there.
         self.staging = folder / f".num_samples-{config.num_samples}"
         num_rows = config.source.num_rows
         self.num_shards = None if num_rows is None else -(-num_rows // config.shard_size)
@@ -80,8 +83,8 @@ class Run:
                 f"{self.folder} already has {self.existing_samples} reinforcements per image; num_samples can be "
                 f"raised but not lowered to {self.config.num_samples}."
             )
-        lengths = {_num_samples(shard) for shard in self._shard_files()}
-        unfinished = max(lengths, default=self.existing_samples)
+        others = any(path != self.staging for path in self.folder.glob(".num_samples-*"))
+        unfinished = max(map(_num_samples, self._shard_files()), default=0) if others else 0
         if unfinished > self.existing_samples and unfinished != self.config.num_samples:
             raise ValueError(
                 f"{self.folder} was interrupted while reinforcements were added; finish that first with "
@@ -98,21 +101,17 @@ class Run:
 
     def start(self) -> None:
         """Makes the folder with its configuration; clears what a killed run has left half-written."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"The folder {self.folder} cannot be written ({error.strerror}); choose another output_dir.",
-            ) from error
-        for path in self.folder.rglob(".*.tmp-*"):
-            path.unlink()
         if self.existing is None:
             pixels = replace(self.config.pixels, reference_views=self._reference_views())
-            replace(self.config, pixels=pixels).save(self.folder)
+        with explained_writes(self.folder):
+            self.staging.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.rglob(".*.tmp-*"):
+                path.unlink()
+            if self.existing is None:
+                replace(self.config, pixels=pixels).save(self.folder)
 
     def _reference_views(self) -> tuple[ReferenceView, ...]:
-        head = next(iter(self.dataset.with_format("arrow").iter(batch_size=PARTNER_BLOCK)), None)
+        head = next(self._stream(), None)
         if head is None:
             raise ValueError(f"The split {self.config.source.split!r} has no rows; there is nothing to reinforce.")
         column = head.column(self.config.source.image_column)
@@ -129,41 +128,60 @@ class Run:
         return tuple(views)
 
     def write_shards(self, rank: int, world: int) -> None:
-        """Reinforces the shards of one process that are missing."""
+        """Reinforces the shards of one process that are missing, or not what was written.
+
+        Raises:
+            SystemExit: after the shard at hand, if SIGTERM or SIGINT came.
+        """
         folder = self.staging if self.extending else self.folder
-        folder.mkdir(exist_ok=True)
-        if self.extending:
-            self.reinforcer.first_sample = self.existing_samples
-            self.reinforcer.on_error = "skip"  # what could not be decoded then is missing now as well
-        done = 0
-        with self._progress(rank) as progress:
+        with StopSignals() as stop, self._progress(rank) as progress:
             self.reinforcer.report = progress.update
             try:
                 for index, start, shard in self._shards(rank, world):
+                    if stop.requested:
+                        break
                     name = shard_name(self.config.source.split, index, self.num_shards)
-                    if (folder / name).exists() or self._extended(name):
+                    there = max(self._samples_there(path) for path in {self.folder / name, folder / name})
+                    if there == self.config.num_samples:
                         progress.update(len(shard) * self._added)
                     else:
-                        self._write_shard(folder / name, start, shard, progress)
-                    done += 1
+                        self._write_shard(folder / name, start, shard, there, progress)
             except KeyboardInterrupt:
-                logger.warning(
-                    "Interrupted. %d finished shards of this process are kept in %s; run the same command again to "
-                    "continue.",
-                    done,
-                    folder,
-                )
-                raise
+                stop.requested = "SIGINT"
+        if stop.requested:
+            logger.warning(
+                "Stopped by %s: %d of %s shards are done and kept in %s; run the same command again to continue.",
+                stop.requested,
+                len(shard_files(folder, self.config.source.split)),
+                self.num_shards or "an unknown number of",
+                folder,
+            )
+            raise SystemExit(stop.exit_code)
 
     @property
     def _added(self) -> int:
         """Reinforcements that this run adds to each image."""
         return self.config.num_samples - (self.existing_samples if self.extending else 0)
 
-    def _extended(self, name: str) -> bool:
-        """Whether an interrupted `finish` has already moved this shard into place."""
-        path = self.folder / name
-        return self.extending and path.exists() and _num_samples(path) == self.config.num_samples
+    def _samples_there(self, path: Path) -> int:
+        """Reinforcements of each image in a shard; 0 if it is missing, or not what was written."""
+        if not path.exists():
+            return 0
+        known = {self.recorded.get(path.name), self._record(path.name)} - {None}
+        if known and file_checksum(path) not in known:
+            logger.warning("%s is damaged; it is computed again.", path)
+            return 0
+        return _num_samples(path)
+
+    def _checksum(self, shard: Path) -> str:
+        known = {self.recorded.get(shard.name), self._record(shard.name)} - {None}
+        # Of a shard that an earlier version wrote none is known; of one that came back from a backup there are two.
+        return file_checksum(shard) if len(known) != 1 else str(known.pop())
+
+    def _record(self, name: str) -> str | None:
+        """The checksum of a shard that was written since the last `finish`."""
+        path = self.staging / f"{name}.sha256"
+        return path.read_text() if path.exists() else None
 
     def _shards(self, rank: int, world: int) -> Iterator[tuple[int, int, Dataset]]:
         """This process's shards: index, position of the first row, and the rows."""
@@ -178,7 +196,7 @@ class Run:
         info = datasets.DatasetInfo(features=self.dataset.features)
         blocks: list[pa.Table] = []
         index = 0
-        for block in self.dataset.with_format("arrow").iter(batch_size=PARTNER_BLOCK):
+        for block in self._stream():
             blocks.append(block)
             if len(blocks) * PARTNER_BLOCK == size:
                 if index % world == rank:
@@ -187,8 +205,21 @@ class Run:
         if blocks and index % world == rank:
             yield index, index * size, Dataset(pa.concat_tables(blocks), info)
 
-    def _write_shard(self, path: Path, start: int, shard: Dataset, progress: Any) -> None:
+    def _stream(self) -> Iterator[pa.Table]:
+        try:
+            yield from self.dataset.with_format("arrow").iter(batch_size=PARTNER_BLOCK)
+        except (OSError, HTTPError) as error:
+            reason = " ".join(str(error).split())
+            raise ConnectionError(
+                f"The stream of images broke off ({type(error).__name__}: {reason}). When it can be read again, run "
+                f"the same command again to continue; finished shards are kept in {self.folder}."
+            ) from error
+
+    def _write_shard(self, path: Path, start: int, shard: Dataset, there: int, progress: Any) -> None:
+        """Reinforces a shard, of which some reinforcements may be there."""
         already = len(self.reinforcer.skipped)
+        self.reinforcer.first_sample = there
+        self.reinforcer.on_error = "skip" if there else self.on_error  # what could not be decoded then cannot be now
         features = self.reinforcer.features(shard.features)
         mapped = (
             shard.to_iterable_dataset()
@@ -212,7 +243,7 @@ class Run:
         whole = pa.concat_tables(tables) if tables else features.arrow_schema.empty_table()
         skipped = self.reinforcer.skipped[already:]
         progress.update(len(skipped) * self._added)
-        if self.extending:
+        if there:
             whole = append_reinforcements(pq.read_table(self.folder / path.name), whole)
             features = schema.reinforced_features(
                 {name: features[name] for name in self.config.source.columns},
@@ -223,7 +254,8 @@ class Run:
             )
         arrow = features.arrow_schema
         metadata = {**(arrow.metadata or {}), _SKIPPED: json.dumps(skipped).encode()}
-        write_shard(path, whole.cast(arrow).replace_schema_metadata(metadata))
+        record = self.staging / f"{path.name}.sha256"
+        write_shard(path, whole.cast(arrow).replace_schema_metadata(metadata), record)
 
     def _progress(self, rank: int) -> Any:
         rows = self.config.source.num_rows
@@ -235,17 +267,16 @@ class Run:
             disable=rank != 0,
         )
 
-    def finish(self) -> None:
-        """Moves added reinforcements into place, and writes what describes the whole."""
-        if self.extending:
+    def finish(self) -> ReinforcementConfig:
+        """Moves added reinforcements into place, and writes and returns what describes the whole."""
+        with explained_writes(self.folder):
             for path in sorted(self.staging.glob("*.parquet")):
                 path.replace(self.folder / path.name)
-            shutil.rmtree(self.staging)
         shards = self._shard_files()
         if self.num_shards is not None and len(shards) != self.num_shards:
-            raise RuntimeError(
-                f"{self.folder} has {len(shards)} of {self.num_shards} shards; a process has stopped early. Run the "
-                "same command again to continue."
+            raise OSError(
+                f"{self.folder} has {len(shards)} of {self.num_shards} shards; a process has stopped early, or a file "
+                "was taken away. Run the same command again to continue."
             )
         skipped = [
             SkippedImage(*item)
@@ -257,12 +288,12 @@ class Run:
                 f"No image of the split {self.config.source.split!r} could be decoded; {skipped[0].error}"
             )
         pixels = ReinforcementConfig.load(self.folder).pixels
-        config = replace(self.config, pixels=pixels, complete=True, skipped=tuple(skipped))
-        config.save(self.folder)
-        if skipped:
-            logger.warning(
-                "%d images could not be used and are missing; %s lists them.", len(skipped), self.folder / CONFIG_FILE
-            )
+        found = {shard.name: self._checksum(shard) for shard in shards}
+        config = replace(self.config, pixels=pixels, complete=True, skipped=tuple(skipped), checksums=found)
+        with explained_writes(self.folder):
+            config.save(self.folder)
         write_preview(self.folder, config, shards, self.dataset)
         write_dataset_card(self.folder.parent)
-        logger.info('Done: load_dataset("%s", "%s").', self.folder.parent, config.policy.name)
+        with explained_writes(self.folder):
+            shutil.rmtree(self.staging)
+        return config

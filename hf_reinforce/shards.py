@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_reinforce import schema
 from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.storage import file_checksum
 
 SHARD_NAME = re.compile(r"[^/]+-\d{5,}(-of-\d{5,})?\.parquet")
 """Names of the shards of any split, see `storage.shard_name`."""
@@ -67,6 +68,8 @@ def check_shards(folder: Path, config: ReinforcementConfig) -> None:
                 f"{path} holds {found} reinforcements per image, not {config.num_samples}; run the command that "
                 "reinforces this data set again to complete it."
             )
+        if config.checksums.get(path.name) not in (None, file_checksum(path)):
+            raise ValueError(f"{path} is damaged (its checksum is another one than recorded). Delete it {_AGAIN}")
     expected = config.source.num_rows
     if num_rows == 0 or (expected is not None and num_rows + len(config.skipped) != expected):
         raise ValueError(

@@ -1,9 +1,12 @@
 """Images where they are: encoded bytes and labels of a data set, by row."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
+from numpy.typing import NDArray
 
 from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
@@ -80,8 +83,14 @@ class ImageSource:
         feature = dataset.features[label_column] if label_column else None
         self.class_names: tuple[str, ...] | None = tuple(feature.names) if isinstance(feature, ClassLabel) else None
         self._dataset, self._columns = dataset, (image_column, label_column)
+        column, indices = dataset.data.column(image_column), dataset._indices
+        self._bytes = column.flatten()[column.type.get_field_index("bytes")]
+        self._indices = None if indices is None else indices.column(0).to_numpy()
         self._images = ColumnReader(dataset, image_column)
         self._labels = None if label_column is None else ColumnReader(dataset, label_column)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._dataset, *self._columns)  # the bytes stay in the file that is mapped
 
     @classmethod
     def of(cls, dataset: Dataset, image_column: str | None = None, label_column: str | None = None) -> "ImageSource":
@@ -106,11 +115,18 @@ class ImageSource:
 
     def encoded(self, row: int) -> images.Encoded:
         """The encoded bytes of an image."""
+        value = self._bytes[row if self._indices is None else int(self._indices[row])]
+        if value.is_valid:
+            return memoryview(value.as_buffer())
         item = self._images(row)
         try:
             return images.read_encoded(item)
         except ImageError as error:
             raise ImageError(f"Row {row} (path {(item or {}).get('path')!r}): {error}") from error
+
+    def stored_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the images of some rows are stored, counted in images from the first."""
+        return rows if self._indices is None else self._indices[rows].astype(np.int64)
 
     def label(self, row: int) -> int | None:
         """The label of an image, None without labels."""

@@ -5,11 +5,13 @@ shard's name is a finished shard.
 """
 
 import errno
+import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +27,61 @@ def shard_name(split: str, index: int, num_shards: int | None) -> str:
     return f"{split}-{index:05d}{total}.parquet"
 
 
-def write_shard(path: Path, table: pa.Table) -> None:
+_FULL = ("the disk is full", "Make room there")
+_LOCKED = ("it may not be written to", "Make it writable, or choose another output folder,")
+_GONE = ("it is gone", "Bring it back, mounted as before,")
+_TROUBLES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _LOCKED),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN), _GONE),
+}
+
+
+@contextmanager
+def explained_writes(folder: Path) -> Iterator[None]:
+    """Turns an error of the operating system into one that names the folder and says what to do; `errno` stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of the network, while images are read
+            raise
+        reason, remedy = _TROUBLES.get(error.errno, (str(error), "Mend that"))
+        explained = OSError(
+            f"{folder} cannot be written: {reason}. {remedy} and run the same command again to continue; finished "
+            "shards are kept."
+        )
+        explained.errno = error.errno
+        raise explained from error
+
+
+def file_checksum(path: str | Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` at the end: all of the file appears, or nothing."""
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    with explained_writes(path.parent):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, table: pa.Table, record: Path | None = None) -> None:
     """Writes a table as one Parquet file: all of it or nothing.
 
     Values that come from a codebook are dictionary-encoded (a byte each), class ids and boxes split into byte streams;
     all of it compressed with zstd, at a level that takes 12 us a record once and reads as fast as any other.
+
+    Args:
+        path: of the shard.
+        table: its rows.
+        record: a file that gets the shard's checksum, before the shard gets its name.
 
     Raises:
         OSError: if the disk is full or cannot be written; finished shards are not affected.
@@ -37,8 +89,7 @@ def write_shard(path: Path, table: pa.Table) -> None:
     leaves = _leaf_paths(table.schema)
     dictionary = [leaf for leaf in leaves if _encoding(leaf) == "DICTIONARY"]
     encodings = {leaf: _encoding(leaf) for leaf in leaves if _encoding(leaf) not in ("DICTIONARY", None)}
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         with open(temporary, "wb") as file:
             with pq.ParquetWriter(
                 file,
@@ -51,18 +102,16 @@ def write_shard(path: Path, table: pa.Table) -> None:
             ) as writer:
                 if len(table):  # readers refuse an empty row group, but not a file without any
                     writer.write_table(table, row_group_size=len(table))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise OSError(
-            error.errno,
-            f"Shard {path.name} could not be written: {reason}. Finished shards are kept; run the same command again "
-            "to continue.",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            _flush(file)
+        if record is not None:
+            with open(record, "w") as file:
+                file.write(file_checksum(temporary))
+                _flush(file)
+
+
+def _flush(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _leaf_paths(arrow_schema: pa.Schema) -> list[str]:

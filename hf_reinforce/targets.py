@@ -5,8 +5,10 @@ are rounded to 255 levels `(q / 255) ** 2.2`, so a Parquet dictionary page store
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +18,9 @@ KL_BOUND = 1e-4
 """Most that rounding may cost a record: KL(full-precision top-k and tail || stored)."""
 
 _LOG_ZERO = -1e4  # exp() of it is exactly 0 in float32, and 0 * it is 0 where 0 * -inf is nan
+
+_ROUNDING = 1e-3
+"""What a sum of float32 probabilities may exceed 1 by."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,28 @@ def one_hot(labels: Tensor, top_k: int, num_classes: int) -> Targets:
     value = torch.full((labels.shape[0], top_k), _LOG_ZERO, device=labels.device)
     value[:, 0] = 0.0
     return Targets(others, value, torch.full(labels.shape, _LOG_ZERO, device=labels.device))
+
+
+def check_stored(label: NDArray[Any], value: NDArray[Any], tail: NDArray[Any], num_classes: int) -> None:
+    """Refuses stored targets that no teacher answered, before they reach a device, where an index ends the process.
+
+    Args:
+        label: classes [B, K].
+        value: their log-probabilities [B, K].
+        tail: log of the mass of all others [B].
+        num_classes: C.
+
+    Raises:
+        ValueError: if a class is not in [0, C), or a log-probability is nan or more than 0.
+    """
+    remedy = "Find the damaged shard with recipes/inspect_dataset.py DATASET --verify True."
+    if label.min() < 0 or label.max() >= num_classes:
+        raise ValueError(
+            f"The classes of stored targets must lie in 0 to {num_classes - 1}, not {label.min()} to {label.max()}. "
+            f"{remedy}"
+        )
+    if not (value.max() <= _ROUNDING and tail.max() <= _ROUNDING):  # nan is not
+        raise ValueError(
+            f"The log-probabilities of stored targets must be at most 0, not {value.max()} with tails of up to "
+            f"{tail.max()}. {remedy}"
+        )

@@ -3,28 +3,29 @@
 The three methods draw from the same augmentation policy and differ in one flag, so they can be compared.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.dataset import batch_targets
 from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.resuming import TrainingTime, resumable
 from hf_reinforce.schedules import TimmSchedule
 from hf_reinforce.streaming.loader import training_loader
 from hf_reinforce.streaming.stream import ReinforcedStream
 from hf_reinforce.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.targets import sparse_kl, top_k_targets
 from hf_reinforce.teachers import Teacher
-from hf_reinforce.training_time import TrainingTime
 from hf_reinforce.views import AugmentedDataset, EpochSampler
 
 
@@ -140,29 +141,21 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         if isinstance(self.train_dataset, ReinforcedStream):
-            return training_loader(self.train_dataset, self.args, self._train_batch_size, self.data_collator)
+            batch_size, collate = self._train_batch_size, self.data_collator
+            return resumable(training_loader(self.train_dataset, self.args, batch_size, collate))
         return super().get_train_dataloader()
 
     def num_examples(self, dataloader: Any) -> int:
         return getattr(dataloader.dataset, "num_rows", 0) or int(super().num_examples(dataloader))
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        with self._collator_of(self.eval_dataset if eval_dataset is None else eval_dataset):
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        with self._collator_of(test_dataset):
-            return super().get_test_dataloader(test_dataset)
-
-    @contextmanager
-    def _collator_of(self, dataset: Any) -> Iterator[None]:
-        # Training batches may be mixed and carry targets; what is evaluated collates itself, and all of it counts.
-        before, self.data_collator = self.data_collator, getattr(dataset, "collate", self.data_collator)
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        before = self.data_collator, self.args.dataloader_drop_last
+        if not is_training:  # those may be mixed and carry targets; what is evaluated counts to the last row
+            self.data_collator, self.args.dataloader_drop_last = getattr(dataset, "collate", before[0]), False
         try:
-            yield
+            return resumable(super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs))
         finally:
-            self.data_collator, self.args.dataloader_drop_last = before, drop_last
+            self.data_collator, self.args.dataloader_drop_last = before
 
     def _images(self, inputs: dict[str, Tensor]) -> Tensor:
         """The B mixed views of a batch, float, values 0 to 255."""
@@ -230,24 +223,18 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             return super().create_optimizer(model)
         from timm.optim import create_optimizer_v2
 
+        args, model = self.args, self.model if model is None else model
         self.optimizer = create_optimizer_v2(
-            self.model if model is None else model,
-            opt=self.args.timm_optimizer,
-            lr=self.args.learning_rate,
-            weight_decay=self.args.weight_decay,
-            momentum=0.9,
+            model, opt=args.timm_optimizer, lr=args.learning_rate, weight_decay=args.weight_decay, momentum=0.9
         )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.args.timm_scheduler is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = TimmSchedule(
-            self.optimizer if optimizer is None else optimizer,
-            self.args.timm_scheduler,
-            num_training_steps,
-            self.args.get_warmup_steps(num_training_steps),
-        )
+        optimizer = self.optimizer if optimizer is None else optimizer
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = TimmSchedule(optimizer, self.args.timm_scheduler, num_training_steps, warmup)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -263,8 +250,17 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the student: with averaged weights, unless it is for a checkpoint, which keeps both."""
-        with nullcontext() if _internal_call and output_dir else self._averaged_weights():  # push_to_hub: no folder
+        checkpoint = output_dir if _internal_call else None  # push_to_hub gives no folder
+        if checkpoint and self.args.should_save:  # unfinished from here on
+            (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        with nullcontext() if checkpoint else self._averaged_weights():
             super().save_model(output_dir, _internal_call)
+        if checkpoint and self.args.should_save and self.ema is not None:
+            self.ema.save(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # `trainer_state.json` comes next, see `resuming`
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -272,7 +268,11 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         size = getattr(self.train_dataset, "image_size", None) or getattr(policy, "image_size", None)
         record_preprocessing(student, self._preprocessing or student_preprocessing(student, size))
         self.processing_class = self.processing_class or image_processor(student)  # saved and published by Trainer
-        super()._save(output_dir, saved_weights(student, state_dict or student.state_dict()))
+        token, self.args.hub_token = self.args.hub_token, None  # training_args.bin is published too
+        try:
+            super()._save(output_dir, saved_weights(student, state_dict or student.state_dict()))
+        finally:
+            self.args.hub_token = token
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

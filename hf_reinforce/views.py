@@ -18,6 +18,10 @@ from hf_reinforce import images
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions, shuffled_rows
 from hf_reinforce.sources import ImageSource
+from hf_reinforce.targets import check_stored
+
+_TARGETS = ("target_label", "target_value", "target_tail")
+_PIECE = 2**16  # positions that the sampler turns into Python numbers at once
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         try:
             yield
         except images.ImageError as error:
-            raise images.ImageError(f"Row {self.row(position)}: {error}") from error
+            row = "" if str(error).startswith("Row ") else f"Row {self.row(position)}: "
+            raise images.ImageError(f"{row}{error}") from error
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Batches samples; pass it to a `DataLoader` as `collate_fn`.
@@ -166,9 +171,10 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             if self.policy.mix_operations:
                 partner_labels = [sample.get("partner_labels", sample["labels"]) for sample in samples]
                 batch["partner_labels"] = torch.tensor(partner_labels)
-        for name in ("target_label", "target_value", "target_tail"):
-            if name in samples[0]:
-                batch[name] = torch.as_tensor(np.stack([sample[name] for sample in samples]))
+        if "target_label" in samples[0]:
+            label, value, tail = (np.stack([sample[name] for sample in samples]) for name in _TARGETS)
+            check_stored(label, value, tail, self.config.num_classes)  # type: ignore[attr-defined]
+            batch |= {name: torch.as_tensor(item) for name, item in zip(_TARGETS, (label, value, tail), strict=True)}
         return batch
 
 
@@ -241,7 +247,9 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return len(self.dataset) // self.repeats * self.repeats
 
     def __iter__(self) -> Iterator[int]:
-        yield from (self._paired() if self.repeats == 1 else self._repeated()).tolist()
+        order = self._paired() if self.repeats == 1 else self._repeated()
+        for start in range(0, len(order), _PIECE):
+            yield from order[start : start + _PIECE].tolist()
 
     def _shuffled(self, key: int) -> NDArray[np.int64]:
         return np.random.Generator(np.random.Philox(key=[self.seed, key])).permutation(len(self.dataset))

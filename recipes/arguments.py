@@ -3,10 +3,18 @@
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+if os.environ.get("RANK", "0") != "0":  # progress bars belong to the main process; libraries read this when imported
+    os.environ |= dict.fromkeys(
+        ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"), "1"
+    )
 
 
 def parse(
@@ -16,7 +24,7 @@ def parse(
     further_help: str = "",
     argv: Sequence[str] | None = None,
 ) -> tuple[Any, ...]:
-    """Parses `[FILE.yaml] [--flag value ...]` into dataclasses.
+    """Parses `[FILE.yaml] [--flag value ...]` into dataclasses, and starts the logging that `--log_level` asks for.
 
     Args:
         description: first lines of `--help`.
@@ -35,7 +43,48 @@ def parse(
     parser = HfArgumentParser([*classes, *further()], allow_abbrev=False, usage=usage)
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = [*_flags_of_file(argv[0], parser), *argv[1:]]
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    own = all(action.dest != "log_level" for action in parser._actions)  # transformers.TrainingArguments has it too
+    if own:
+        parser.add_argument("--log_level", choices=_LOG_LEVELS)
+    parsed = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    levels = next(values for values in parsed if hasattr(values, "log_level"))
+    start_logging(levels.log_level, getattr(levels, "log_level_replica", "warning"))
+    return parsed[:-1] if own else parsed
+
+
+def process() -> tuple[int, int]:
+    """Rank of this process and how many there are, as torchrun and accelerate say it in the environment."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def start_logging(level: str | None = None, replica_level: str = "warning") -> None:
+    """Writes what is logged to stderr, a line with the rank where there are several processes.
+
+    Args:
+        level: least level of a line of the main process; None or `passive`: what this project says from info on, and
+            of everything else the warnings.
+        replica_level: least level of the other processes.
+    """
+    import logging
+
+    import datasets
+    import huggingface_hub
+    import transformers
+
+    rank, world = process()
+    chosen = replica_level if rank else level
+    general = chosen.upper() if chosen not in (None, "passive", "detail") else None
+    place = f"[RANK {rank}] " if world > 1 else ""
+    logging.basicConfig(level=general or "WARNING", format=f"{place}%(levelname)s:%(name)s: %(message)s")
+    logging.getLogger("hf_reinforce").setLevel(general or "INFO")
+    for client in ("httpx", "httpx2", "httpcore", "urllib3", "botocore"):  # they log addresses with signatures
+        logging.getLogger(client).setLevel(max(logging.WARNING, logging.getLogger().level))
+    for library in (datasets, huggingface_hub, transformers):
+        logger = logging.getLogger(library.__name__)
+        logger.handlers.clear()  # its own, which know no rank; datasets would say everything twice
+        logger.propagate = True
+        if general:
+            logger.setLevel(general)
 
 
 def _flags_of_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
@@ -68,6 +117,7 @@ def _help(description: str, classes: Sequence[type], further_help: str) -> str:
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             note = " (required)" if required else "" if default is None else f" (default: {default})"
             lines.append(f"  --{field.name:24} {field.metadata.get('help', '')}{note}")
+    lines.append(f"  --{'log_level':24} {', '.join(_LOG_LEVELS)}; default info, of other libraries warning.")
     return "\n".join([*lines, "", further_help.strip()]).rstrip()
 
 
@@ -82,7 +132,8 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             text = str(error)
             if text.startswith("Caught "):  # a worker of a DataLoader sends its whole traceback as the message
                 text = text.strip().splitlines()[-1].partition(": ")[2]
-            raise SystemExit(f"error: {text}") from error
+            rank, world = process()
+            raise SystemExit(f"{f'[RANK {rank}] ' if world > 1 else ''}error: {text}") from error
 
     return wrapped
 

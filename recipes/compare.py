@@ -7,7 +7,6 @@ RUN [RUN ...] are folders of recipes/evaluate.py --output_dir, or students' fold
 is what the others are compared with. NAME=RUN gives a name, NAME=RUN,RUN joins seeds of the same training.
 """
 
-import logging
 import sys
 from dataclasses import dataclass
 
@@ -25,7 +24,6 @@ class CompareArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [CompareArguments], argv=with_flag(sys.argv[1:]))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
     from hf_reinforce.evaluation.comparison import compare
     from hf_reinforce.evaluation.comparison_report import write_comparison
     from hf_reinforce.evaluation.runs import load_groups

@@ -9,7 +9,6 @@ pictures.
 """
 
 import json
-import logging
 import os
 import statistics
 from dataclasses import dataclass
@@ -34,9 +33,8 @@ class DemoArguments:
 
 
 def main() -> None:
-    (args,) = parse(__doc__, [DemoArguments])
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here; nothing is looked up
-    logging.basicConfig(level=logging.WARNING)
+    (args,) = parse(__doc__, [DemoArguments])
     import transformers
 
     from hf_reinforce import load_policy, load_reinforced, load_teacher, reinforce

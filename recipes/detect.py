@@ -5,7 +5,6 @@ python recipes/detect.py --model_name_or_path outputs/student --dataset_name ris
 """
 
 import json
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,8 +85,6 @@ def main() -> None:
 
 def start(args) -> None:
     """Logging and seeds, as every recipe that trains has them."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
     from transformers import set_seed
 
     set_seed(args.seed)

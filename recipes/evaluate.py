@@ -5,7 +5,6 @@ python recipes/evaluate.py --model_name_or_path outputs/student --suite cifar_ro
     --output_dir outputs/student/evaluation
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,6 @@ class EvaluateArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [EvaluateArguments])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
     if (args.dataset_name is None) == (args.suite is None):
         raise ValueError("Name either a data set with --dataset_name, or a --suite.")
     if args.output_json:

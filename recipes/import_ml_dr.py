@@ -8,7 +8,6 @@ says what is needed and what is carried over.
 """
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +39,6 @@ class ImportArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
     from hf_reinforce import load_policy
     from hf_reinforce.hub import load_source
     from hf_reinforce.ml_dr import import_ml_dr

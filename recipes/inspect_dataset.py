@@ -1,11 +1,12 @@
 """Describes a reinforced data set: targets by operation, likely label errors, duplicates.
 
     python recipes/inspect_dataset.py outputs/cifar100-plus --output_dir outputs/cifar100-inspection
+    python recipes/inspect_dataset.py outputs/cifar100-plus --verify True
 
+With --verify it only compares every shard with its checksum; the exit code is 1 if one is damaged or missing.
 Its name is not inspect.py, which would hide the module `inspect` of Python from every recipe.
 """
 
-import logging
 import sys
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ class InspectArguments:
     dataset_name: str = required(
         "Hub id or folder of a reinforced data set; the flag may be left out if it comes first."
     )
-    output_dir: str = required("Folder for inspection.json, inspection.md and the pictures.")
+    output_dir: str | None = option("Folder for inspection.json, inspection.md and the pictures.")
+    verify: bool = option("Only compare every shard with its checksum.", False)
     dataset_config_name: str | None = option("Its configuration, default the only one.")
     dataset_revision: str | None = option("Its Hub revision: branch, tag or commit, default main.")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
@@ -27,9 +29,14 @@ class InspectArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [InspectArguments], argv=with_flag(sys.argv[1:]))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
-    from hf_reinforce.inspection import inspect_dataset, operations_table, summary_table
+    from hf_reinforce.inspection import inspect_dataset, operations_table, summary_table, verify_shards
 
+    if args.verify:
+        count, problems = verify_shards(args.dataset_name, args.dataset_config_name, revision=args.dataset_revision)
+        print("\n".join(problems) or f"All {count} shards of {args.dataset_name} are as they were written.")
+        raise SystemExit(1 if problems else 0)
+    if args.output_dir is None:
+        raise ValueError("--output_dir is missing: the folder for the description. Or check the shards: --verify True")
     content = inspect_dataset(
         args.dataset_name,
         args.output_dir,

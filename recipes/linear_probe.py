@@ -3,7 +3,6 @@
 python recipes/linear_probe.py --model_name_or_path outputs/student --dataset_name flwrlabs/caltech101
 """
 
-import logging
 from dataclasses import dataclass, replace
 
 from arguments import one_line_errors, option, parse, required, write_json
@@ -35,7 +34,6 @@ class ProbeArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ProbeArguments])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
     if args.output_json:
         write_json(args.output_json, [])  # a file that cannot be written is noticed before the work
     from hf_reinforce.transfer.extras import optional

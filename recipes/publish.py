@@ -6,7 +6,6 @@
 Run the same command again to continue after an interruption; files that the Hub has are not sent again.
 """
 
-import logging
 from dataclasses import dataclass
 
 from arguments import one_line_errors, option, parse, required
@@ -27,7 +26,6 @@ class PublishArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [PublishArguments])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
     from hf_reinforce import push_to_hub
 
     try:

@@ -48,8 +48,6 @@ class ReinforceArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source

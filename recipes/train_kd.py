@@ -7,11 +7,14 @@ python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path 
 import functools
 import json
 import logging
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arguments import class_map, one_line_errors, option, parse, required, write_json
+
+logger = logging.getLogger("hf_reinforce.train_kd")
 
 
 @dataclass
@@ -63,12 +66,10 @@ def training_classes() -> list[type]:
 @one_line_errors
 def main() -> None:
     data, model_args, args = parse(__doc__, [DataArguments, ModelArguments], training_classes, FURTHER)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:%(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # of the Hub's client, a line for each request
     from transformers import set_seed
 
     from hf_reinforce import KDTrainer
-    from hf_reinforce.cards.model_card import write_model_card
+    from hf_reinforce.cards.model_card import Evaluation, write_model_card
     from hf_reinforce.students import create_student, student_preprocessing
 
     set_seed(args.seed)
@@ -105,20 +106,27 @@ def main() -> None:
         base_model=model_args.model_name_or_path,
         dataset_name=data.dataset_name,
         dataset_config_name=data.dataset_config_name,
-        evaluation=evaluated_on(data, train),
+        evaluation=Evaluation(*evaluation_name(data, train)[:2], data.eval_split) if data.eval_split else None,
         command=["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]],
     )
     if args.push_to_hub:
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
+    if args.process_index == 0:
+        print(
+            f"{args.output_dir} has the student (model.safetensors), how it was trained (README.md) and what it came "
+            f"to (all_results.json). Next: {evaluation_command(data, train, args.output_dir)}"
+        )
 
 
-def evaluated_on(data, train):
-    """What the model card says of the evaluation set, None where there is none."""
-    from hf_reinforce.cards.model_card import Evaluation
-
-    return None if data.eval_split is None else Evaluation(*evaluation_name(data, train)[:2], data.eval_split)
+def evaluation_command(data, train, output_dir):
+    """The command that evaluates the student, on the same data as the training did where that was said."""
+    name, config, _ = evaluation_name(data, train)
+    flags = {"dataset_name": name or "DATASET", "dataset_config_name": config, "split": data.eval_split or "test"}
+    flags |= {"image_column_name": data.image_column_name, "label_column_name": data.label_column_name}
+    words = [word for flag, value in flags.items() if value for word in (f"--{flag}", value)]
+    return shlex.join(["python", "recipes/evaluate.py", "--model_name_or_path", output_dir, *words])
 
 
 def evaluation_name(data, train, commit=None):
@@ -173,22 +181,26 @@ def online_teacher(model_args, names):
 
 
 def train_and_evaluate(trainer, args) -> None:
-    """Trains from the last checkpoint on, where there is one, and evaluates."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """Trains from the last checkpoint on, where there is one, and evaluates.
+
+    SIGTERM and SIGINT end it with a checkpoint, and exit codes 143 and 130.
+    """
+    from hf_reinforce.resuming import is_finished, last_checkpoint, load_finished
 
     # transformers turns do_eval on by itself where there is an eval_strategy
     if args.do_train or not args.do_eval or args.eval_strategy != "no":
-        checkpoint = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
+        checkpoint = args.resume_from_checkpoint or last_checkpoint(args)
         if checkpoint and is_finished(checkpoint, args):
-            logging.info("The run is finished already; its last checkpoint, %s, is evaluated.", checkpoint)
-            trainer._load_from_checkpoint(checkpoint)
+            logger.info("The run is finished already; its last checkpoint, %s, is evaluated.", checkpoint)
+            metrics = load_finished(trainer, checkpoint)
         else:
             if checkpoint:
-                logging.info("Resuming from %s.", checkpoint)
-            result = trainer.train(resume_from_checkpoint=checkpoint)
+                logger.info("Resuming from %s.", checkpoint)
+            metrics = train(trainer, checkpoint)
+        if metrics is not None:
             trainer.save_model()
-            trainer.log_metrics("train", result.metrics)
-            trainer.save_metrics("train", result.metrics)
+            trainer.log_metrics("train", metrics)
+            trainer.save_metrics("train", metrics)
             trainer.save_state()
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
@@ -196,15 +208,26 @@ def train_and_evaluate(trainer, args) -> None:
         trainer.save_metrics("eval", metrics)
 
 
-def is_finished(checkpoint, args) -> bool:
-    """Whether a checkpoint is the end of a run of the length that is asked for."""
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    longer = (
-        args.max_steps > state["max_steps"]
-        if args.max_steps > 0
-        else (args.num_train_epochs > state["num_train_epochs"])
-    )
-    return state["global_step"] >= state["max_steps"] and not longer
+def train(trainer, checkpoint):
+    """Trains and returns the metrics; ends the program if a signal asks for it."""
+    from hf_reinforce.resuming import StopTraining
+    from hf_reinforce.stopping import StopSignals
+
+    with StopSignals() as signals:
+        stop = StopTraining(signals)
+        trainer.add_callback(stop)
+        try:
+            metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} The same command goes on from the last checkpoint; if memory ran out, give it fewer "
+                "--dataloader_num_workers."
+            ) from error
+    if stop.stopped:
+        raise SystemExit(signals.exit_code)
+    return metrics
 
 
 def training_data(data, method, seed, commit):

@@ -6,7 +6,6 @@ For every record: KL(the teacher's answer now || stored target), over the stored
 cost 1e-4; more means that the target does not belong to the pixels.
 """
 
-import logging
 from dataclasses import dataclass, replace
 
 from arguments import one_line_errors, option, parse, required, write_json
@@ -29,7 +28,6 @@ class VerifyArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [VerifyArguments])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s")
     if args.output_json:
         write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
     result = verify(args)

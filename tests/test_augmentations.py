@@ -223,7 +223,7 @@ def test_unknown_interpolation_raises(name):
         (RandomResizedCrop, {"ratio": (1.0,)}, "ratio must be two ascending numbers"),
         (RandomErasing, {"ratio": (0.0, 1.0)}, "ratio must be two ascending numbers"),
         (RandomErasing, {"scale": (0.1, 0.2, 0.3)}, "scale must be two ascending numbers"),
-        (RandomCrop, {"padding": -1}, "padding must be >= 0"),
+        (RandomCrop, {"padding": -1}, "padding must lie between 0 and the size"),
         (RandAugment, {"num_ops": 0}, "num_ops must be >= 1"),
         (RandAugment, {"magnitude": 31}, r"magnitude in \[0, 30\]"),
         (RandAugment, {"magnitude": -1}, r"magnitude in \[0, 30\]"),

@@ -3,7 +3,6 @@ import dataclasses
 import errno
 import json
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +20,7 @@ from hf_reinforce.policies import POLICY_NAMES, named_policy
 
 counts, from_one = st.integers(0, 2**40), st.integers(1, 2**40)
 words = st.text(max_size=12)
+file_names = st.from_regex(r"[^/\\\x00-\x1f]{0,12}", fullmatch=True)
 maybe_words = st.none() | words
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 teachers = st.fixed_dictionaries(
@@ -42,7 +42,7 @@ configs = st.builds(
         maybe_words,
         maybe_words,
         maybe_words,
-        words,
+        file_names,
         st.none() | counts,
         words,
         maybe_words,
@@ -60,6 +60,7 @@ configs = st.builds(
     embed_images=st.booleans(),
     complete=st.booleans(),
     skipped=st.lists(st.builds(SkippedImage, counts, words), max_size=3).map(tuple),
+    checksums=st.dictionaries(file_names, words, max_size=3),
 )
 
 
@@ -79,6 +80,7 @@ def example(**changes):
         shard_size=64,
         shuffled=True,
         skipped=(SkippedImage(4, "Row 4: broken"),),
+        checksums={"train-00000-of-00001.parquet": "0" * 64},
     )
     return dataclasses.replace(config, **changes)
 
@@ -99,6 +101,13 @@ def test_the_file_is_plain_json(tmp_path):
     assert data["policy"]["name"] == "mixing_randaug"
     assert data["source"]["columns"] == ["label"] and data["class_map"] is None
     assert data["skipped"] == [{"row": 4, "error": "Row 4: broken"}]
+
+
+def test_checksums_are_optional_and_no_difference():
+    old = example(checksums={})
+    assert "checksums" not in old.to_dict()  # as files were before checksums were recorded
+    assert ReinforcementConfig.from_dict(old.to_dict()) == old
+    assert example().differences(old) == old.differences(example()) == []
 
 
 def test_licences_are_optional_and_no_difference(tmp_path):
@@ -152,7 +161,7 @@ def test_unknown_keys_are_refused(tmp_path, path):
 
 @pytest.mark.parametrize("path", [path for path in LEVELS if "operations" not in path])
 def test_missing_keys_are_refused(tmp_path, path):
-    whole = example().to_dict()
+    whole = example(checksums={}).to_dict()
     for key in at(whole, path):
         data = copy.deepcopy(whole)
         del at(data, path)[key]
@@ -199,6 +208,8 @@ def test_values_of_another_kind_are_refused(tmp_path, key, value):
         (("pixels", "reference_views", 0, "row"), ["0", -1], r"pixels.reference_views\[0\].row must be"),
         (("pixels", "reference_views", 0, "slot"), [True, -1], r"pixels.reference_views\[0\].slot must be"),
         (("skipped", 0, "row"), [None, -4], r"skipped\[0\].row must be"),
+        (("checksums",), [None, ["0"], "0"], "checksums must be a record"),
+        (("checksums", "train-00000-of-00001.parquet"), [None, 0], "checksums.train-00000-of-00001.parquet must be"),
     ],
 )
 def test_values_of_another_type_or_out_of_range_are_refused(tmp_path, path, values, message):
@@ -257,12 +268,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch, fail):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def half_written(path, text, **options):
-        path.write_bytes(text[: len(text) // 2].encode())
-        full()
-
     if fail == "write":
-        monkeypatch.setattr(Path, "write_text", half_written)
+        monkeypatch.setattr(os, "fsync", full)
     else:
         monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError):
@@ -321,7 +328,7 @@ def test_every_field_is_either_compared_or_only_reported():
     names = {field.name for field in dataclasses.fields(ReinforcementConfig)}
     data = example().to_dict()
     assert set(data) == names
-    reported = {"num_samples", "pixels", "complete", "skipped"}
+    reported = {"num_samples", "pixels", "complete", "skipped", "checksums"}
 
     class Other:
         def to_dict(self):

@@ -2,6 +2,7 @@ import os
 import tempfile
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
@@ -23,6 +24,7 @@ KNOWN = Estimate(
     bytes_per_reinforcement=32.0,
     bytes_per_image=20.0,
     bytes_per_shard=50_000.0,
+    arrow_bytes=100.0,
     shard_size=4096,
     device="cpu",
 )
@@ -41,6 +43,7 @@ def test_it_reads_as_text():
     text = str(KNOWN)
     assert "1,281,167 images, policy randaug, N = 50: 64,058,350 views" in text
     assert "about 2.1 GB: 32 bytes a reinforcement, 20 bytes an image, 50.0 KB a shard, and 1.0 MB of card" in text
+    assert "313; where they are opened, 6.4 GB in the cache of datasets" in text
     assert (
         "250 views/s on cpu, 90 % of the 278 views/s of the teacher alone (measured on 1,000 views in 4.0 s)" in text
     )
@@ -68,9 +71,12 @@ def test_bytes_are_those_of_a_run(tmp_path, monkeypatch):
         options = {"num_samples": 12, "top_k": 3, "shard_size": shard_size}
         found = estimate(data, teacher, policy, **options)
         folder = reinforce(data, teacher, policy, tmp_path / str(count), seed=0, **options)
-        sizes = [shard.stat().st_size for shard in folder.glob("*.parquet")]
-        assert len(sizes) == count
+        shards = list(folder.glob("*.parquet"))
+        sizes = [shard.stat().st_size for shard in shards]
+        assert len(sizes) == found.num_files == count
         assert found.num_bytes == pytest.approx(sum(sizes), rel=0.1)
+        tables = [pq.read_table(shard, columns=["augmentation_params", "teacher_logits"]) for shard in shards]
+        assert found.num_views * found.arrow_bytes == pytest.approx(sum(table.nbytes for table in tables), rel=0.1)
 
 
 def test_one_reinforcement_of_each_image_tells_the_bytes_of_many(monkeypatch):

@@ -154,6 +154,33 @@ def test_largest_allowed_side_is_decoded(encoded):
     assert images.decode(encoded("PNG", "RGB", Image.new("RGB", (MAX_IMAGE_SIDE, 1)))).shape == (3, 1, MAX_IMAGE_SIDE)
 
 
+def test_an_image_beyond_pillows_limit_raises_with_the_remedy(photo, encoded, monkeypatch):
+    for format in ("JPEG", "PNG", "TIFF"):
+        data = encoded(format)
+        for limit in (200 * 140, None):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            assert images.decode(data).shape == (3, 140, 200)
+        for limit in (200 * 140 - 1, 200 * 70 - 1):  # Pillow itself would warn, or raise an error of its own
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            for read in (images.decode, images.image_size):
+                with pytest.raises(ImageError, match=r"large|200x140 pixels.*set PIL\.Image\.MAX_IMAGE_PIXELS"):
+                    read(data)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_image_size_is_that_of_the_decoded_image(encoded, format, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(format, exif=exif)
+    assert images.image_size(data) == tuple(images.decode(data).shape[1:])
+
+
+def test_formats_that_start_programs_are_not_read(encoded):
+    with pytest.raises(ImageError, match="its bytes are none of JPEG, PNG"):
+        images.decode(encoded("EPS"))
+
+
 def test_image_hash_is_xxh3_64():
     assert images.image_hash(b"") == "2d06800538d394c2"  # the reference value of the xxHash specification
     assert images.image_hash(b"a") != images.image_hash(b"b")

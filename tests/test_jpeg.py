@@ -184,6 +184,25 @@ def test_a_damaged_file_does_not_disturb_the_next(name):
         assert torch.equal(decode_box(data, 40, 50, None), pillow(data))
 
 
+@pytest.mark.parametrize("name", FAST)
+def test_tables_of_a_file_do_not_serve_the_next(name):
+    decode_box, data = FOUND[name], save(picture(40, 50))
+    without = data
+    while (at := without.find(b"\xff\xdb")) > 0:  # the quantisation tables
+        without = without[:at] + without[at + 2 + int.from_bytes(without[at + 2 : at + 4]) :]
+    assert decode_box(data, 40, 50, None) is not None
+    assert decode_box(without, 40, 50, None) is None
+
+
+def test_scans_without_end_are_refused(decode):
+    data = save(picture(64, 64, mode="L"), progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    decode(data[:-2] + scan * (jpeg.MAX_SCANS - jpeg.count_scans(data)) + data[-2:])
+    for read in (decode, images.image_size):
+        with pytest.raises(ImageError, match="more than 100 scans"):
+            read(data[:-2] + scan * jpeg.MAX_SCANS + data[-2:])
+
+
 def test_threads_do_not_disturb_each_other(fast):
     files = [save(picture(60 + i, 90 - i, seed=i), subsampling=i % 3) for i in range(24)]
     box = {"top": 11, "left": 21, "height": 31, "width": 33}

@@ -1,10 +1,7 @@
 import contextlib
-import errno
 import json
 import logging
 import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -121,7 +118,7 @@ class Stop(Exception):
 
 
 @contextlib.contextmanager
-def stopping(monkeypatch, after, error=Stop):
+def stopping(monkeypatch, after, error=Stop, ends=Stop):
     """The teacher fails once it has answered to a number of batches."""
     left, forward = after, TinyNet.forward
 
@@ -133,7 +130,7 @@ def stopping(monkeypatch, after, error=Stop):
                 raise error
         return forward(net, pixels)
 
-    with monkeypatch.context() as patch, pytest.raises(error):
+    with monkeypatch.context() as patch, pytest.raises(ends):
         patch.setattr(TinyNet, "forward", answer)
         yield
 
@@ -320,9 +317,9 @@ def test_the_number_of_processes_changes_nothing(run, expected, monkeypatch, pol
     written, write = [], run_of_files.write_shard
 
     def run_as(index, others=None):
-        def note(path, table):
+        def note(path, *arguments):
             written.append((index, path.name))
-            write(path, table)
+            write(path, *arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(accelerate, "PartialState", lambda *args, **options: Rank(index, world, others))
@@ -332,36 +329,6 @@ def test_the_number_of_processes_changes_nothing(run, expected, monkeypatch, pol
     folder = run_as(0, lambda: [run_as(index) for index in range(1, world)])
     assert contents(folder) == contents(expected(policy))
     assert sorted(written) == sorted((i % world, f"train-{i:05d}-of-00003.parquet") for i in range(SHARDS))
-
-
-TWO_PROCESSES = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import hf_reinforce.run
-from hf_reinforce import generation
-from hf_reinforce.cards import dataset_card
-from hf_reinforce.policies import named_policy
-from tiny import tiny_dataset, tiny_teacher
-
-if __name__ == "__main__":
-    hf_reinforce.run.write_preview = lambda *arguments: None
-    dataset_card.draw_statistics = lambda *arguments: None
-    generation.reinforce(
-        tiny_dataset(150, (20, 36), 5), tiny_teacher(5), named_policy("mixing_randaug", 16), sys.argv[2],
-        num_samples=2, top_k=3, shard_size=64, seed=5,
-    )
-"""
-
-
-@pytest.mark.slow
-def test_two_real_processes_change_nothing(expected, tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29613"]
-    command += [str(script), str(Path(__file__).parent), str(tmp_path / "plus")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
-    assert contents(tmp_path / "plus" / "mixing_randaug") == contents(expected("mixing_randaug"))
 
 
 @pytest.mark.parametrize("policy", ["rrc", "randaug"])
@@ -482,12 +449,13 @@ def test_partners_are_reciprocal_and_in_the_same_shard(run):
 
 @pytest.mark.parametrize(("policy", "error"), [("randaug", Stop), ("mixing_randaug", KeyboardInterrupt)])
 def test_interrupted_and_resumed_equals_uninterrupted(run, expected, place, monkeypatch, caplog, policy, error):
-    with stopping(monkeypatch, after=5, error=error):  # two answers a shard: the third one is under way
+    ends = Stop if error is Stop else SystemExit
+    with stopping(monkeypatch, after=5, error=error, ends=ends):  # two answers a shard: the third one is under way
         run(policy)
     folder = place(policy)
     finished = identities(folder)
     assert len(finished) == 2 and not ReinforcementConfig.load(folder).complete
-    assert error is Stop or "2 finished shards" in caplog.text
+    assert error is Stop or "2 of 3 shards are done" in caplog.text
     with pytest.raises(ValueError, match="not finished"):
         opened(folder)
     assert run(policy) == folder
@@ -511,27 +479,6 @@ def test_a_file_that_a_killed_run_left_behind_is_no_shard(run, expected, place, 
     left.write_bytes(b"half")
     folder = run()
     left.unlink(missing_ok=True)
-    assert contents(folder) == contents(expected("rrc"))
-
-
-def test_a_full_disk_loses_no_finished_shard(run, expected, place, monkeypatch):
-    fsync, left = os.fsync, 2
-
-    def fill(file):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="train-00002-of-00003.*the disk is full"):
-        patch.setattr(os, "fsync", fill)
-        run()
-    names = {path.name for path in place("rrc").iterdir()}
-    assert names == {CONFIG_FILE, "train-00000-of-00003.parquet", "train-00001-of-00003.parquet"}
-    finished = identities(place("rrc"))
-    folder = run()
-    assert finished.items() <= identities(folder).items()
     assert contents(folder) == contents(expected("rrc"))
 
 
@@ -884,7 +831,7 @@ def test_an_unreadable_image_is_recorded_and_left_out(run, data, expected, polic
     broken = with_broken(data, {3: b"", 70: truncated(data, 70), 149: b"x"})
     with caplog.at_level(logging.WARNING):
         folder = run(policy, dataset=broken, on_error="skip")
-    assert "3 images could not be used" in caplog.text
+    assert "3 images were skipped" in caplog.text
     config = ReinforcementConfig.load(folder)
     assert sorted(item.row for item in config.skipped) == [3, 70, 149]
     assert all(item.error.startswith(f"Row {item.row} (path None): ") for item in config.skipped)
@@ -1041,7 +988,7 @@ def test_an_empty_split(run, data, stream):
         ("teachers", {"teacher": tiny_teacher(CLASSES, 24)}),
         ("class_map", {"class_map": [0, 1, 2, 3, 4]}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_another_configuration_is_refused(run, expected, place, field, options):
     folder = place("rrc")

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from tiny import tiny_dataset, tiny_teacher
 from hf_reinforce import schema, storage
 from hf_reinforce.policies import POLICY_NAMES, named_policy
 from hf_reinforce.reinforcer import Reinforcer
-from hf_reinforce.storage import ColumnReader, append_reinforcements, shard_name, write_shard
+from hf_reinforce.storage import ColumnReader, append_reinforcements, explained_writes, shard_name, write_shard
 
 
 def reinforced(policy="mixing_randaug", rows=10, first_sample=0, num_samples=3, **options):
@@ -153,7 +154,7 @@ def test_a_full_disk_leaves_finished_shards_and_nothing_else(tmp_path, monkeypat
     else:
         room = {"header": 2, "middle": len(before) // 2}[moment]
         monkeypatch.setattr(storage, "open", lambda *a: FullDisk(open(*a), room), raising=False)  # noqa: SIM115
-    with pytest.raises(OSError, match=f"Shard {second.name} could not be written: the disk is full.*again") as caught:
+    with pytest.raises(OSError, match=f"{tmp_path} cannot be written: the disk is full.*again") as caught:
         write_shard(second, table)
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == [first.name]
@@ -172,10 +173,21 @@ def test_a_device_without_space(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_another_error_of_the_disk_is_told_as_it_is(tmp_path):
-    table, _ = reinforced("rrc")
-    with pytest.raises(OSError, match="rows.parquet could not be written: .*No such file"):
-        write_shard(tmp_path / "nowhere" / "rows.parquet", table)
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "the disk is full. Make room there and run the same command again"),
+        (errno.EROFS, "it may not be written to. Make it writable"),
+        (errno.ESTALE, "it is gone. Bring it back"),
+        (errno.EIO, "Input/output error. Mend that and run the same command again"),
+        (None, "the server hung up$"),
+    ],
+)
+def test_errors_of_the_disk_name_the_folder_and_say_what_to_do(code, message):
+    error = OSError("the server hung up") if code is None else OSError(code, os.strerror(code))
+    with pytest.raises(OSError, match=message) as caught, explained_writes(Path("outputs/pets")):
+        raise error
+    assert caught.value.errno == code and (code is None or str(caught.value).startswith("outputs/pets cannot"))
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):

@@ -8,12 +8,15 @@ import pytest
 import timm
 import torch
 import transformers
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from datasets import load_dataset
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from tiny import MEAN, STD, TinyNet, tiny_dataset
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from hf_reinforce import (
@@ -33,9 +36,11 @@ from hf_reinforce.dataset import batch_targets
 from hf_reinforce.ema import EMA_FILE
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import evaluation_policy
+from hf_reinforce.resuming import resumable
 from hf_reinforce.schedules import TimmSchedule
 from hf_reinforce.students import create_student
 from hf_reinforce.targets import densify
+from hf_reinforce.views import EpochSampler
 
 ROWS, N, C, SIZE, BATCH = 24, 2, 5, 16, 4
 STEPS = ROWS // BATCH
@@ -377,10 +382,10 @@ def test_repeats_must_divide_the_batch(replay, trainer_of):
 
 # -- resuming -----------------------------------------------------------------------------------------------------
 
+WORKERS = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 RESUMED = {
     "no workers": {},
-    "persistent workers": {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
-    "average": {"ema_decay": 0.7},
+    "persistent workers": WORKERS,
     "timm": {"timm_optimizer": "sgd", "timm_scheduler": "cosine", "warmup_steps": 3, "weight_decay": 1e-3},
     "average, accumulation, workers": {
         "ema_decay": 0.7,
@@ -389,26 +394,39 @@ RESUMED = {
         "dataloader_num_workers": 2,
         "dataloader_persistent_workers": True,
     },
+    "plain": {"method": "plain", **WORKERS},
+    "online, average": {"method": "online", "ema_decay": 0.7},
+    "repeated, evaluation": {"repeated_augmentation": 2, "eval_strategy": "steps", "eval_steps": 3, **WORKERS},
 }
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, STEPS], ids=["in an epoch", "between epochs"])
 @pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
-def test_resumed_run_ends_where_the_uninterrupted_one_does(options, step, replay, trainer_of, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 4, "plain_fraction": 0.2, **options}
-    plain_fraction = options.pop("plain_fraction")
-    dataset = replay(MIXED, plain_fraction=plain_fraction)
-    # Persistent workers are started anew in a resumed run and then draw from the generator that dropout uses.
-    dropout = 0.0 if "dataloader_num_workers" in options else 0.3
-    whole = trainer_of(Student(0, dropout), dataset, **options)
+def test_resumed_run_ends_where_the_uninterrupted_one_does(
+    options, step, replay, source, evaluation, trainer_of, tmp_path
+):
+    policy = PLAIN if "repeated_augmentation" in options else MIXED
+
+    def new(seed, folder):
+        fits = options.get("method", "reinforced") == "reinforced"
+        return trainer_of(
+            Student(seed),
+            replay(policy, plain_fraction=0.2) if fits else fresh(source, policy),
+            teacher=teacher_of() if options.get("method") == "online" else None,
+            evaluation=evaluation if "eval_steps" in options else None,
+            output_dir=str(tmp_path / folder),
+            **{"save_strategy": "steps", "save_steps": 2, **options},
+        )
+
+    whole = new(0, "out")
     whole.train()
-    assert whole.state.global_step == 2 * STEPS and step % STEPS, "the checkpoint is in the middle of an epoch"
-    before = load_file(tmp_path / "out" / f"checkpoint-{step}" / "model.safetensors")
+    assert whole.state.global_step == 2 * STEPS
+    checkpoint = tmp_path / "out" / f"checkpoint-{step}"
+    before = load_file(checkpoint / "model.safetensors")
     assert any(not torch.equal(value, whole.model.state_dict()[name]) for name, value in before.items())
 
-    again = replay(MIXED, plain_fraction=plain_fraction)
-    resumed = trainer_of(Student(1, dropout), again, **{**options, "output_dir": str(tmp_path / "again")})
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    resumed = new(1, "again")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == whole.state.global_step
     assert_equal_weights(weights(resumed.model), weights(whole.model))
     if "ema_decay" in options:
@@ -434,6 +452,21 @@ def test_resumed_run_sees_the_samples_that_are_left(replay, trainer_of, tmp_path
     resumed = trainer_of(Student(0), dataset, output_dir=str(tmp_path / "again"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
     assert seen[-4:] == whole[8:]
+
+
+def test_a_rank_is_told_the_number_of_the_epoch_that_it_resumes(replay):
+    dataset = replay()
+
+    def batches(skipped):
+        loader = DataLoader(dataset, BATCH, sampler=EpochSampler(dataset), collate_fn=dataset.collate)
+        loader = resumable(prepare_data_loader(loader, num_processes=2, process_index=1))
+        loader = skip_first_batches(loader, skipped) if skipped else loader
+        loader.set_epoch(3)
+        return [batch["target_value"] for batch in loader]
+
+    whole, rest = batches(0), batches(1)
+    assert len(whole) == STEPS // 2 and len(rest) == len(whole) - 1
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[1:], strict=True))
 
 
 def test_runs_are_equal_and_the_seed_decides(replay, trainer_of):
@@ -661,10 +694,9 @@ def test_prediction_collates_what_it_predicts(replay, evaluation, trainer_of):
 
 
 def test_evaluation_does_not_disturb_training(replay, evaluation, trainer_of):
-    # Without dropout: a data loader draws a seed for its workers from the generator that dropout uses.
-    quiet = trainer_of(TinyNet(C, 0), replay(MIXED))
+    quiet = trainer_of(Student(0), replay(MIXED))
     quiet.train()
-    evaluated = trainer_of(TinyNet(C, 0), replay(MIXED), evaluation=evaluation, eval_strategy="steps", eval_steps=3)
+    evaluated = trainer_of(Student(0), replay(MIXED), evaluation=evaluation, eval_strategy="steps", eval_steps=3)
     evaluated.train()
     assert_equal_weights(weights(evaluated.model), weights(quiet.model))
     assert len([entry for entry in evaluated.state.log_history if "eval_accuracy" in entry]) == 4
@@ -726,7 +758,7 @@ def test_hard_label_weight_without_labels(trainer_of):
 
 def test_seconds_of_training_go_on_where_a_run_is_resumed(replay, trainer_of, tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 5))
-    monkeypatch.setattr("hf_reinforce.training_time.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("hf_reinforce.resuming.time.monotonic", lambda: float(next(clock)))
     options = {"save_strategy": "steps", "save_steps": 4, "logging_strategy": "steps", "logging_steps": 2}
     trainer_of(Student(), replay(MIXED), **options).train()
     resumed = trainer_of(Student(), replay(MIXED), **{**options, "output_dir": str(tmp_path / "again")})

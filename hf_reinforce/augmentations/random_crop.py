@@ -31,8 +31,8 @@ class RandomCrop(ViewAugmentation):
 
     def __post_init__(self) -> None:
         check_size(self.name, self.size)
-        if self.padding < 0:
-            raise ValueError(f"{self.name}: padding must be >= 0, not {self.padding}.")
+        if not 0 <= self.padding <= self.size:
+            raise ValueError(f"{self.name}: padding must lie between 0 and the size, {self.size}, not {self.padding}.")
 
     @property
     def feature(self) -> Any:

@@ -16,6 +16,7 @@ from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
 from hf_reinforce.shards import open_shard, shard_files
+from hf_reinforce.storage import whole_file
 
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
@@ -31,7 +32,8 @@ def write_dataset_card(folder: str | Path) -> None:
     for name, item in described.items():
         assert item.statistics is not None
         draw_statistics(item.statistics, item.config, Path(folder) / name / STATISTICS_FILE)
-    _render_folder(folder, described).save(Path(folder) / "README.md")
+    with whole_file(Path(folder) / "README.md") as temporary:
+        _render_folder(folder, described).save(temporary)
 
 
 def dataset_card(folder: str | Path, config_names: Collection[str] | None = None) -> DatasetCard:

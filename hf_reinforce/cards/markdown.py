@@ -6,6 +6,8 @@ import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from hf_reinforce.class_words import printable
+
 _PLAIN = re.compile(r"[\w .,:;/@+='?%()-]")  # neither Markdown nor HTML give these a meaning inside a line
 
 
@@ -38,13 +40,14 @@ def hub_link(name: str, kind: str = "") -> str:
 
 
 def python_string(value: str) -> str:
-    """A string as a Python literal in double quotes."""
-    return json.dumps(value, ensure_ascii=False)
+    """A string as a Python literal in double quotes; what cannot be seen is written out."""
+    return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
 def shell_word(value: str) -> str:
-    """A string as one word of a command, in double quotes where these are enough."""
-    return f'"{value}"' if re.fullmatch(r"[\w./@+=:, -]+", value) else shlex.quote(" ".join(value.split()))
+    """A string as one word of a command, in double quotes where these are enough; the invisible is written out."""
+    plain = re.fullmatch(r"[\w./@+=:, -]+", value)
+    return f'"{value}"' if plain else shlex.quote(printable(" ".join(value.split())))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -21,6 +21,7 @@ from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet, read
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 _PACKAGES = ("transformers", "timm", "torch", "torchvision", "datasets")
+_SECRET = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}|(?<=://)[^/@\s]+(?=@)")  # a token, or the user of an address
 _METRICS = {  # key of the Trainer's metrics: type and name in the card's metadata, and how to show it
     "accuracy": ("accuracy", "Accuracy", "{:.2%}"),
     "accuracy_top5": ("top_5_accuracy", "Top-5 accuracy", "{:.2%}"),
@@ -263,7 +264,8 @@ def _history(trainer: Any) -> list[dict[str, Any]]:
 
 
 def shown_command(words: Sequence[str]) -> str:
-    """A command line for a card: without tokens, and long ones broken into lines."""
+    """A command line for a card: without tokens or passwords, and long ones broken into lines."""
+    words = [_SECRET.sub("...", word) for word in words]
     kept: list[str] = []
     hidden = False
     for word in words:

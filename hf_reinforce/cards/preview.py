@@ -13,6 +13,7 @@ from hf_reinforce.cards.statistics import BINS, Statistics, largest_entropy
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
 from hf_reinforce.randomness import PARTNER_BLOCK
+from hf_reinforce.storage import whole_file
 
 PREVIEW_FILE = "preview.png"
 STATISTICS_FILE = "statistics.png"
@@ -70,7 +71,8 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
             _bars(bottom[slot + 1], dataset, position, slot)
         for axis in top:
             axis.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=160)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=160)
 
 
 def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: Path) -> None:
@@ -108,7 +110,8 @@ def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: P
         axis.xaxis.label.set_size(_SIZE)
         axis.yaxis.label.set_size(_SIZE)
         axis.tick_params(labelsize=_SIZE)
-    figure.savefig(path, dpi=160)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=160)
 
 
 def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
@@ -138,7 +141,8 @@ def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_size(11)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=130)
     return True
 
 

@@ -1,6 +1,5 @@
 """From a model's classes to those of a data set: by names, WordNet ids, a published table, indices, or a file."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_reinforce.class_words import printable
+from hf_reinforce.documents import read_document, shortened
 from hf_reinforce.evaluation.imagenet import imagenet_classes, plain, wordnet_ids
 
 TABLES = Path(__file__).parent / "class_tables"
@@ -142,11 +142,13 @@ class _Model:
 
     def find(self, entry: Any) -> tuple[int, ...]:
         """The model's classes that an entry of a list, mapping or table names."""
-        if isinstance(entry, (list, tuple)) and entry:
+        if isinstance(entry, (list, tuple)) and entry and not any(isinstance(item, (list, tuple)) for item in entry):
             return tuple(index for item in entry for index in self.find(item))
         if isinstance(entry, int) and not isinstance(entry, bool):
             if not 0 <= entry < self.count:
-                raise ValueError(f"The model has classes 0 to {self.count - 1}, but the class map names {entry}.")
+                raise ValueError(
+                    f"The model has classes 0 to {self.count - 1}, but the class map names {shortened(entry)}."
+                )
             return (entry,)
         index = None
         if isinstance(entry, str):
@@ -154,7 +156,9 @@ class _Model:
             index = self.by_wordnet.get(wordnet_ids([entry])[0]) if index is None else index
         if index is None:
             known = _short(self.names) if self.names else f"no names, only indices 0 to {self.count - 1}"
-            raise ValueError(f"The class map names {entry!r}, which is no class of the model; it has {known}.")
+            raise ValueError(
+                f"The class map names {shortened(entry)}, which is no class of the model; it has {known}."
+            )
         return (index,)
 
 
@@ -173,11 +177,11 @@ def _members(
         return _indexed(model, data_names, labels)
     if isinstance(table, Mapping):
         if data_names is None:
-            data_names = list(table)  # the labels count the entries
+            data_names = list(map(str, table))  # the labels count the entries
         entries = {plain(str(name)): entry for name, entry in table.items()}
         if not declared:  # the table has classes that happen not to occur
             occurring = set(map(plain, map(str, data_names)))
-            data_names = [*data_names, *(name for name in table if plain(str(name)) not in occurring)]
+            data_names = [*data_names, *(name for name in map(str, table) if plain(name) not in occurring)]
         missing = [name for name in data_names if plain(name) not in entries]
         if missing:
             raise ValueError(
@@ -275,13 +279,11 @@ def load_table(name_or_path: str) -> Any:
         raise ValueError(
             f"There is no table of classes {name_or_path!r}: neither one of {', '.join(tables())} nor a file."
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is neither JSON nor YAML: {error}") from error
+    content = read_document(path)
     if not isinstance(content, (list, dict)) or not content:
-        raise ValueError(f"{path} must hold a list of classes or a mapping from names to classes, not {content!r}.")
+        raise ValueError(
+            f"{path} must hold a list of classes or a mapping from names to classes, not {shortened(content)}."
+        )
     return content
 
 
@@ -294,4 +296,4 @@ def _places(names: Iterable[str | None]) -> dict[str | None, int]:
 
 
 def _short(items: Sequence[Any], most: int = 6) -> str:
-    return ", ".join(map(str, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")
+    return ", ".join(map(printable, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")

@@ -13,13 +13,14 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
 )
+from hf_reinforce.documents import read_operation, shortened
 from hf_reinforce.ml_dr.unpickling import Member, safe_load
 from hf_reinforce.policies import POLICY_NAMES, AugmentationPolicy, named_policy
 
 # The transforms that store parameters, in the order of their application: class, options with the original's defaults,
 # and options that are supported at one value only. The weight that MixUp divides by is in the stored weights.
 _SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-TRANSFORMS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
+TRANSFORMS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "resize": (Resize, {"size": None}, {}),
     "random_crop": (
         RandomCrop,
@@ -56,6 +57,14 @@ def read_config(member: Member) -> dict[str, Any]:
     augmentation = parts[0].get("image_augmentation") if isinstance(parts[0], dict) else None
     if not isinstance(augmentation, dict) or not all(isinstance(v, dict) for v in (*parts, *augmentation.values())):
         raise ValueError(f"{member.name} does not have reinforce: {{image_augmentation: {{...}}}}.")
+    normalize = augmentation.get("normalize", {})
+    numbers = [normalize.get(key, []) for key in ("mean", "std")]
+    if (
+        type(config.get("num_classes")) not in (int, type(None))
+        or type(config.get("teacher", {}).get("name")) not in (str, type(None))
+        or not all(type(item) in (list, tuple) and {*map(type, item)} <= {int, float} for item in numbers)
+    ):
+        raise ValueError(f"{member.name} has a num_classes, a teacher's name, a mean or std that are none.")
     return dict(config)
 
 
@@ -72,9 +81,11 @@ def policy_of(augmentation: Mapping[str, Any]) -> AugmentationPolicy:
         for name, options in augmentation.items()
         if options.get("enable", True) and name not in WITHOUT_PARAMETERS
     }
-    unknown = sorted(set(enabled) - set(TRANSFORMS))
+    unknown = sorted(map(str, set(enabled) - set(TRANSFORMS)))
     if unknown:
-        raise ValueError(f"The archive's configuration uses {unknown}; the transforms read are {list(TRANSFORMS)}.")
+        raise ValueError(
+            f"The archive's configuration uses {shortened(unknown)}; the transforms read are {list(TRANSFORMS)}."
+        )
     operations = tuple(_operation(name, enabled[name]) for name in TRANSFORMS if name in enabled)
     policy = AugmentationPolicy("imported", operations)
     for name in POLICY_NAMES:
@@ -94,6 +105,6 @@ def _operation(name: str, options: dict[str, Any]) -> Any:
         square = len(size) == 1 or (len(size) == 2 and size[0] == size[1] and name != "resize")
         values["size"] = size[0] if square else refused.setdefault("size", size)
     if refused:
-        raise ValueError(f"The archive's configuration uses {name} with {refused}, which is not supported.")
-    chosen = {key: tuple(values[key]) if isinstance(values[key], list) else values[key] for key in defaults}
-    return cls(**{key: 0 if key == "padding" and value is None else value for key, value in chosen.items()})
+        raise ValueError(f"The archive's configuration uses {name} with {shortened(refused)}, which is not supported.")
+    chosen = {key: 0 if key == "padding" and values[key] is None else values[key] for key in defaults}
+    return read_operation({cls.name: chosen})

@@ -1,6 +1,5 @@
 """The images that an import joins: their order in the original's data set, their hashes and their sizes."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
@@ -22,8 +21,6 @@ from hf_reinforce.storage import ColumnReader
 
 MIN_AGREEMENT = 0.25
 """Least share of unmixed views whose most likely class is the image's label. With wrong images it is about 1 / C."""
-
-_EXIF_ORIENTATION = 0x0112
 
 
 def image_folder_order(
@@ -100,11 +97,8 @@ class ImageFacts:
 
 
 def _image_size(encoded: images.Encoded) -> tuple[int, int]:
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            orientation, (width, height) = image.getexif().get(_EXIF_ORIENTATION, 1), image.size
-    except Exception as error:  # Pillow's plugins raise whatever their parser runs into
-        raise ImageError(f"the image cannot be read ({type(error).__name__}: {error}).") from error
+    with images.opened(encoded) as image:
+        orientation, (width, height) = image.getexif().get(ExifTags.Base.Orientation, 1), image.size
     if orientation not in (0, 1):
         raise ImageError(f"it has the EXIF orientation {orientation}, which the original ignored.")
     return height, width

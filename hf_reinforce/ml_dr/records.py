@@ -5,6 +5,7 @@ values, `field?` whether there are any, and `partner/field` those of a mixed ima
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tup
         if not columns[f"{schema.CROP}?"].all() or not np.array_equal(mixed, paired):
             raise ValueError("a crop is missing, or a partner is named where nothing is mixed, or the reverse")
         return index, columns | _target_columns(probs, num_classes)
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"it does not have the expected structure ({type(error).__name__}: {error})") from error
 
 
@@ -87,8 +88,8 @@ def _partner_column(params: list[Any], policy: AugmentationPolicy) -> tuple[Colu
         )
     values = zip(*params, strict=True)
     ids = next(values) if policy.mix_operations else [None] * len(params)
-    rows = np.array([-1 if i is None else i for i in ids])
-    if rows.dtype.kind != "i" or any(i is not None and i < 0 for i in ids):
+    rows = np.array([-1 if i is None else i if type(i) is int and i >= 0 else -2 for i in ids])
+    if rows.dtype.kind != "i" or (rows < -1).any():
         raise ValueError("the index of a partner is not a natural number")
     return {schema.PARTNER_ROW: rows}, values
 
@@ -117,14 +118,27 @@ def _compressed(item: dict[str, Any], policy: AugmentationPolicy) -> list[Any]:
     return result
 
 
+def _types(values: Any, depth: int) -> set[type]:
+    """The types of what lies so deep in nested lists; NumPy would follow lists in lists to any depth and size."""
+    for _ in range(depth):
+        values = chain.from_iterable(values)
+    return set(map(type, values))
+
+
+_NUMBERS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "if": {int, float}}
+
+
 def _numbers(
     what: str, values: Sequence[Any], shape: tuple[int, ...], kinds: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Values that may be None as an array [R, *shape], and which of them are not."""
     valid = np.array([value is not None for value in values]) if None in values else np.ones(len(values), dtype=bool)
     wrong = ValueError(f"{what} is not {' x '.join(map(str, shape)) or 'one'} of the expected type")
+    present = [v for v in values if v is not None]
+    if not _types(present, len(shape)) <= _NUMBERS[kinds]:
+        raise wrong
     try:
-        array = np.array([v for v in values if v is not None]) if valid.any() else np.zeros((0, *shape), int)
+        array = np.array(present) if present else np.zeros((0, *shape), int)
     except ValueError as error:  # of different lengths
         raise wrong from error
     if array.shape[1:] != shape or (array.dtype.kind not in kinds and valid.any()):
@@ -139,7 +153,8 @@ def _numbers(
 def _view_columns(operation: ViewAugmentation, values: Sequence[Any], prefix: str, image_size: int) -> Columns:
     name, low, high = operation.name, 0, image_size
     if isinstance(operation, Resize):
-        sizes = {tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in values if v is not None}
+        listed = [v if isinstance(v, (list, tuple)) else [v] for v in values if v is not None]
+        sizes = set(map(tuple, listed)) if _types(listed, 1) <= {int} else {()}
         if not sizes <= {(operation.size,), (operation.size, operation.size)}:
             raise ValueError(f"it was resized to {sizes}, not to {operation.size} pixels")
         return {}
@@ -149,7 +164,10 @@ def _view_columns(operation: ViewAugmentation, values: Sequence[Any], prefix: st
     if isinstance(operation, RandAugment):
         array, valid = _numbers(name, values, (operation.num_ops, 2), "if")
         ops = array[..., 0]
-        if not np.isfinite(array).all() or ((ops < 0) | (ops >= len(_OP_INDEX)) | (ops != np.floor(ops))).any():
+        if (
+            not (abs(array) <= schema.MAX_IMAGE_SIDE).all()
+            or ((ops < 0) | (ops >= len(_OP_INDEX)) | (ops != np.floor(ops))).any()
+        ):
             raise ValueError(f"an operation of {name} is not one of 0 to {len(_OP_INDEX) - 1}, or has no magnitude")
         return {f"{prefix}{schema.RAND_AUGMENT}": array, f"{prefix}{schema.RAND_AUGMENT}?": valid}
     if isinstance(operation, RandomCrop):
@@ -188,6 +206,8 @@ def _mix_columns(operation: Any, values: Sequence[Any], image_size: int) -> Colu
 def _target_columns(probs: list[Any], num_classes: int) -> Columns:
     """Top k sorted by probability (ties by class), and the logarithms of the probabilities and of the rest."""
     wrong = ValueError("prob is not a list of probabilities with as many classes, of the same length everywhere")
+    if not _types((pair[0] for pair in probs), 1) <= {int, float} or _types((pair[1] for pair in probs), 1) != {int}:
+        raise wrong
     try:
         p, label = np.array([pair[0] for pair in probs]), np.array([pair[1] for pair in probs])
     except ValueError as error:  # of different lengths

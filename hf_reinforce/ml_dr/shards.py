@@ -32,7 +32,7 @@ from hf_reinforce.ml_dr.records import Columns, logits_array, params_array, read
 from hf_reinforce.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
 from hf_reinforce.pixels import view_checksum
 from hf_reinforce.sources import ImageSource
-from hf_reinforce.storage import append_reinforcements, shard_name, write_shard
+from hf_reinforce.storage import append_reinforcements, file_checksum, shard_name, write_shard
 
 BUFFERED_RECORDS = 2**18
 """Reinforcements held in memory before they are put aside, 400 bytes each at most."""
@@ -249,7 +249,8 @@ class Import:
                 first, last = np.searchsorted(rows, [index * size, (index + 1) * size])
                 self._write_shard(path, index, rows[first:last])
         pixels = replace(self.config.pixels, reference_views=self._reference_views(shards))
-        self.config = replace(self.config, pixels=pixels, complete=True)
+        checksums = {path.name: file_checksum(path) for path in shards}
+        self.config = replace(self.config, pixels=pixels, checksums=checksums, complete=True)
         self.config.save(self.folder)
         shutil.rmtree(self.staging)
         return self.config, shards

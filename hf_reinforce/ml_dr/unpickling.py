@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-MAX_RECORD_BYTES = 2**28
-"""Most that one file may hold, compressed or not. The largest published ones, N = 8000, hold about 2 MB."""
+MAX_RECORD_BYTES = 2**24
+"""Most that one file may hold, compressed or not, of which Python makes at most 1 GB. The largest published ones,
+N = 8000, hold about 2 MB."""
 
 _MEMBER = re.compile(r"(\d{1,18}|config)\.pth\.tar")
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -31,6 +32,19 @@ _FORMATS = {
     **{"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
     **{"f2": "e", "f4": "f", "f8": "d"},
 }  # NumPy's codes of numbers, and those of struct
+
+
+_MAX_HEADER_BYTES = 2**20
+_LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
+
+# Opcodes of pickles by the length of what follows them; most make runs that a regular expression skips at once.
+_RUN = re.compile(
+    rb"(?:[(012Nabdelost\]})uRQ\x81\x85-\x89\x8f-\x94]|[Khq\x80\x82].|[M\x83]..|[Jj\x84].{4}|[G\x95].{8}|C\x08.{8})*+",
+    re.DOTALL,
+)
+_COUNTED = {**dict.fromkeys(b"UC\x8c\x8a", 1), **dict.fromkeys(b"XBT\x8b", 4), **dict.fromkeys(b"\x8d\x8e\x96", 8)}
+_LINES = {**dict.fromkeys(b"ILFSVgpP", 1), **dict.fromkeys(b"ci", 2)}
+_PUT, _LONG_BINPUT = ord("p"), ord("r")
 
 
 class UnsafePickleError(ValueError):
@@ -117,6 +131,30 @@ class _Unpickler(pickle.Unpickler):
         raise UnsafePickleError(f"it asks for a tensor's storage {str(pid)[:80]!r}; records hold plain numbers.")
 
 
+def _load(file: io.BytesIO) -> Any:
+    """The next object in a file; the unpickler would make room for any number of objects it is told to remember."""
+    data, at = file.getvalue(), file.tell()
+    while (at := _RUN.match(data, at).end()) < len(data):  # type: ignore[union-attr]
+        code, after = data[at], at + 1
+        if code in _COUNTED:
+            width = _COUNTED[code]
+            at = after + width + int.from_bytes(data[after : after + width], "little")
+            continue
+        argument = data[after : after + 4]
+        if code in _LINES:
+            ends = [data.find(b"\n", after)]
+            ends += [data.find(b"\n", ends[0] + 1)] * (_LINES[code] - 1)
+            argument, at = data[after : ends[0]], ends[-1] + 1
+        elif code == _LONG_BINPUT:
+            at = after + 4
+        else:
+            break  # the end, or what the unpickler refuses
+        place = int.from_bytes(argument, "little") if code == _LONG_BINPUT else code == _PUT and int(argument)
+        if place > len(data) or at < after:
+            raise ValueError("it remembers more objects than it has")
+    return _Unpickler(file).load()
+
+
 def safe_load(data: bytes, name: str) -> Any:
     """The object in a file of `torch.save` (zip or legacy) or `joblib.dump`, made of plain containers and numbers.
 
@@ -130,17 +168,17 @@ def safe_load(data: bytes, name: str) -> Any:
     """
     try:
         if data[:4] == b"PK\x03\x04":
-            return _Unpickler(io.BytesIO(_zip_entry(data))).load()
+            return _load(io.BytesIO(_zip_entry(data)))
         if data[:1] == b"\x78":  # joblib.dump(compress=True)
             inflate = zlib.decompressobj()
             data = inflate.decompress(data, MAX_RECORD_BYTES)
             if not inflate.eof:
                 raise ValueError("the compressed data are incomplete or too large")
         file = io.BytesIO(data)
-        value = _Unpickler(file).load()
-        if value == _TORCH_MAGIC:  # the legacy format: magic, protocol, system, and then the object
-            _Unpickler(file).load(), _Unpickler(file).load()
-            value = _Unpickler(file).load()
+        value = _load(file)
+        if type(value) is int and value == _TORCH_MAGIC:  # the legacy format: magic, protocol, system, then the object
+            _load(file), _load(file)
+            value = _load(file)
         return value
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{name} is refused: {error}") from error
@@ -154,9 +192,23 @@ def safe_load(data: bytes, name: str) -> Any:
 def _zip_entry(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         entries = [info for info in file.infolist() if PurePosixPath(info.filename).name == "data.pkl"]
-        if len(entries) != 1 or entries[0].file_size > MAX_RECORD_BYTES:
-            raise ValueError(f"{len(entries)} entries named data.pkl, or one above {MAX_RECORD_BYTES} bytes")
+        if len(entries) != 1 or entries[0].file_size > MAX_RECORD_BYTES or entries[0].compress_type:
+            raise ValueError(
+                f"{len(entries)} entries named data.pkl, or one above {MAX_RECORD_BYTES} bytes, or a compressed one"
+            )
         return file.read(entries[0])
+
+
+class _TarInfo(tarfile.TarInfo):
+    """The header of a member, of a size that can be read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarInfo":
+        info = super().frombuf(buf, encoding, errors)
+        unusual = info.type == tarfile.GNUTYPE_SPARSE or info.size < 0
+        if unusual or (info.type in _LONG_HEADERS and info.size > _MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"{info.name[:80]!r} has a header of {info.size} bytes, or is sparse")
+        return info
 
 
 def read_members(path: Path) -> Iterator[Member]:
@@ -205,9 +257,9 @@ def _tar_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         raw.seek(0)
         if compressed:  # gzip must be read from front to back, without ever going back
             stream = stack.enter_context(gzip.GzipFile(fileobj=raw))
-            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo))
         else:
-            tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:"))
+            tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:", tarinfo=_TarInfo))
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it remembers all its members, which are millions
             name = PurePosixPath(member.name)

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_reinforce.resuming import resumable
 from hf_reinforce.transfer.positions import PositionSampler
 
 
@@ -86,6 +87,9 @@ class TransferTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return PositionSampler(self.train_dataset if train_dataset is None else train_dataset, seed)
+
+    def get_train_dataloader(self) -> Any:
+        return resumable(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every image, also where training leaves out the last batch."""

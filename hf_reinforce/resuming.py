@@ -1,0 +1,223 @@
+"""What makes a training resumable: it stops with a checkpoint when asked, and goes on from the newest whole one.
+
+A `KDTrainer` writes `trainer_state.json` of a checkpoint when every process has written everything else, so a folder
+without it was left by an interrupted run.
+"""
+
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from hf_reinforce.stopping import StopSignals
+
+logger = logging.getLogger(__name__)
+
+_STEPS_BETWEEN_AGREEMENTS = 5  # each waits for the device
+
+
+class StopTraining(TrainerCallback):  # type: ignore[misc]
+    """Ends training with a checkpoint after the step in which a signal came.
+
+    Several processes agree about it, at the first step that 5 divides: signals reach them at different steps, and one
+    that stopped alone would leave the others waiting.
+
+    Args:
+        signals: notes the signals.
+
+    Attributes:
+        stopped: whether all processes have agreed to stop; `signals.requested` then says why in each of them.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals, self.stopped = signals, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            if state.global_step % _STEPS_BETWEEN_AGREEMENTS and state.global_step < state.max_steps:
+                return
+            requested = self.signals.requested
+            number = torch.tensor(signal.Signals[requested] if requested else 0, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            if number:
+                self.signals.requested = signal.Signals(int(number)).name
+        if self.signals.requested:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped and state.epoch % 1:  # it did not end, so what is done after an epoch is done another time
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped and state.is_world_process_zero:
+            logger.warning(
+                "Stopped by %s after step %d of %d; the same command goes on from %s/checkpoint-%d.",
+                *(self.signals.requested, state.global_step, state.max_steps, args.output_dir, state.global_step),
+            )
+
+
+class TrainingTime(TrainerCallback):  # type: ignore[misc]
+    """Adds `train_seconds`, the time since training began, to every entry of the log.
+
+    `train_runtime` of the Trainer covers what came after the last resume; this goes on from the checkpoint's figure.
+    """
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = time.monotonic() - training_seconds(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._start is not None and state.log_history:
+            state.log_history[-1]["train_seconds"] = round(time.monotonic() - self._start, 2)
+
+
+def training_seconds(state: Any) -> float:
+    """Seconds of training so far, over all parts of a run, by the log of its `TrainerState`."""
+    return max((float(entry.get("train_seconds", 0)) for entry in state.log_history), default=0.0)
+
+
+def last_checkpoint(args: TrainingArguments) -> str | None:
+    """The newest checkpoint in `args.output_dir` that is whole, None where there is none.
+
+    The main process looks for it, warns of others that are not whole, and tells all processes.
+
+    Raises:
+        ValueError: if there are checkpoints that were finished, and none of them can be used now.
+    """
+    found, problem = None, None
+    if args.process_index == 0:
+        paths = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(args.output_dir).glob("*/")}
+        steps = {int(match[1]): path for path, match in paths.items() if match}
+        for _, path in sorted(steps.items(), reverse=True):
+            damage = _damage(path, args.save_only_model)
+            if damage is None:
+                found = str(path)
+                break
+            logger.warning("%s is passed over: %s.", path, damage)
+            if (path / TRAINER_STATE_NAME).exists():
+                problem = f"{path}: {damage}"
+    found, problem = broadcast_object_list([found, problem if found is None else None])
+    if problem is not None:
+        raise ValueError(
+            f"No checkpoint in {args.output_dir} can be used ({problem}). Name one with --resume_from_checkpoint, or "
+            "remove them to begin anew."
+        )
+    return cast("str | None", found)
+
+
+def is_finished(checkpoint: str, args: TrainingArguments) -> bool:
+    """Whether a checkpoint is the end of a run of the length that is asked for."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    asked, made = args.num_train_epochs, state.num_train_epochs
+    if args.max_steps > 0:
+        asked, made = args.max_steps, state.max_steps
+    return bool(state.global_step >= state.max_steps and asked <= made)
+
+
+def load_finished(trainer: Any, checkpoint: str) -> dict[str, Any] | None:
+    """Loads the student and the state of a finished run.
+
+    Returns:
+        What can be told of its training, if the run ended before its result was written; else None.
+    """
+    trainer._load_from_checkpoint(checkpoint)
+    state, written = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)), False
+    saved = Path(trainer.args.output_dir) / TRAINER_STATE_NAME
+    if saved.exists():
+        result = TrainerState.load_from_json(str(saved))
+        written = result.global_step >= state.global_step
+        state = result if written else state
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    state.is_local_process_zero = trainer.is_local_process_zero()
+    trainer.state = state
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        trainer._load_best_model()
+    seconds = training_seconds(state)
+    return None if written else {"epoch": state.epoch, "total_flos": state.total_flos, "train_runtime": seconds}
+
+
+def _damage(checkpoint: Path, only_model: bool) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing, or cut short."""
+    if not (checkpoint / TRAINER_STATE_NAME).exists():
+        return f"the run was interrupted while it wrote it ({TRAINER_STATE_NAME} is missing)"
+    for name in [SAFE_WEIGHTS_NAME, *([] if only_model else [OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state*.pth"])]:
+        if not any(checkpoint.glob(name)):
+            return f"{name} is missing"
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            _READ.get(path.suffix, Path.exists)(path)
+        except (ValueError, OSError, EOFError, BadZipFile, SafetensorError) as error:
+            return f"{path.name} is damaged ({error})"
+    return None
+
+
+def _read_zip(path: Path) -> None:
+    with ZipFile(path) as file:
+        wrong = file.testzip()
+    if wrong is not None:
+        raise BadZipFile(f"wrong checksum of {wrong}")
+
+
+def _read_weights(path: Path) -> None:
+    with safe_open(path, framework="pt"):
+        pass
+
+
+_READ: dict[str, Callable[[Path], Any]] = {
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".safetensors": _read_weights,
+    ".pt": _read_zip,
+    ".pth": _read_zip,
+}
+
+
+def resumable(loader: Any) -> Any:
+    """A loader that accelerate has prepared, changed so that a run that is resumed or stopped gets what it should.
+
+    - Seeds of workers come from a generator of their own, not from the one that dropout uses: a resumed run starts its
+      workers at other times.
+    - The sampler of a rank is told the number of an epoch that is resumed in its middle; accelerate, which wraps it
+      once more to skip batches, would not find it, and the samples would be those of the first epoch.
+    - A signal to all processes, as schedulers and terminals send it, ends no worker: the step in hand needs them.
+    """
+    inner = getattr(loader, "base_dataloader", loader)
+    inner.generator = torch.Generator()
+    inner.worker_init_fn = functools.partial(_start_worker, inner.worker_init_fn)
+    if isinstance(loader.batch_sampler, BatchSamplerShard):
+        loader.batch_sampler.sampler = loader.batch_sampler.batch_sampler.sampler
+    return loader
+
+
+def _start_worker(further: Callable[[int], None] | None, worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_parent, args=(parent.pid,), daemon=True).start()
+    if further is not None:
+        further(worker)
+
+
+def _end_for_parent(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,675 @@
+"""Faults while a data set is reinforced: kills at any moment, signals, disks, broken sources, flipped bits.
+
+What is killed is the real recipe in a process of its own. Starting Python and importing torch takes seconds, so most
+of these processes are forks of one that has imported everything and has a single thread.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import itertools
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import datasets
+import pytest
+import torch
+from hub_client import run_recipe
+from hub_server import Fault
+from recipe_modules import RECIPES, load_recipe
+from tiny import NAMES, tiny_dataset, tiny_image, tiny_teacher
+
+from hf_reinforce import images, load_policy, reinforce
+from hf_reinforce import run as run_of_files
+from hf_reinforce.cards import dataset_card
+from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.hub import load_source
+from hf_reinforce.inspection import verify_shards
+from hf_reinforce.shards import check_shards, shard_files
+from hf_reinforce.storage import file_checksum
+
+ROWS, SHARDS, CLASSES, SIZE, POLICY = 150, 3, 5, 32, "mixing_randaug"
+BEFORE, EACH = 7, 4  # changes of the folder before the first shard, and those that each shard makes
+PRELOADED = (
+    "torch",
+    "accelerate",
+    "datasets",
+    "timm",
+    "transformers",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+)
+PATIENCE = 600  # seconds, for a machine that does other work as well
+WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree"}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([*PRELOADED, "hf_reinforce", "hf_reinforce.hub", "hf_reinforce.estimate", "pytest"])
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with images as Parquet and a teacher."""
+    from hf_reinforce.students import create_student
+
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "pets").mkdir()
+    tiny_dataset(ROWS, (20, 36), CLASSES).to_parquet(folder / "pets" / "train-00000-of-00001.parquet")
+    torch.manual_seed(0)
+    create_student("test_resnet", CLASSES, SIZE, NAMES[:CLASSES]).save_pretrained(folder / "teacher")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(workshop):
+    """`arguments(folder, **flags)`: command line of the recipe that writes into `folder / "plus"`."""
+
+    def build(folder, **flags):
+        chosen = {
+            "dataset_name": workshop / "pets",
+            "teacher_name_or_path": workshop / "teacher",
+            "output_dir": folder / "plus",
+            "policy": POLICY,
+            "image_size": SIZE,
+            "num_samples": 2,
+            "top_k": 3,
+            "shard_size": 64,
+            "device": "cpu",
+            **flags,
+        }
+        return [str(part) for key, value in chosen.items() for part in (f"--{key}", value)]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def expected(arguments, tmp_path_factory):
+    """`expected(pictures, **flags)`: the files of an uninterrupted run."""
+    found = {}
+
+    def get(pictures=False, **flags):
+        key = (pictures, *flags.items())
+        if key not in found:
+            folder = tmp_path_factory.mktemp("expected")
+            assert finish(start(arguments(folder, **flags), pictures=pictures)) == [0]
+            found[key] = contents(folder)
+        return found[key]
+
+    return get
+
+
+def contents(folder):
+    """Every file with its bytes."""
+    root = folder / "plus"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def identities(folder):
+    """Inode and time of each finished shard."""
+    shards = (folder / "plus" / POLICY).glob("train-*.parquet")
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
+
+
+def start(argv, log=os.devnull, world=1, pictures=False, **moments):
+    """Starts the recipe in so many forked processes, which find each other as those of `accelerate launch` do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, **common} if world > 1 else {} for rank in range(world)]
+    processes = [
+        FORKS.Process(target=_recipe, args=(argv, str(log), rank, pictures), kwargs=moments) for rank in ranks
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes):
+    for process in processes:
+        process.join(PATIENCE)
+    return [process.exitcode for process in processes]
+
+
+def _recipe(argv, log, environment, pictures, at=None, number=signal.SIGKILL, times=1, rank=0):
+    """In a fork: the recipe; one of its ranks sends itself a signal before its n-th change of the output folder."""
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if not pictures:
+        _draw_nothing()
+    if at is not None and environment.get("RANK", 0) == rank:
+        before_change(argv[argv.index("--output_dir") + 1], at, lambda: os.kill(os.getpid(), number), times)
+    sys.argv = ["reinforce.py", *argv]
+    load_recipe("reinforce").main()
+
+
+def _draw_nothing():
+    run_of_files.write_preview = dataset_card.draw_statistics = lambda *arguments: None
+
+
+def before_change(folder, at, action, times=1):
+    """Calls `action` before the changes of a folder with the numbers `at` to `at + times - 1`, counted from 0."""
+    seen = 0
+
+    def hook(event, details):
+        nonlocal seen
+        if event not in WRITING or not str(details[0]).startswith(str(folder)):
+            return
+        if event == "open" and not details[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        seen += 1
+        if at < seen <= at + times:
+            action()
+
+    sys.addaudithook(hook)
+
+
+def survive(folder, argv, result, at, **options):
+    """Kills one run before its n-th change and runs it again; whether there was so late a change."""
+    (code,) = finish(start(argv, at=at, **options))
+    assert code in (0, -signal.SIGKILL)
+    finished = identities(folder)
+    assert finish(start(argv)) == [0]
+    assert contents(folder) == result
+    assert finished.items() <= identities(folder).items(), "a finished shard is not written again"
+    return code != 0
+
+
+# Kills
+
+
+def test_a_kill_costs_nothing_that_was_finished(arguments, expected, tmp_path):
+    assert survive(
+        tmp_path, arguments(tmp_path), expected(), BEFORE + EACH + 2
+    )  # before the second shard has its name
+
+
+@pytest.mark.slow
+def test_a_kill_before_any_change_of_the_folder(arguments, expected, tmp_path):
+    survived = 0
+    while survive(tmp_path / str(survived), arguments(tmp_path / str(survived)), expected(), survived):
+        survived += 1
+    assert survived > BEFORE + EACH * SHARDS
+
+
+@pytest.mark.slow
+def test_a_kill_while_added_reinforcements_are_moved_into_place(arguments, expected, tmp_path):
+    base = tmp_path / "base"
+    assert finish(start(arguments(base))) == [0]
+    first = at = EACH * SHARDS
+    code = None
+    while code != 0:
+        folder = tmp_path / str(at)
+        shutil.copytree(base, folder)
+        argv = arguments(folder, num_samples=3)
+        (code,) = finish(start(argv, at=at))
+        assert finish(start(argv)) == [0] and contents(folder) == expected(num_samples=3)
+        at += 1
+    assert at - first > SHARDS + 3
+
+
+def hunt(folder, launch, kills, longest, result, seed):
+    """Kills a process at random moments, each within `longest` seconds, until all was killed often enough and is done.
+
+    Args:
+        folder: gets a folder for each run that comes to its end.
+        launch: starts the processes that write into a folder.
+        kills: how often one of them is killed.
+        longest: seconds.
+        result: the files of an uninterrupted run.
+        seed: of the moments and of the processes.
+    """
+    chance, survived, run, finished = random.Random(seed), 0, 0, {}
+    while True:
+        processes = launch(folder / str(run))
+        victim = chance.choice(processes)
+        alive = _wait(victim, chance.uniform(0, longest) if survived < kills else PATIENCE) is None
+        if alive:
+            victim.kill()
+            for process in processes:
+                if process is not victim:
+                    process.terminate()  # as torchrun does
+        survived += alive
+        codes = [_wait(process, PATIENCE) for process in processes]
+        found = identities(folder / str(run))
+        assert finished.items() <= found.items(), "a finished shard is not written again"
+        finished = found
+        if codes == [0] * len(codes):
+            assert contents(folder / str(run)) == result
+            if survived >= kills:
+                return
+            run, finished = run + 1, {}
+
+
+def _wait(process, seconds):
+    """Waits until a process ends, at most so long; its exit code."""
+    if isinstance(process, subprocess.Popen):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return process.poll()
+    process.join(seconds)
+    return process.exitcode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "kills"), [(1, 30), (2, 20)])
+def test_kills_at_random_moments(arguments, expected, tmp_path, world, kills):
+    result, begin = expected(), time.monotonic()
+    assert finish(start(arguments(tmp_path / "whole"), world=world)) == [0] * world
+    longest = time.monotonic() - begin
+    hunt(tmp_path, lambda folder: start(arguments(folder), world=world), kills, longest, result, world)
+
+
+@pytest.mark.slow
+def test_kills_of_the_command_itself(arguments, expected, tmp_path):
+    def launch(folder):
+        command = [sys.executable, str(RECIPES / "reinforce.py"), *arguments(folder)]
+        return [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+
+    begin = time.monotonic()
+    (whole,) = launch(tmp_path / "whole")
+    assert whole.wait(PATIENCE) == 0
+    hunt(tmp_path, launch, 2, time.monotonic() - begin, expected(pictures=True), 3)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_reported_and_others_take_up_its_shards(arguments, expected, tmp_path):
+    argv = arguments(tmp_path)
+    codes = finish(start(argv, tmp_path / "log", world=2, at=0, rank=1))  # before it writes its first shard
+    assert codes == [1, -signal.SIGKILL]
+    finished = identities(tmp_path)
+    assert sorted(finished) == ["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"]
+    text = (tmp_path / "log").read_text()
+    assert "error: Another process has stopped" in text and "with any number of processes, to continue" in text
+    assert finish(start(argv, world=3)) == [0] * 3
+    assert contents(tmp_path) == expected() and finished.items() <= identities(tmp_path).items()
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    ("number", "world"),
+    [
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_the_run_after_the_shard(arguments, expected, tmp_path, number, world):
+    argv = arguments(tmp_path)
+    at = BEFORE + EACH if world == 1 else 0
+    codes = finish(start(argv, tmp_path / "log", world, at=at, number=number, rank=world - 1))
+    assert codes[-1] == 128 + number
+    text = (tmp_path / "log").read_text()
+    assert f"Stopped by {number.name}: " in text and f"of {SHARDS} shards are done" in text
+    assert "run the same command again to continue" in text and "Traceback" not in text
+    assert not list((tmp_path / "plus").rglob("*.tmp*"))
+    finished = identities(tmp_path)
+    assert world == 2 or len(finished) == 2
+    assert finish(start(argv)) == [0]
+    assert contents(tmp_path) == expected() and finished.items() <= identities(tmp_path).items()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_does_not_wait_for_the_shard(arguments, expected, tmp_path):
+    argv = arguments(tmp_path)
+    assert finish(start(argv, tmp_path / "log", at=BEFORE + EACH, number=signal.SIGINT, times=2)) == [
+        128 + signal.SIGINT
+    ]
+    assert "Stopped by SIGINT: 1 of 3 shards are done" in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "plus").rglob("*.tmp*")) and len(identities(tmp_path)) == 1
+    assert finish(start(argv)) == [0] and contents(tmp_path) == expected()
+
+
+# Disks and networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("full", "the disk is full. Make room there and run the same command again"),
+        ("read-only", "it may not be written to. Make it writable"),
+        ("gone", "it is gone. Bring it back"),
+    ],
+)
+def test_a_disk_that_fails(arguments, expected, tmp_path, kind, message):
+    flags = {"embed_images": True} if kind == "full" else {}
+    result = expected(**flags)
+    sizes = [len(data) for name, data in result.items() if name.endswith(".parquet")]
+    room = 5 * 4096 + sum(sizes[:1]) + sizes[1] // 2
+    (tmp_path / "disk").mkdir()
+    argv, log = arguments(tmp_path / "disk", **flags), tmp_path / "log"
+    (code,) = finish(_started(_on_a_bad_disk, argv, str(log), kind, message, room, str(tmp_path / "found" / "plus")))
+    assert code == 0, log.read_text()
+    assert contents(tmp_path / "found") == result
+
+
+def _started(function, *args):
+    process = FORKS.Process(target=function, args=args)
+    process.start()
+    return [process]
+
+
+def _on_a_bad_disk(argv, log, kind, message, room, copy):
+    """In a fork: the recipe on a disk that fails under the second shard, and again when that is mended."""
+    plus = Path(argv[argv.index("--output_dir") + 1])
+    small = _mount(plus.parent, f"size={room if kind == 'full' else 10**8}")
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 2)
+    _draw_nothing()
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def trouble():
+        if kind == "gone":
+            plus.rename(plus.parent / "elsewhere")
+        elif small and kind == "read-only":
+            assert _mount(plus.parent, "ro", remount=True)
+        elif kind == "read-only":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        elif not small:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+
+    before_change(plus, BEFORE + EACH, trouble)
+    failed = run_recipe("reinforce", *argv)
+    if kind == "gone":
+        (plus.parent / "elsewhere").rename(plus)
+    elif small:
+        assert _mount(plus.parent, f"rw,size={10**8}", remount=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert failed.startswith(f"error: {plus / POLICY} cannot be written: {message}"), failed
+    finished = identities(plus.parent)
+    assert list(finished) == ["train-00000-of-00003.parquet"]
+    assert run_recipe("reinforce", *argv) is None
+    assert finished.items() <= identities(plus.parent).items()
+    shutil.copytree(plus, copy)
+
+
+def _mount(folder, options, remount=False):
+    """Mounts memory as a small disk, in a namespace of this process alone; False where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_user, new_mounts, read_only, again = 0x10000000, 0x00020000, 1, 32
+    if not remount:
+        names = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+        if libc.unshare(new_user | new_mounts):
+            return False
+        try:
+            for name, text in names.items():
+                Path("/proc/self", name).write_text(text)
+        except OSError:  # some systems allow the namespace and nothing in it
+            return False
+    flags = (again if remount else 0) | (read_only if options == "ro" else 0)
+    data = options.replace("rw,", "").replace("ro", "").encode()
+    return libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", flags, data) == 0
+
+
+def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path):
+    (tmp_path / "plus").write_text("a file")
+    with pytest.raises(OSError, match=f"{tmp_path / 'plus' / 'rrc'} cannot be written: .*run the same command again"):
+        reinforce(tiny_dataset(4), tiny_teacher(), load_policy("rrc", 16), tmp_path / "plus", num_samples=1, top_k=3)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """`run(dataset, folder, **options)`: reinforces in this process; returns the folder of the configuration."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(run_of_files, "write_preview", lambda *arguments: None)
+    monkeypatch.setattr(dataset_card, "draw_statistics", lambda *arguments: None)
+    dataset = tiny_dataset(ROWS, (20, 36), CLASSES)
+
+    def call(source=dataset, folder="one", policy=POLICY, **options):
+        options = {"num_samples": 2, "top_k": 3, "shard_size": 64, "device": "cpu", **options}
+        return reinforce(source, tiny_teacher(CLASSES), load_policy(policy, 16), tmp_path / folder / "plus", **options)
+
+    return call
+
+
+def test_a_stream_that_breaks_off_is_resumed(run, tmp_path):
+    rows = tiny_dataset(ROWS, (20, 36), CLASSES).to_iterable_dataset()
+    broken = datasets.IterableDataset.from_generator(_broken, features=rows.features, gen_kwargs={"rows": rows})
+    message = f"broke off .*Server Disconnected.*run the same command again.* kept in {tmp_path}"
+    with pytest.raises(ConnectionError, match=message):
+        run(broken)
+    finished = identities(tmp_path / "one")
+    assert len(finished) == 1
+    run(rows)
+    run(rows, "whole")
+    assert contents(tmp_path / "one") == contents(tmp_path / "whole")
+    assert finished.items() <= identities(tmp_path / "one").items()
+
+
+def _broken(rows):
+    yield from rows.cast_column("image", datasets.Image(decode=False)).take(100)
+    raise ConnectionError("Server Disconnected")
+
+
+def test_files_that_all_vanish_are_not_skipped_as_bad_images(run, tmp_path, monkeypatch):
+    rows = [{"image": {"bytes": None, "path": str(tmp_path / "mount" / f"{row}.png")}} for row in range(ROWS)]
+    source = datasets.Dataset.from_list(rows, features=datasets.Features({"image": datasets.Image(decode=False)}))
+    (tmp_path / "mount").mkdir()
+    picture = tiny_image(0)
+    for row in range(ROWS):
+        if row != 5:  # one is missing from the beginning: that is bad data
+            picture.save(rows[row]["image"]["path"])
+    read, count = images.read_encoded, itertools.count()
+
+    def vanishing(item):
+        if next(count) == 100:  # in the middle of a block
+            (tmp_path / "mount").rename(tmp_path / "elsewhere")
+        return read(item)
+
+    monkeypatch.setattr(images, "read_encoded", vanishing)
+    with pytest.raises(images.ImageError, match=r"Row \d+ .*cannot be read .*No such file"):
+        run(source, policy="rrc", on_error="skip", num_workers=1)
+    folder = tmp_path / "one" / "plus" / "rrc"
+    assert not ReinforcementConfig.load(folder).complete and len(shard_files(folder, "train")) == 1
+    (tmp_path / "elsewhere").rename(tmp_path / "mount")
+    run(source, policy="rrc", on_error="skip")
+    assert [item.row for item in ReinforcementConfig.load(folder).skipped] == [5]
+
+
+def test_trouble_of_the_machine_is_not_skipped_as_bad_images(run, monkeypatch):
+    read = images.read_encoded
+
+    def failing(item):
+        try:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        except OSError as error:
+            if item["bytes"] == last["bytes"]:
+                raise images.UnreachableError(f"the file cannot be read ({error}).") from error
+        return read(item)
+
+    source = tiny_dataset(ROWS, (20, 36), CLASSES)
+    last = source.cast_column("image", datasets.Image(decode=False))[ROWS - 1]["image"]
+    monkeypatch.setattr(images, "read_encoded", failing)
+    with pytest.raises(images.ImageError, match="Too many open files"):
+        run(source, policy="rrc", on_error="skip")
+
+
+@pytest.mark.slow
+def test_a_hub_that_breaks_off_is_resumed(arguments, hub, client, tmp_path):
+    files = {}
+    for index, start_row in enumerate(range(0, ROWS, 50)):
+        part = tiny_dataset(ROWS, (20, 36), CLASSES).select(range(start_row, min(start_row + 50, ROWS)))
+        part.to_parquet(tmp_path / "part.parquet")
+        files[f"data/train-{index:05d}-of-00003.parquet"] = (tmp_path / "part.parquet").read_bytes()
+    hub.add_repository("dataset", "me/pets", files)
+    always = Fault("GET .*train-00002", drop_after=100, times=10**6)
+    hub.faults = [always]
+    message = client(_reinforce_stream, tmp_path / "stream")
+    assert "The stream of images broke off" in message and "run the same command again" in message
+    finished = identities(tmp_path / "stream")
+    assert len(finished) == 1  # 64 of the 100 rows that arrived
+    argv = arguments(tmp_path / "loaded", dataset_name="me/pets")
+    failed = client(run_recipe, "reinforce", *argv)
+    assert failed.startswith("error: ") and "\n" not in failed
+    hub.faults = []
+    for stage in ("stream", "whole"):
+        assert client(_reinforce_stream, tmp_path / stage) is None
+    assert contents(tmp_path / "stream") == contents(tmp_path / "whole")
+    assert finished.items() <= identities(tmp_path / "stream").items()
+    assert client(run_recipe, "reinforce", *argv) is None
+
+
+def _reinforce_stream(folder):
+    """In the client: reinforces a stream of the Hub, without waiting between attempts; the error that ended it."""
+    _draw_nothing()
+    options = {"num_samples": 2, "top_k": 3, "shard_size": 64, "device": "cpu"}
+    with mock.patch("time.sleep"):
+        try:
+            stream = load_source("me/pets", streaming=True)
+            reinforce(stream, tiny_teacher(CLASSES), load_policy(POLICY, 16), folder / "plus", **options)
+        except OSError as error:
+            return str(error)
+    return None
+
+
+# Flipped bits
+
+
+def flip(path, position, bit=0):
+    """Changes one bit of a file; a position below 0 counts from the end."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(run):
+    folder = run()
+    assert verify_shards(str(folder.parent)) == (SHARDS, [])
+    chance = random.Random(0)
+    for shard in shard_files(folder, "train"):
+        whole = shard.read_bytes()
+        for position in (0, 3, -1, -5, -40, *(chance.randrange(len(whole)) for _ in range(20))):
+            flip(shard, position, chance.randrange(8))
+            _, problems = verify_shards(str(folder.parent))
+            assert problems == [
+                f"{shard} is damaged. Run the command that reinforces it again: only this shard is computed."
+            ]
+            shard.write_bytes(whole)
+
+
+@pytest.mark.parametrize("position", [200, -200, None])
+def test_only_the_damaged_shard_is_computed_again(run, tmp_path, caplog, position):
+    shards = shard_files(run(), "train")
+    before, found = contents(tmp_path / "one"), identities(tmp_path / "one")
+    if position is None:
+        shards[1].write_bytes(b"")
+    else:
+        flip(shards[1], position)
+    run()
+    assert contents(tmp_path / "one") == before
+    after = identities(tmp_path / "one")
+    assert {name for name in found if after[name] != found[name]} == {shards[1].name}
+    assert f"{shards[1]} is damaged; it is computed again." in caplog.text
+
+
+def test_a_shard_that_is_damaged_before_the_run_is_done_is_computed_again(run, tmp_path):
+    folder = run(folder="whole")
+    staging = folder / ".num_samples-2"
+    assert not staging.exists()
+    with (
+        mock.patch.object(run_of_files.Run, "finish", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run()
+    flip(shard_files(tmp_path / "one" / "plus" / POLICY, "train")[2], 300)
+    run()
+    assert contents(tmp_path / "one") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_damage_while_reinforcements_are_added_is_mended(run, tmp_path, moved):
+    folder = run()
+    if moved:  # all the new shards are in place already
+        with mock.patch.object(ReinforcementConfig, "save", side_effect=Stop), pytest.raises(Stop):
+            run(num_samples=3)
+    flip(shard_files(folder, "train")[0], 300)
+    run(num_samples=3)
+    run(folder="fresh", num_samples=3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "fresh")
+
+
+class Stop(Exception):
+    """What ends a run in these tests."""
+
+
+def test_checksums_are_sha256(run):
+    folder = run()
+    recorded = ReinforcementConfig.load(folder).checksums
+    assert {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in recorded} == recorded
+    run(num_samples=3)
+    config = ReinforcementConfig.load(folder)
+    assert config.checksums == {path.name: file_checksum(path) for path in shard_files(folder, "train")}
+    assert config.checksums.keys() == recorded.keys() and not set(config.checksums.values()) & set(recorded.values())
+
+
+def test_a_data_set_of_an_earlier_version_gets_checksums(run):
+    folder = run()
+    now = (folder / CONFIG_FILE).read_bytes()
+    config = ReinforcementConfig.load(folder)
+    ReinforcementConfig(**{**vars(config), "checksums": {}}).save(folder)
+    with pytest.raises(ValueError, match="before checksums were recorded; run the command"):
+        verify_shards(str(folder.parent))
+    before = identities(folder.parent.parent)
+    run()
+    assert (folder / CONFIG_FILE).read_bytes() == now and identities(folder.parent.parent) == before
+
+
+def test_what_is_damaged_is_not_published(run):
+    folder = run()
+    shard = shard_files(folder, "train")[1]
+    check_shards(folder, ReinforcementConfig.load(folder))
+    flip(shard, 300)
+    with pytest.raises(ValueError, match=f"{shard} is damaged"):
+        check_shards(folder, ReinforcementConfig.load(folder))
+
+
+def test_the_recipe_verifies(run, capsys):
+    folder = run()
+    assert run_recipe("inspect_dataset", folder.parent, "--verify", "True") == "0"
+    assert f"All {SHARDS} shards of {folder.parent} are as they were written." in capsys.readouterr().out
+    first, second, third = shard_files(folder, "train")
+    first.unlink()
+    flip(second, 300)
+    shutil.copy(third, folder / "train-00007-of-00003.parquet")
+    assert run_recipe("inspect_dataset", folder.parent, "--verify", "True") == "1"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(". ")[0] for line in lines] == [
+        f"{first.name} is missing in {folder}",
+        f"{second} is damaged",
+        f"{folder / 'train-00007-of-00003.parquet'} is no shard of this data set",
+    ]
+    assert "--output_dir is missing" in run_recipe("inspect_dataset", folder.parent)
+
+
+# The last lines
+
+
+def test_the_last_lines_say_what_there_is_and_what_comes_next(run, caplog):
+    rows = tiny_dataset(ROWS, (20, 36), CLASSES).cast_column("image", datasets.Image(decode=False)).to_list()
+    for row in (3, 70, 71):
+        rows[row]["image"] = {"bytes": b"text", "path": f"{row}.png"}
+    rows[5]["image"] = None
+    features = tiny_dataset(1, labels=CLASSES).features
+    with caplog.at_level(logging.INFO, "hf_reinforce"):
+        folder = run(datasets.Dataset.from_list(rows, features=features), on_error="skip")
+    text = caplog.text
+    assert f"{folder} holds {ROWS - 4} images with 2 reinforcements each: {SHARDS} shards" in text
+    assert "4 images were skipped" in text and str(folder / CONFIG_FILE) in text
+    assert "        3 the image cannot be decoded" in text and "        1 there is no image." in text
+    assert f'load_dataset("{folder.parent}", "{POLICY}")' in text
+    assert f'recipes/train_kd.py --method reinforced \\\n    --dataset_name "{folder.parent}"' in text
