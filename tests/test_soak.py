@@ -1,6 +1,7 @@
 """A long training does not grow, the soak test notices one that does, and every reinforcement is used as often."""
 
 import json
+import mmap
 import os
 from collections import Counter
 
@@ -27,7 +28,9 @@ class Leaking(ReinforcedDataset):
     """Keeps 8 MiB and a file handle of every batch."""
 
     def __getitems__(self, indices):
-        kept.append((np.ones(2**20), os.open(os.devnull, os.O_RDONLY)))
+        fresh = mmap.mmap(-1, 2**23, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # an array might reuse memory of the fork
+        fresh.write(b"x" * 2**23)
+        kept.append((fresh, os.open(os.devnull, os.O_RDONLY)))
         return super().__getitems__(indices)
 
 
