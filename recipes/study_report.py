@@ -7,13 +7,16 @@ A stage `students` with the axes `student` and `method` becomes the table of the
 against time. Every other stage of trainings, but for teachers and timings, has a table of its own.
 """
 
+import itertools
 import json
 import math
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arguments import one_line_errors, option, parse, write_json
 
+EVALUATED = "evaluation/evaluation.json"
 METRICS = ("eval_accuracy", "eval_nll", "eval_ece", "eval_num_samples")
 
 
@@ -42,10 +45,15 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
     folder = Path(args.output_dir) if args.output_dir else path.parent
-    text = "\n".join([*([table(results)] if results["rows"] else []), *map(section, results["stages"].items())])
+    text = markdown(results)
     (folder / path.with_suffix(".md").name).write_text(text, encoding="utf-8")
     (draw if results["rows"] else draw_stages)(results, folder / path.with_suffix(".png").name)
     print(text)
+
+
+def markdown(results):
+    """All tables."""
+    return "\n".join([*([table(results)] if results["rows"] else []), *map(section, results["stages"].items())])
 
 
 def collect(file, size):
@@ -68,7 +76,7 @@ def collect(file, size):
 
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
     runs, folder = runs_of(study, size, []), Path(study["output_dir"]) / size
-    found = [run for run in runs if run.stage == "students" and (folder / run.name / "evaluation").exists()]
+    found = [run for run in runs if run.stage == "students" and (folder / run.name / EVALUATED).exists()]
     rows = [row(folder / run.name, run.labels, speed_folder(folder, run, runs)) for run in found]
     stages = {}
     for run in runs:
@@ -122,15 +130,13 @@ def row(folder, labels, timed):
 
 
 def seconds_per_step(folder):
-    """Seconds of a step between the first and the last entry of a training's log, None where there is no log."""
+    """Seconds of a step, the median over the entries of a training's log; None where there are none."""
     if not (path := folder / "trainer_state.json").exists():
         return None
     log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
     times = [(entry["step"], entry["train_seconds"]) for entry in log if "loss" in entry and "train_seconds" in entry]
-    if len(times) < 2:
-        return None
-    (first, begun), (last, ended) = times[0], times[-1]
-    return (ended - begun) / (last - first)
+    each = [(end - begin) / (last - first) for (first, begin), (last, end) in itertools.pairwise(times)]
+    return statistics.median(each) if each else None
 
 
 def groups(results):
@@ -192,10 +198,12 @@ def costs(results):
     reinforced = sum(item["labels"]["method"] == "reinforced" for item in results["rows"])
     parts = []
     if (once := seconds.pop("reinforce", None)) is not None:
-        parts.append(
-            f"The reinforcement took {once / 60:.1f} min, once: {once / 60 / max(reinforced, 1):.1f} min for each of "
-            f"the {reinforced} reinforced students here."
+        each = (
+            f": {once / 60 / reinforced:.1f} min for each of the {reinforced} reinforced students"
+            if reinforced > 1
+            else ""
         )
+        parts.append(f"The reinforcement took {once / 60:.1f} min, once{each}.")
     if seconds:
         parts.append(f"The teacher, which online training needs as well, took {sum(seconds.values()) / 60:.0f} min.")
     return " ".join(parts)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from simulated import write_evaluation
 from test_evaluation_report import is_drawn
 
 report = load_recipe("study_report")
+ROOT = Path(__file__).parent.parent
 
 GRID = {"student": {"small": {}}, "method": {"plain": {}, "reinforced": {}}}
 SPEC = {
@@ -89,7 +91,7 @@ def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     assert reinforced[:3] == ["small, 2", "reinforced", f"**{(first + second) / 2:.1f} ± {spread:.1f}**"]
     assert plain[2] == f"{100 * results['rows'][0]['metrics']['accuracy']:.1f}" and plain[5] == "-"
     assert plain[6:] == ["75", "2.5"] and reinforced[6:] == ["150", "5.0"]
-    assert "took 2.0 min, once: 1.0 min for each of the 2 reinforced" in text and "took 10 min" in text
+    assert "took 2.0 min, once: 1.0 min for each of the 2 reinforced students" in text and "took 10 min" in text
     assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
 
 
@@ -132,3 +134,14 @@ def test_a_study_without_students(study, tmp_path, monkeypatch):
         run_report(monkeypatch, "--study", study)
     with pytest.raises(SystemExit, match="either --study FILE or --results FILE"):
         run_report(monkeypatch)
+
+
+def test_the_tables_in_the_documents_are_made_of_the_raw_figures():
+    found = sorted((ROOT / "docs" / "studies").glob("*.json"))
+    assert found
+    for path in found:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert report.markdown(results) == path.with_suffix(".md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = report.table(json.loads((ROOT / "docs/studies/cifar100_plus-study-cpu.json").read_text())).splitlines()
+    assert [line for line in lines if line.startswith("|") and line not in readme] == []
