@@ -8,6 +8,7 @@ from torch import Tensor
 from hf_reinforce import images
 from hf_reinforce.images import ImageError, UnreachableError
 from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.randomness import PARTNER_BLOCK
 
 
 def read_image(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:
@@ -41,10 +42,10 @@ def source_is_gone(failed: list[tuple[int, ImageError]], readable: dict[str, Any
         readable: the value of an image column that could be read, None if none could.
     """
     missing = [error for _, error in failed if isinstance(error, UnreachableError)]
-    if not missing or readable is None:
-        return bool(missing)
     if any(getattr(error.__cause__, "errno", None) in _TROUBLES for error in missing):
         return True
+    if not missing or readable is None:  # then only a whole block says more than one row
+        return len(missing) == PARTNER_BLOCK
     try:
         images.read_encoded(readable)
     except UnreachableError:

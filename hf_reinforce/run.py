@@ -105,7 +105,7 @@ class Run:
             pixels = replace(self.config.pixels, reference_views=self._reference_views())
         with explained_writes(self.folder):
             self.staging.mkdir(parents=True, exist_ok=True)
-            for path in (*self.folder.rglob(".*.tmp-*"), *self.folder.parent.glob(".*.tmp-*")):  # the card is there
+            for path in (*self.folder.rglob(".*.tmp-*"), *self.folder.parent.glob(".README.tmp-*.md")):
                 path.unlink()
             if self.existing is None:
                 replace(self.config, pixels=pixels).save(self.folder)

@@ -37,6 +37,7 @@ from hf_reinforce.cards import dataset_card
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.hub import load_source
 from hf_reinforce.inspection import verify_shards
+from hf_reinforce.reading import source_is_gone
 from hf_reinforce.shards import check_shards, shard_files
 from hf_reinforce.storage import file_checksum
 
@@ -479,6 +480,14 @@ def test_files_that_all_vanish_are_not_skipped_as_bad_images(run, tmp_path, monk
     (tmp_path / "elsewhere").rename(tmp_path / "mount")
     run(source, policy="rrc", on_error="skip")
     assert [item.row for item in ReinforcementConfig.load(folder).skipped] == [5]
+
+
+@pytest.mark.parametrize(("missing", "gone"), [(1, False), (63, False), (64, True)])
+def test_before_anything_could_be_read_a_whole_block_tells(missing, gone):
+    """The last shard of a data set may be one row whose file is missing: that must not stop a run for ever."""
+    failed = [(row, images.UnreachableError("the file cannot be read.")) for row in range(missing)]
+    assert source_is_gone(failed, None) is gone
+    assert not source_is_gone([(0, images.ImageError("it is no image."))] * missing, None)
 
 
 def test_trouble_of_the_machine_is_not_skipped_as_bad_images(run, monkeypatch):
