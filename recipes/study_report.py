@@ -3,8 +3,9 @@
     python recipes/study_report.py --study recipes/cifar100_plus/study.yaml --size cpu --output_dir docs/studies
     python recipes/study_report.py --results docs/studies/cifar100_plus-study-cpu.json   # tables and picture again
 
-A stage `students` with the axes `student` and `method` becomes the table of the headline; its picture is accuracy
-against time. Every other stage of trainings, but for teachers and timings, has a table of its own.
+A stage `students` with the axes `student` and `method` becomes the table of the headline; its pictures are accuracy
+against time, and reliability. Every other stage of trainings, but for teachers and timings, has a table of its own; of
+a study that names its `baseline` they are compared with that training and with the same one of other `seeds`.
 """
 
 import itertools
@@ -25,11 +26,13 @@ class ReportArguments:
     study: str | None = option("YAML file of the study, whose runs are read.")
     size: str = option("Which of the file's sizes.", "cpu")
     results: str | None = option("JSON that was written before, instead of a study.")
-    output_dir: str = option("Folder for NAME-SIZE.json, .md and .png, default that of --results.", "")
+    output_dir: str = option("Folder for NAME-SIZE.json, .md and pictures, default that of --results.", "")
 
 
 @one_line_errors
 def main() -> None:
+    from study_pictures import draw, draw_calibration, draw_stages
+
     (args,) = parse(__doc__, [ReportArguments])
     if bool(args.study) == bool(args.results):
         raise ValueError(
@@ -47,13 +50,19 @@ def main() -> None:
     folder = Path(args.output_dir) if args.output_dir else path.parent
     text = markdown(results)
     (folder / path.with_suffix(".md").name).write_text(text, encoding="utf-8")
-    (draw if results["rows"] else draw_stages)(results, folder / path.with_suffix(".png").name)
+    picture = folder / path.with_suffix(".png").name
+    if results["rows"]:
+        draw(results, picture)
+        draw_calibration(results, picture.with_name(f"{picture.stem}-reliability.png"))
+    else:
+        draw_stages(results["stages"], baseline(results), picture)
     print(text)
 
 
 def markdown(results):
     """All tables."""
-    return "\n".join([*([table(results)] if results["rows"] else []), *map(section, results["stages"].items())])
+    headline = [table(results)] if results["rows"] else []
+    return "\n".join(headline + [section(name, items, baseline(results)) for name, items in results["stages"].items()])
 
 
 def collect(file, size):
@@ -62,7 +71,7 @@ def collect(file, size):
     Returns:
         {"study", "size", "machine", "versions", "seconds": {teachers and reinforcement}, "rows": one for each student:
         {"labels", "epochs", "steps", "metrics", "corrupted_accuracy", "seconds_per_step", "history", "reliability"},
-        "stages": {other stage: [{"labels", "metrics"}]}}.
+        "stages": {other stage: [{"labels", "metrics"}]}, "baseline": {"stage", "label"} or None}.
 
     Raises:
         ValueError: if none is.
@@ -95,7 +104,8 @@ def collect(file, size):
     if (record := folder / "done" / "reinforce.json").exists():
         seconds["reinforce"] = json.loads(record.read_text(encoding="utf-8"))["seconds"]
     about = {"study": str(file), "size": size, "machine": machine("cuda" if torch.cuda.is_available() else "cpu")}
-    return {**about, "versions": versions(), "seconds": seconds, "rows": rows, "stages": stages}
+    found = {"seconds": seconds, "rows": rows, "stages": stages, "baseline": study.get("baseline")}
+    return {**about, "versions": versions(), **found}
 
 
 def speed_folder(folder, run, runs):
@@ -209,66 +219,28 @@ def costs(results):
     return " ".join(parts)
 
 
-def section(stage):
-    """The table of a stage that is not the headline: a line for each training."""
-    name, items = stage
-    lines = [f"### {name}", "", f"| {' | '.join([*items[0]['labels'], 'top-1, %', 'NLL', 'ECE'])} |"]
-    lines.append("|---" * (len(items[0]["labels"]) + 3) + "|")
-    for item in items:
-        metrics = item["metrics"]
-        figures = f"{100 * metrics['accuracy']:.1f} | {metrics['nll']:.3f} | {metrics['ece']:.3f}"
-        lines.append(f"| {' | '.join(item['labels'].values())} | {figures} |")
-    return "\n".join([*lines, ""])
+def baseline(results):
+    """Figures of the training that all others are compared with, and of its other seeds; none without one."""
+    named = results.get("baseline") or {"stage": None, "label": None}
+    same = [item for item in results["stages"].get(named["stage"], []) if named["label"] in item["labels"].values()]
+    return [item["metrics"] for item in same + (results["stages"].get("seeds", []) if same else [])]
 
 
-def draw_stages(results, path):
-    """Accuracy of every setting with its 95 % interval over test images, a panel for each stage."""
-    from hf_reinforce.evaluation.pictures import COLOURS, finish_axis, new_figure, save_figure, set_title
-
-    figure = new_figure(12, 3 * -(-len(results["stages"]) // 4))
-    axes = figure.subplots(-(-len(results["stages"]) // 4), min(4, len(results["stages"])), squeeze=False).flat
-    for axis, (name, items) in zip(axes, results["stages"].items(), strict=False):
-        accuracy = [item["metrics"]["accuracy"] for item in items]
-        half = [
-            196 * math.sqrt(p * (1 - p) / item["metrics"]["num_samples"])
-            for p, item in zip(accuracy, items, strict=True)
+def section(name, items, compared):
+    """The table of a stage that is not the headline: a line for each training, after that of the baseline."""
+    axes = list(items[0]["labels"])
+    lines = [f"### {name}", "", f"| {' | '.join([*axes, 'top-1, %', 'NLL', 'ECE'])} |", "|---" * (len(axes) + 3) + "|"]
+    found = [(list(item["labels"].values()), [item["metrics"]]) for item in items]
+    if compared:
+        found.insert(0, (["baseline"] + [""] * (len(axes) - 1), compared))
+    for labels, metrics in found:
+        figures = [
+            mean_and_spread([item["accuracy"] for item in metrics], 1, 100),
+            mean_and_spread([item["nll"] for item in metrics], 3),
+            mean_and_spread([item["ece"] for item in metrics], 3),
         ]
-        names = ["\n".join(item["labels"].values()) for item in items]
-        axis.errorbar(names, [100 * p for p in accuracy], yerr=half, marker="o", capsize=3, color=COLOURS[0])
-        axis.grid(axis="y", alpha=0.25)
-        axis.set_ylabel("top-1 accuracy (%)")
-        set_title(axis, name)
-        finish_axis(axis)
-    save_figure(figure, path)
-
-
-def draw(results, path):
-    """Accuracy against the time of training, a panel for each student (the paper's Figure 1)."""
-    from hf_reinforce.evaluation.pictures import SIZE, finish_axis, line_style, new_figure, save_figure, set_title
-
-    students = list(dict.fromkeys(item["labels"]["student"] for item in results["rows"]))
-    methods = list(dict.fromkeys(item["labels"]["method"] for item in results["rows"]))
-    figure = new_figure(max(3.6 * len(students), 4.5), 3.4)
-    axes = figure.subplots(1, len(students), squeeze=False)[0]
-    for axis, student in zip(axes, students, strict=True):
-        for item in results["rows"]:
-            if item["labels"]["student"] != student or item["seconds_per_step"] is None:
-                continue
-            steps = item["history"] or [[item["steps"], item["metrics"]["accuracy"]]]
-            x = [step * item["seconds_per_step"] / 60 for step, _ in steps]
-            method = item["labels"]["method"]
-            style = {**line_style(methods.index(method)), "markersize": 4}
-            axis.plot(x, [100 * accuracy for _, accuracy in steps], label=method, **style)
-        axis.set(xlabel="training, minutes", xlim=(0, None))
-        axis.grid(alpha=0.25)
-        set_title(axis, student)
-        finish_axis(axis)
-    axes[0].set_ylabel("top-1 accuracy (%)")
-    named = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    figure.legend(
-        named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False, fontsize=SIZE
-    )
-    save_figure(figure, path)
+        lines.append(f"| {' | '.join([*labels, *figures])} |")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

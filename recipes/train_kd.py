@@ -37,6 +37,7 @@ class DataArguments:
     selection: str = option("cycle: every reinforcement once before any twice; random: as the paper.", "cycle")
     plain_fraction: float = option("Share of plain samples with hard labels; the paper uses 0.01.", 0.0)
     allow_missing: bool = option("Train on the rest where images are missing; compares every image first.", False)
+    stored_views: bool = option("The stored augmentations also for --method online and plain.", False)
     accept_pixel_mismatch: bool = option("Train although the reference views come out differently here.", False)
 
 
@@ -74,8 +75,9 @@ def main() -> None:
 
     set_seed(args.seed)
     commit = data_commit(data, args.output_dir)
-    train = training_data(data, args.method, args.seed, commit)
-    stored = train.config if args.method == "reinforced" else None
+    replayed = args.method == "reinforced" or data.stored_views
+    train = training_data(data, replayed, args.seed, commit)
+    stored = train.config if replayed else None
     names = stored.class_names if stored else train.source.class_names
     num_labels = stored.num_classes if stored else len(names or [])
     if not num_labels:
@@ -109,10 +111,7 @@ def main() -> None:
         evaluation=Evaluation(*evaluation_name(data, train)[:2], data.eval_split) if data.eval_split else None,
         command=["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]],
     )
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    else:
-        trainer.create_model_card()
+    (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)()
     if args.process_index == 0:
         print(
             f"{args.output_dir} has the student (model.safetensors), how it was trained (README.md) and what it came "
@@ -230,13 +229,13 @@ def train(trainer, checkpoint):
     return metrics
 
 
-def training_data(data, method, seed, commit):
+def training_data(data, replayed, seed, commit):
     """The training set: stored reinforcements, or fresh augmentations of the same policy."""
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
     from hf_reinforce.hub import is_reinforced, load_source
 
-    if data.streaming and method != "reinforced":
-        raise ValueError(f"--streaming is for stored reinforcements; leave it out with --method {method}.")
+    if data.streaming and not replayed:
+        raise ValueError("--streaming is for stored reinforcements; leave it out with --method plain and online.")
     if is_reinforced(data.dataset_name, revision=commit):
         stored = load_reinforced(
             data.dataset_name,
@@ -252,12 +251,12 @@ def training_data(data, method, seed, commit):
             allow_missing=data.allow_missing,
             streaming=data.streaming,
         )
-        if method == "reinforced":
+        if replayed:
             return stored
         fresh = AugmentedDataset(stored.image_source(), stored.policy, data.image_size, seed)
         fresh.config = stored.config
         return fresh
-    if method == "reinforced" or data.policy is None:
+    if replayed or data.policy is None:
         raise ValueError(
             f"{data.dataset_name} is not a reinforced data set; reinforce it with recipes/reinforce.py, or choose "
             "--method plain or online with a --policy."

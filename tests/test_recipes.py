@@ -297,6 +297,17 @@ def test_baselines_are_the_same_script_with_one_flag(method, images, train, work
     assert json.loads((folder / "train_results.json").read_text())["train_loss"] > 0
 
 
+def test_a_teacher_that_is_asked_about_stored_views_answers_as_stored(train, workshop, tmp_path):
+    teacher = {"method": "online", "teacher_name_or_path": workshop / "teacher"}
+    runs = {"stored": {}, "asked": {**teacher, "stored_views": True}, "fresh": teacher}
+    losses = {}
+    for name, flags in runs.items():
+        folder = train(**flags, output_dir=tmp_path / name)
+        losses[name] = json.loads((folder / "train_results.json").read_text())["train_loss"]
+    near, far = (abs(losses[name] - losses["stored"]) for name in ("asked", "fresh"))
+    assert near < 0.002 and near < far / 2
+
+
 def test_evaluation_at_every_epoch_does_not_replace_training(train):
     folder = train(eval_split="test", eval_strategy="epoch", num_train_epochs=2)
     state = json.loads((folder / "trainer_state.json").read_text())

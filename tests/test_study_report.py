@@ -61,13 +61,17 @@ def study(tmp_path, monkeypatch):
 def other_stages(folder):
     """Leaves the results of the trainings of stage `samples`."""
     for count, accuracy in ((1, 0.25), (2, 0.5)):
-        place = folder / f"samples-num_samples{count}"
-        place.mkdir(parents=True)
-        figures = {"eval_accuracy": accuracy, "eval_nll": 1.5, "eval_ece": 0.0625, "eval_num_samples": 100.0}
-        (place / "eval_results.json").write_text(json.dumps(figures))
+        leave_results(folder / f"samples-num_samples{count}", accuracy)
+
+
+def leave_results(folder, accuracy):
+    folder.mkdir(parents=True)
+    figures = {"eval_accuracy": accuracy, "eval_nll": 1.5, "eval_ece": 0.0625, "eval_num_samples": 100.0}
+    (folder / "eval_results.json").write_text(json.dumps(figures))
 
 
 def run_report(monkeypatch, *flags):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     monkeypatch.setattr(sys, "argv", ["study_report.py", *map(str, flags)])
     report.main()
 
@@ -93,6 +97,7 @@ def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     assert plain[6:] == ["75", "2.5"] and reinforced[6:] == ["150", "5.0"]
     assert "took 2.0 min, once: 1.0 min for each of the 2 reinforced students" in text and "took 10 min" in text
     assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
+    assert is_drawn(tmp_path / "docs/zoo-study-cpu-reliability.png")
 
 
 def test_the_table_comes_from_the_raw_figures_alone(study, tmp_path, monkeypatch):
@@ -118,6 +123,19 @@ def test_other_stages_have_tables_of_their_own(study, tmp_path, monkeypatch):
         "| num_samples1 | 25.0 | 1.500 | 0.062 |",
         "| num_samples2 | 50.0 | 1.500 | 0.062 |",
     ]
+
+
+def test_settings_are_compared_with_the_baseline_over_its_seeds(study, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / "out")
+    other_stages(tmp_path / "out/cpu")
+    spec = {**SPEC, "baseline": {"stage": "samples", "label": "num_samples2"}}
+    spec["stages"] = {**SPEC["stages"], "seeds": {"recipe": "train.py", "over": {"seed": [1]}}}
+    study.write_text(yaml.safe_dump(spec, sort_keys=False))
+    leave_results(tmp_path / "out/cpu/seeds-seed1", 0.625)
+    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
+    text = (tmp_path / "docs/zoo-study-cpu.md").read_text()
+    assert text.count("| baseline | 56.2 ± 8.8 | 1.500 ± 0.000 | 0.062 ± 0.000 |") == 2
+    assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
 
 
 def test_a_study_of_settings_alone_has_a_panel_for_each(study, tmp_path, monkeypatch):

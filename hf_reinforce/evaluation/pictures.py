@@ -20,7 +20,7 @@ _DPI = 130
 
 
 def draw_reliability(
-    diagrams: Mapping[str, ReliabilityDiagram], errors: Mapping[str, float | None], path: Path
+    diagrams: Mapping[str, ReliabilityDiagram], errors: Mapping[str, float | None], path: Path, columns: int = 4
 ) -> None:
     """Draws accuracy against confidence, a panel for each model or data set, and how many images each bin holds.
 
@@ -28,8 +28,9 @@ def draw_reliability(
         diagrams: title -> diagram.
         errors: title -> expected calibration error.
         path: of the picture.
+        columns: most panels side by side.
     """
-    columns = min(len(diagrams), 4)
+    columns = min(len(diagrams), columns)
     lines = -(-len(diagrams) // columns)
     figure = new_figure(max(3.0 * columns, 4.0), 3.7 * lines + 0.3)
     grid = figure.add_gridspec(2 * lines, columns, height_ratios=[3, 1] * lines)
