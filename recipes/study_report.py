@@ -173,8 +173,9 @@ def mean_and_spread(values, digits, factor=1):
 def table(results):
     """The table of all students, and what they cost."""
     lines = [
-        "| student, epochs | training | top-1, % | NLL | ECE | top-1 under corruptions, % | s/epoch | training, min |",
-        "|---|---|---|---|---|---|---|---|",
+        "| student, epochs | training | top-1, % | NLL | ECE | top-1 under corruptions, % | s/epoch | training, min | "
+        "with reinforcement, min |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (student, epochs), methods in groups(results).items():
         best = max(
@@ -186,7 +187,7 @@ def table(results):
                 mean_and_spread([r["metrics"]["nll"] for r in rows], 3),
                 mean_and_spread([r["metrics"]["ece"] for r in rows], 3),
                 mean_and_spread([r["corrupted_accuracy"] for r in rows], 1, 100),
-                *durations(rows),
+                *durations(rows, minutes_each(results)),
             ]
             if method == best:
                 figures[0] = f"**{figures[0]}**"
@@ -194,26 +195,31 @@ def table(results):
     return "\n".join([*lines, "", costs(results), ""])
 
 
-def durations(rows):
-    """Seconds of an epoch and minutes of the training, at the speed that the stage `speed` has found."""
+def minutes_each(results):
+    """Minutes of the reinforcement for each student that was trained on it; None where it was not timed."""
+    students = sum(item["labels"]["method"] == "reinforced" for item in results["rows"])
+    return results["seconds"]["reinforce"] / 60 / students if students and "reinforce" in results["seconds"] else None
+
+
+def durations(rows, share):
+    """Seconds of an epoch, minutes of the training, and minutes with its share of the reinforcement, at the speed that
+    the stage `speed` has found."""
     if rows[0]["seconds_per_step"] is None:
-        return ["-", "-"]
+        return ["-", "-", "-"]
     seconds = rows[0]["seconds_per_step"] * rows[0]["steps"]
-    return [f"{seconds / rows[0]['epochs']:.0f}", f"{seconds / 60:.1f}"]
+    further = share if rows[0]["labels"]["method"] == "reinforced" else 0
+    whole = "-" if further is None else f"{seconds / 60 + further:.1f}"
+    return [f"{seconds / rows[0]['epochs']:.0f}", f"{seconds / 60:.1f}", whole]
 
 
 def costs(results):
     """A sentence on what was spent once."""
     seconds = dict(results["seconds"])
-    reinforced = sum(item["labels"]["method"] == "reinforced" for item in results["rows"])
+    each = minutes_each(results)
     parts = []
     if (once := seconds.pop("reinforce", None)) is not None:
-        each = (
-            f": {once / 60 / reinforced:.1f} min for each of the {reinforced} reinforced students"
-            if reinforced > 1
-            else ""
-        )
-        parts.append(f"The reinforcement took {once / 60:.1f} min, once{each}.")
+        share = "" if each is None else f": {each:.1f} min for each student that was trained on it"
+        parts.append(f"The reinforcement took {once / 60:.1f} min, once{share}.")
     if seconds:
         parts.append(f"The teacher, which online training needs as well, took {sum(seconds.values()) / 60:.0f} min.")
     return " ".join(parts)

@@ -94,8 +94,8 @@ def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     spread = abs(first - second) / 2**0.5
     assert reinforced[:3] == ["small, 2", "reinforced", f"**{(first + second) / 2:.1f} ± {spread:.1f}**"]
     assert plain[2] == f"{100 * results['rows'][0]['metrics']['accuracy']:.1f}" and plain[5] == "-"
-    assert plain[6:] == ["75", "2.5"] and reinforced[6:] == ["150", "5.0"]
-    assert "took 2.0 min, once: 1.0 min for each of the 2 reinforced students" in text and "took 10 min" in text
+    assert plain[6:] == ["75", "2.5", "2.5"] and reinforced[6:] == ["150", "5.0", "6.0"]
+    assert "took 2.0 min, once: 1.0 min for each student that was trained on it" in text and "took 10 min" in text
     assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
     assert is_drawn(tmp_path / "docs/zoo-study-cpu-reliability.png")
 
