@@ -9,6 +9,7 @@ from benchmarks.loader import loader_mixing, loader_original, loader_randaug, lo
 from benchmarks.measure import Row, Settings
 from benchmarks.opening import opening
 from benchmarks.repeated import repeated
+from benchmarks.resident import resident
 from benchmarks.storage import record_bytes, record_read
 from benchmarks.streaming import streaming
 from benchmarks.training import online_step, training_step
@@ -19,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "loader-original": loader_original,
     "loader-mixing": loader_mixing,
     "repeated": repeated,
+    "resident": resident,
     "streaming": streaming,
     "record-read": record_read,
     "record-bytes": record_bytes,

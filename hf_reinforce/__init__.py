@@ -10,7 +10,8 @@ from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.sources import ImageSource
 from hf_reinforce.streaming.stream import ReinforcedStream
 from hf_reinforce.teachers import Teacher, load_teacher
-from hf_reinforce.trainer import KDTrainer, KDTrainingArguments
+from hf_reinforce.trainer import KDTrainer
+from hf_reinforce.training_arguments import KDTrainingArguments
 from hf_reinforce.version import __version__
 from hf_reinforce.views import AugmentedDataset
 

@@ -4,14 +4,13 @@ The three methods draw from the same augmentation policy and differ in one flag,
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_reinforce.classifiers import Preprocessing
@@ -19,6 +18,7 @@ from hf_reinforce.dataset import batch_targets
 from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.resident import ResidentImages
 from hf_reinforce.resuming import TrainingTime, resumable
 from hf_reinforce.schedules import TimmSchedule
 from hf_reinforce.streaming.loader import training_loader
@@ -26,56 +26,8 @@ from hf_reinforce.streaming.stream import ReinforcedStream
 from hf_reinforce.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.targets import sparse_kl, top_k_targets
 from hf_reinforce.teachers import Teacher
+from hf_reinforce.training_arguments import KDTrainingArguments
 from hf_reinforce.views import AugmentedDataset, EpochSampler
-
-
-@dataclass
-class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
-    """Arguments of `KDTrainer`.
-
-    Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
-    (logits of a whole evaluation are never held), `max_grad_norm=0` (the recipes of the paper and of timm do not clip,
-    and clipping at 1 turns SGD into something else), `logging_nan_inf_filter=False` (it costs a synchronisation at
-    every step).
-
-    Args:
-        method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
-        temperature: temperature of the distillation loss; the paper uses 1.
-        hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
-        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
-        timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
-        timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
-        repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
-    """
-
-    method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the distillation loss."})
-    hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
-    timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
-    timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
-    repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be > 0, not {self.temperature}.")
-        if not 0 <= self.hard_label_weight <= 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                "hard_label_weight must lie in [0, 1] and ema_decay in [0, 1); they are "
-                f"{self.hard_label_weight} and {self.ema_decay}."
-            )
-
-
-METHODS = ("reinforced", "online", "plain")
 
 
 class KDTrainer(Trainer):  # type: ignore[misc]
@@ -115,6 +67,12 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
+        self._resident = None
+        if args.images_on_device and train_dataset is not None:
+            if isinstance(train_dataset, ReinforcedStream):
+                raise ValueError("images_on_device=True is for data sets that are not streamed.")
+            self._resident = ResidentImages(train_dataset, args.device)
+            train_dataset = train_dataset.without_pixels()
         if (dataset := train_dataset or eval_dataset) is not None:
             kwargs.setdefault("data_collator", dataset.collate)
         if kwargs.get("compute_metrics") is None:
@@ -156,6 +114,12 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             return resumable(super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs))
         finally:
             self.data_collator, self.args.dataloader_drop_last = before
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        if self._resident is not None and "positions" in inputs:
+            inputs["pixel_values"] = self._resident.views(inputs["positions"], inputs["view_params"])
+        return inputs
 
     def _images(self, inputs: dict[str, Tensor]) -> Tensor:
         """The B mixed views of a batch, float, values 0 to 255."""

@@ -6,6 +6,7 @@ that workers could disagree about, and a resumed run sees what it would have see
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,20 @@ _PIECE = 2**16  # positions that the sampler turns into Python numbers at once
 
 @dataclass(frozen=True)
 class View:
-    """One image as one epoch sees it: where it is, which reinforcement, and the augmentation's parameters."""
+    """One image as one epoch sees it."""
 
     position: int
     slot: int
     params: dict[str, Any]
-    pixels: Tensor
+    pixels: "Tensor | LaterView"
+
+
+@dataclass(frozen=True, eq=False)
+class LaterView:
+    """A view whose pixels are made later, with those of its batch."""
+
+    position: int
+    params: dict[str, Any]
 
 
 class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -45,7 +54,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         image_size: side of the views in pixels, default the policy's.
         seed: seed of the augmentations.
 
-    Each sample is a dict: `pixel_values` uint8 [3, S, S]; `labels` int, with labels; and for policies that mix
+    Each sample is a dict: `pixel_values` uint8 [3, S, S]; `labels`, where there are any; for policies that mix
     `mix_params`, `partner_pixel_values` and `partner_labels`. `collate` batches them.
     """
 
@@ -53,6 +62,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self, source: ImageSource, policy: AugmentationPolicy, image_size: int | None = None, seed: int = 0
     ) -> None:
         self.source, self.policy, self.image_size, self.seed = source, policy, image_size, seed
+        self._makes_pixels = True
         self._order = shuffled_rows(seed, len(source)) if policy.mix_operations else np.arange(len(source))
         self._places = np.argsort(self._order)
 
@@ -69,11 +79,16 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         epochs, positions = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
         batch = BatchViews(self, positions)
-        slots = self.slots(epochs, positions)
         return [
             self._sample(batch, int(epoch), int(position), int(slot))
-            for epoch, position, slot in zip(epochs, positions, slots, strict=True)
+            for epoch, position, slot in zip(epochs, positions, self.slots(epochs, positions), strict=True)
         ]
+
+    def without_pixels(self) -> "AugmentedDataset":
+        """This data set without the pixels, which `resident.ResidentImages` then makes."""
+        other = copy(self)
+        other._makes_pixels = False
+        return other
 
     def slots(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which reinforcement each position uses in each epoch."""
@@ -148,12 +163,13 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
         Returns:
             `pixel_values` uint8 [B + E, 3, S, S] in channels-last memory, the B samples first, then partners that are
-            in no sample; `labels` int64 [B]. With a policy that mixes: `partner` int64 [B], each sample's partner in
-            `pixel_values`, `partner_labels` int64 [B], and one tensor for each mixing operation. With stored targets:
-            `target_label` [B, K], `target_value` [B, K], `target_tail` [B].
+            in no sample, or without pixels `positions` [B + E] and `view_params` (`policy.collate_views`); `labels`
+            int64 [B]. With a policy that mixes: `partner` int64 [B], where each sample's partner is, `partner_labels`
+            int64 [B], and one tensor for each mixing operation. With stored targets: `target_label`, `target_value`
+            [B, K], `target_tail` [B].
         """
         pixels = [sample["pixel_values"] for sample in samples]
-        batch: dict[str, Tensor] = {}
+        batch: dict[str, Any] = {}
         if self.policy.mix_operations:
             where = {id(view): i for i, view in enumerate(pixels)}
             partner = []
@@ -165,12 +181,11 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 partner.append(where[id(view)])
             batch["partner"] = torch.tensor(partner)
             batch |= self.policy.collate_mix([sample["mix_params"] for sample in samples])
-        batch["pixel_values"] = images.stack(pixels)
+        batch = {**_stacked(pixels, self.policy), **batch}
         if "labels" in samples[0]:
             batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
             if self.policy.mix_operations:
-                partner_labels = [sample.get("partner_labels", sample["labels"]) for sample in samples]
-                batch["partner_labels"] = torch.tensor(partner_labels)
+                batch["partner_labels"] = torch.tensor([s.get("partner_labels", s["labels"]) for s in samples])
         if "target_label" in samples[0]:
             label, value, tail = (np.stack([sample[name] for sample in samples]) for name in _TARGETS)
             check_stored(label, value, tail, self.config.num_classes)  # type: ignore[attr-defined]
@@ -204,12 +219,21 @@ class BatchViews:
             self._views[key] = view
         return view
 
-    def _pixels(self, position: int, params: dict[str, Any]) -> Tensor:
+    def _pixels(self, position: int, params: dict[str, Any]) -> "Tensor | LaterView":
+        if not self._dataset._makes_pixels:
+            return LaterView(position, params)
         if position not in self._repeated:
             return self._dataset.pixels(position, params)
         if position not in self._images:
             self._images[position] = self._dataset.image(position)
         return self._dataset.policy.apply(self._images[position], params, self._dataset.image_size)
+
+
+def _stacked(views: Sequence[Any], policy: AugmentationPolicy) -> dict[str, Any]:
+    if not isinstance(views[0], LaterView):
+        return {"pixel_values": images.stack(views)}
+    params = policy.collate_views([view.params for view in views])
+    return {"positions": torch.tensor([view.position for view in views]), "view_params": params}
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):

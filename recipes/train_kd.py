@@ -54,8 +54,8 @@ class ModelArguments:
 
 
 FURTHER = """Further flags: --method {reinforced,online,plain}, --temperature, --hard_label_weight, --ema_decay,
---timm_optimizer, --timm_scheduler, --repeated_augmentation, and every field of transformers.TrainingArguments
-(--output_dir, --num_train_epochs, --per_device_train_batch_size, --learning_rate, ...)."""
+--timm_optimizer, --timm_scheduler, --repeated_augmentation, --images_on_device, and every field of
+transformers.TrainingArguments (--output_dir, --num_train_epochs, --learning_rate, ...)."""
 
 
 def training_classes() -> list[type]:

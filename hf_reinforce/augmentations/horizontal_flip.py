@@ -1,13 +1,17 @@
 """Horizontal flip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Value
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations import batched
 from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability
 
 
@@ -37,3 +41,9 @@ class HorizontalFlip(ViewAugmentation):
 
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
         return image.flip(-1) if params else image
+
+    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
+        return np.array([bool(item) for item in params])
+
+    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
+        return batched.flip(images, torch.from_numpy(params).to(images.device))

@@ -1,18 +1,19 @@
 """RandAugment (Cubuk et al., 2019) with the 14 operations and the magnitude space of torchvision."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from hf_reinforce import images, schema
-from hf_reinforce.augmentations import photometric
+from hf_reinforce.augmentations import batched, photometric
 from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability
 
 NUM_BINS = 31
@@ -129,3 +130,19 @@ class RandAugment(ViewAugmentation):
                 view = Image.fromarray(view) if on_picture else np.array(view)
             view = (_ON_PICTURES if on_picture else _ON_ARRAYS)[op](view, magnitude)
         return images.from_pil(view) if isinstance(view, Image.Image) else torch.from_numpy(view).permute(2, 0, 1)
+
+    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
+        nothing = [{"op": 0, "magnitude": 0.0}] * self.num_ops
+        return np.array([[(step["op"], step["magnitude"]) for step in item or nothing] for item in params])
+
+    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
+        device = images.device
+        for ops, magnitudes in params.transpose(1, 2, 0):
+            changed = images.clone()
+            for op in np.unique(ops).astype(int):
+                found = np.flatnonzero(ops == op)
+                rows = torch.from_numpy(found).to(device)
+                magnitude = torch.from_numpy(magnitudes[found]).to(device, batched.precise(device))
+                changed[rows] = batched.RAND_AUGMENT[schema.RAND_AUGMENT_OPERATIONS[op]](images[rows], magnitude)
+            images = changed
+        return images

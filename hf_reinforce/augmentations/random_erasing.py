@@ -1,13 +1,17 @@
 """RandomErasing (Zhong et al., 2017): a random box is painted black."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
+from hf_reinforce.augmentations import batched
 from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability, check_range, uniform
 
 
@@ -56,3 +60,9 @@ class RandomErasing(ViewAugmentation):
         erased = image.clone()
         erased[:, box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]] = 0
         return erased
+
+    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
+        return np.array([[0] * 4 if item is None else [item[side] for side in schema.BOX] for item in params])
+
+    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
+        return batched.erase(images, torch.from_numpy(params).to(images.device))

@@ -1,0 +1,56 @@
+"""`KDTrainingArguments`: transformers' TrainingArguments and what distillation adds to them."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+METHODS = ("reinforced", "online", "plain")
+
+
+@dataclass
+class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments of `KDTrainer`.
+
+    Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
+    (logits of a whole evaluation are never held), `max_grad_norm=0` (the recipes of the paper and of timm do not clip,
+    and clipping at 1 turns SGD into something else), `logging_nan_inf_filter=False` (it costs a synchronisation at
+    every step).
+
+    Args:
+        method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
+        temperature: temperature of the distillation loss; the paper uses 1.
+        hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
+        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
+        timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
+        timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
+        repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
+        images_on_device: keep the training images in the device's memory and augment whole batches there, see
+            `resident.ResidentImages`.
+    """
+
+    method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the distillation loss."})
+    hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
+    timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
+    timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
+    repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
+    images_on_device: bool = field(default=False, metadata={"help": "Keep the images, small ones, on the device."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be > 0, not {self.temperature}.")
+        if not 0 <= self.hard_label_weight <= 1 or not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                "hard_label_weight must lie in [0, 1] and ema_decay in [0, 1); they are "
+                f"{self.hard_label_weight} and {self.ema_decay}."
+            )
