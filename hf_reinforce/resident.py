@@ -48,7 +48,7 @@ class ResidentImages:
                 raise ImageError(
                     f"Row {dataset.row(position)} has {image.shape[2]}x{image.shape[1]} pixels and the first image "
                     f"{first.shape[2]}x{first.shape[1]}, but images on the device have one size; leave out "
-                    "images_on_device (--images_on_device)."
+                    "images_on_device (--images_on_device False)."
                 )
             stacked[position] = image
         self._images = stacked.to(device)
@@ -69,7 +69,7 @@ class ResidentImages:
         except ValueError as error:
             raise ValueError(
                 f"Policy {self._policy.name!r} cannot augment whole batches on the device: {error} Leave out "
-                "images_on_device (--images_on_device)."
+                "images_on_device (--images_on_device False)."
             ) from error
 
     def _check_pixels(self, dataset: AugmentedDataset) -> None:
@@ -81,5 +81,5 @@ class ResidentImages:
             if difference > 1:
                 raise PixelMismatchError(
                     f"A view of row {dataset.row(position)} that is made on {self._images.device} is off by "
-                    f"{difference} levels; leave out images_on_device (--images_on_device)."
+                    f"{difference} levels; leave out images_on_device (--images_on_device False)."
                 )

@@ -70,7 +70,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         self._resident = None
         if args.images_on_device and train_dataset is not None:
             if isinstance(train_dataset, ReinforcedStream):
-                raise ValueError("images_on_device=True is for data sets that are not streamed.")
+                raise ValueError(
+                    "A stream has no images to keep; leave out images_on_device (--images_on_device False)."
+                )
             self._resident = ResidentImages(train_dataset, args.device)
             train_dataset = train_dataset.without_pixels()
         if (dataset := train_dataset or eval_dataset) is not None:

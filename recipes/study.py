@@ -103,8 +103,7 @@ def _grid(
         known = {**values, "name": name}
         command = [os.path.relpath(RECIPES / spec["recipe"]), *([str(spec["config"])] if "config" in spec else [])]
         for flag, value in flags.items():
-            words = _filled(stage, value, known)
-            command += [f"--{flag}", *words] if words else []
+            command += [f"--{flag}", *_filled(stage, value, known)]
         own = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         yield Run(stage, name, tuple(command), {**(labels or {}), **own})
 
@@ -119,16 +118,13 @@ def _axis(axis: str, choices: Any, values: dict[str, Any]) -> list[tuple[str, di
 
 
 def _filled(stage: str, value: Any, values: dict[str, Any]) -> list[str]:
-    """The words of a flag's value, with placeholders filled in; a list is several words, an object is JSON, null none,
-    which leaves out the flag."""
-    if value is None:
-        return []
+    """The words of a flag's value, with placeholders filled in; a list is several words, an object is JSON."""
     if isinstance(value, list):
         return [word for item in value for word in _filled(stage, item, values)]
     if isinstance(value, dict):
         return [json.dumps(value)]
     try:
-        if isinstance(value, str) and isinstance(whole := values.get(value.strip("{}"), ""), list | dict | None):
+        if isinstance(value, str) and isinstance(whole := values.get(value.strip("{}")), list | dict):
             return _filled(stage, whole, values)
         return [str(value).format(**values)]
     except KeyError as error:

@@ -107,7 +107,7 @@ def test_training_ends_with_the_same_weights(dataset, tmp_path, method, policy, 
 def test_streams_are_refused(dataset, tmp_path):
     stream = object.__new__(ReinforcedStream)
     args = KDTrainingArguments(output_dir=str(tmp_path), images_on_device=True, use_cpu=True)
-    with pytest.raises(ValueError, match="images_on_device=True is for data sets that are not streamed"):
+    with pytest.raises(ValueError, match="A stream has no images to keep; leave out images_on_device"):
         KDTrainer(TinyNet(C, seed=1), args, stream)
 
 

@@ -47,13 +47,6 @@ def test_a_stage_is_a_grid_over_its_axes():
     assert [run.name for run in study.runs_of(SPEC, "small", ["first"])] == ["first-x"]
 
 
-def test_a_flag_without_a_value_is_left_out():
-    spec = {**SPEC, "sizes": {"small": {**SPEC["sizes"]["small"], "fast": None}}}
-    stage = {"recipe": "write.py", "flags": {"a": 1, "fast": "{fast}", "none": None}}
-    (run,) = study.runs_of({**spec, "stages": {"only": stage}}, "small", [])
-    assert run.command[1:] == ("--a", "1")
-
-
 def test_a_stage_may_be_for_each_run_of_an_earlier_one():
     evaluated = {
         "recipe": "write.py",
