@@ -60,21 +60,22 @@ def draw_calibration(results, path):
 
 
 def draw(results, path):
-    """Accuracy against the time of training, a panel for each student (the paper's Figure 1)."""
+    """Accuracy against the time of training, a panel for each student (the paper's Figure 1); where that was not
+    measured, against steps."""
     students = list(dict.fromkeys(item["labels"]["student"] for item in results["rows"]))
     methods = list(dict.fromkeys(item["labels"]["method"] for item in results["rows"]))
     figure = new_figure(max(3.6 * len(students), 4.5), 3.4)
     axes = figure.subplots(1, len(students), squeeze=False)[0]
     for axis, student in zip(axes, students, strict=True):
-        for item in results["rows"]:
-            if item["labels"]["student"] != student or item["seconds_per_step"] is None:
-                continue
+        items = [item for item in results["rows"] if item["labels"]["student"] == student]
+        timed = all(item["seconds_per_step"] is not None for item in items)
+        for item in items:
             steps = item["history"] or [[item["steps"], item["metrics"]["accuracy"]]]
-            x = [step * item["seconds_per_step"] / 60 for step, _ in steps]
+            x = [step * item["seconds_per_step"] / 60 if timed else step for step, _ in steps]
             method = item["labels"]["method"]
             style = {**line_style(methods.index(method)), "markersize": 4}
             axis.plot(x, [100 * accuracy for _, accuracy in steps], label=method, **style)
-        axis.set(xlabel="training, minutes", xlim=(0, None))
+        axis.set(xlabel="training, minutes" if timed else "steps", xlim=(0, None))
         axis.grid(alpha=0.25)
         set_title(axis, student)
         finish_axis(axis)
