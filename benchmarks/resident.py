@@ -8,8 +8,8 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from benchmarks.loader import BATCH_SIZE, epoch
-from benchmarks.measure import Measure, Row, Settings, interleave, timed
+from benchmarks.loader import epoch
+from benchmarks.measure import Row, Settings, interleave
 from benchmarks.photos import photos_key
 from benchmarks.records import generate, made_up_teacher
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
@@ -22,36 +22,22 @@ SIDE, POLICY = 32, "small_randaug"
 def resident(settings: Settings) -> list[Row]:
     """Epochs over images of 32 pixels, in ms a sample: records, targets and views, until they are on the device."""
     dataset = small_images(settings)
+    images, without = ResidentImages(dataset, settings.device), dataset.without_pixels()
+
+    def views(batch: Any) -> None:
+        images.views(batch["positions"], batch["view_params"])
+        if settings.device == "cuda":
+            torch.cuda.synchronize()
+
     variants = {
         "loader": epoch(settings, dataset, sampler=EpochSampler(dataset), collate_fn=dataset.collate),
-        "images on the device": resident_epoch(settings, dataset),
+        "images on the device": epoch(
+            settings, without, views, sampler=EpochSampler(without), collate_fn=without.collate
+        ),
     }
     medians = interleave(variants, settings.repetitions)
     ratio = medians["loader"] / medians["images on the device"]
     return [Row(f"images on the device, {POLICY}, {SIDE} px", "the loader", ratio, 1.0, medians)]
-
-
-def resident_epoch(settings: Settings, dataset: ReinforcedDataset) -> Measure:
-    """Measures an epoch in which workers read records and targets, and the device makes the views."""
-    images, sampler = ResidentImages(dataset, settings.device), EpochSampler(dataset)
-    without = dataset.without_pixels()
-    loader: Any = torch.utils.data.DataLoader(
-        without,
-        min(BATCH_SIZE, len(without)),
-        sampler=sampler,
-        collate_fn=without.collate,
-        num_workers=settings.workers,
-        persistent_workers=True,
-    )
-
-    def iterate() -> None:
-        sampler.set_epoch(sampler.epoch + 1)
-        for batch in loader:
-            images.views(batch["positions"], batch["view_params"])
-        if settings.device == "cuda":
-            torch.cuda.synchronize()
-
-    return timed(iterate, len(without))
 
 
 def small_images(settings: Settings) -> ReinforcedDataset:

@@ -1,8 +1,11 @@
 """Images in the device's memory: whole batches are augmented there, and the loader only fetches what is stored."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce.images import ImageError
@@ -54,9 +57,9 @@ class ResidentImages:
         self._images = stacked.to(device)
         self._check_pixels(dataset)
 
-    def views(self, positions: Tensor, params: dict[str, object]) -> Tensor:
+    def views(self, positions: Tensor, params: Mapping[str, NDArray[Any]]) -> Tensor:
         """The views of a batch without pixels: uint8 [B, 3, S, S], values 0 to 255, on the device."""
-        return self._policy.apply_batch(self._images[positions.to(self._images.device)], params)  # type: ignore[arg-type]
+        return self._policy.apply_batch(self._images[positions.to(self._images.device)], params)
 
     def _resized(self, dataset: AugmentedDataset, position: int) -> Tensor:
         image = dataset.image(position)
@@ -64,8 +67,9 @@ class ResidentImages:
         return first.apply(image, None) if first.stage == "resize" else image
 
     def _check_policy(self, dataset: AugmentedDataset) -> None:
+        drawn = dataset.params(0, 0)
         try:
-            self._policy.collate_views([dataset.params(0, 0)])
+            self._policy.collate_views([drawn])
         except ValueError as error:
             raise ValueError(
                 f"Policy {self._policy.name!r} cannot augment whole batches on the device: {error} Leave out "
@@ -75,7 +79,7 @@ class ResidentImages:
     def _check_pixels(self, dataset: AugmentedDataset) -> None:
         positions = range(min(_CHECKED, len(dataset)))
         params = [dataset.params(position, 0) for position in positions]
-        here = self.views(torch.tensor(positions), self._policy.collate_views(params)).cpu().int()  # type: ignore[arg-type]
+        here = self.views(torch.tensor(positions), self._policy.collate_views(params)).cpu().int()
         for position, view in zip(positions, here, strict=True):
             difference = int((view - dataset.pixels(position, params[position]).int()).abs().max())
             if difference > 1:

@@ -155,10 +155,11 @@ def test_a_device_that_makes_other_pixels_is_noticed(dataset, monkeypatch, level
             ResidentImages(dataset("small_crop"), "cpu")
 
 
-def test_an_image_that_cannot_be_decoded_is_named(source):
+@pytest.mark.parametrize("row", [0, 3])
+def test_an_image_that_cannot_be_decoded_is_named(source, row):
     broken = source.select(range(5)).map(
-        lambda row, i: {"image": {"bytes": b"none", "path": None}} if i == 3 else row, with_indices=True
+        lambda item, i: {"image": {"bytes": b"none", "path": None}} if i == row else item, with_indices=True
     )
     dataset = AugmentedDataset(ImageSource.of(broken.cast(source.features)), load_policy("small_crop", SIZE))
-    with pytest.raises(images.ImageError, match="Row 3"):
+    with pytest.raises(images.ImageError, match=f"^Row {row}: "):
         ResidentImages(dataset, "cpu")
