@@ -10,7 +10,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import IO, Any
 
 import numpy as np
@@ -197,8 +199,14 @@ def _view(array: Any, level: int = 0) -> View:
         source = _expression(array, "i", names, level)
     except _TooLargeError:
         return lambda i: array[i].as_py()
-    view: View = eval(f"lambda i: {source}", names)  # names are written as literals, values are looked up in `names`
+    view: View = eval(_compiled(source), names)  # names are written as literals, values are looked up in `names`
     return view
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> CodeType:
+    """Of chunk after chunk the source is mostly the same, and compiling it takes longer than all the rest."""
+    return compile(f"lambda i: {source}", "<record>", "eval")
 
 
 class _TooLargeError(Exception):

@@ -2,14 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import profile, report
+from benchmarks.__main__ import RESULTS
 from benchmarks.measure import Row, Settings, interleave
 from benchmarks.photos import generated_photos, load_photos
 from benchmarks.suite import BENCHMARKS
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,13 @@ def test_rows_of_other_benchmarks_are_kept(tmp_path):
     found = [(row["name"], row["against"], row["ratio"], row["ok"]) for row in rows]
     assert found == [("a", "b", 1.0, False), ("c", "d", None, None), ("a", "e", 3.0, True)]
     assert "not measured: no c" in report.table(output)
+    report.save([Row("a", "b", 5.0, 1.5, {"x": 2.0})], output, "other photos")
+    assert "| a | b | 1x |" in report.table(output).split("other photos:")[0]
+    assert "| a | b | 5x |" in report.table(output).split("other photos:")[1]
+
+
+def test_document_has_the_tables_of_the_results():
+    assert report.table(RESULTS) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
 def test_upper_bounds():

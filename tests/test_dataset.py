@@ -7,8 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets, load_dataset
-from tiny import tiny_dataset, tiny_image, tiny_teacher
+from datasets import Dataset, concatenate_datasets
+from tiny import reinforced_rows, tiny_dataset, tiny_image, tiny_teacher
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -16,13 +16,9 @@ from hf_reinforce import (
     AugmentedDataset,
     ImageSource,
     ReinforcedDataset,
-    ReinforcementConfig,
     images,
     load_policy,
-    reinforce,
-    run,
 )
-from hf_reinforce.cards import dataset_card
 from hf_reinforce.dataset import WrongImageError, batch_targets
 from hf_reinforce.images import ImageError
 from hf_reinforce.pixels import PixelMismatchError
@@ -44,19 +40,14 @@ def source():
 @pytest.fixture(scope="module")
 def stored(source, tmp_path_factory):
     """`stored(policy)`: rows and configuration of a reinforced data set, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_preview", lambda *args: None)
-        patch.setattr(dataset_card, "draw_statistics", lambda *args: None)
 
-        @functools.cache
-        def stored(policy=PLAIN, embed_images=False):
-            folder = tmp_path_factory.mktemp("plus")
-            teacher = tiny_teacher(C)
-            options = {"num_samples": N, "top_k": K, "seed": SEED, "num_workers": 1, "embed_images": embed_images}
-            config = reinforce(source, teacher, load_policy(policy, SIZE), folder, **options)
-            return load_dataset(str(folder), policy, split="train"), ReinforcementConfig.load(config)
+    @functools.cache
+    def stored(policy=PLAIN, embed_images=False):
+        folder = tmp_path_factory.mktemp("plus")
+        options = {"num_samples": N, "top_k": K, "seed": SEED, "embed_images": embed_images}
+        return reinforced_rows(source, tiny_teacher(C), load_policy(policy, SIZE), folder, **options)
 
-        yield stored
+    return stored
 
 
 @pytest.fixture(scope="module")

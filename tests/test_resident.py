@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from datasets import concatenate_datasets, load_dataset
-from tiny import TinyNet, tiny_dataset, tiny_teacher
+from datasets import concatenate_datasets
+from tiny import TinyNet, reinforced_rows, tiny_dataset, tiny_teacher
 
 from hf_reinforce import (
     AugmentedDataset,
@@ -15,11 +15,8 @@ from hf_reinforce import (
     KDTrainingArguments,
     ReinforcedDataset,
     ReinforcedStream,
-    ReinforcementConfig,
     images,
     load_policy,
-    reinforce,
-    run,
 )
 from hf_reinforce.augmentations import batched
 from hf_reinforce.images import ImageError
@@ -39,22 +36,18 @@ def source():
 @pytest.fixture(scope="module")
 def dataset(source, tmp_path_factory):
     """`dataset(policy, **options)`: a ReinforcedDataset; with `fresh=True` new augmentations of its images."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_preview", lambda *args: None)
 
-        @functools.cache
-        def stored(policy):
-            folder = tmp_path_factory.mktemp("plus")
-            options = {"num_samples": N, "top_k": C, "num_workers": 1}
-            path = reinforce(source, tiny_teacher(C), load_policy(policy, SIZE), folder, **options)
-            return load_dataset(str(folder), policy, split="train"), ReinforcementConfig.load(path)
+    @functools.cache
+    def stored(policy):
+        folder = tmp_path_factory.mktemp("plus")
+        return reinforced_rows(source, tiny_teacher(C), load_policy(policy, SIZE), folder, num_samples=N, top_k=C)
 
-        def dataset(policy="small_randaug", fresh=False, **options):
-            if fresh:
-                return AugmentedDataset(ImageSource.of(source), load_policy(policy, SIZE))
-            return ReinforcedDataset(*stored(policy), source=source, **options)
+    def dataset(policy="small_randaug", fresh=False, **options):
+        if fresh:
+            return AugmentedDataset(ImageSource.of(source), load_policy(policy, SIZE))
+        return ReinforcedDataset(*stored(policy), source=source, **options)
 
-        yield dataset
+    return dataset
 
 
 def batches(dataset, epoch, size=13):

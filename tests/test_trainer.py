@@ -10,10 +10,9 @@ import torch
 import transformers
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from datasets import load_dataset
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from tiny import MEAN, STD, TinyNet, tiny_dataset
+from tiny import MEAN, STD, TinyNet, reinforced_rows, tiny_dataset
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -25,11 +24,8 @@ from hf_reinforce import (
     KDTrainer,
     KDTrainingArguments,
     ReinforcedDataset,
-    ReinforcementConfig,
     load_policy,
     load_teacher,
-    reinforce,
-    run,
 )
 from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.dataset import batch_targets
@@ -88,17 +84,13 @@ def source():
 @pytest.fixture(scope="module")
 def replay(source, tmp_path_factory):
     """`replay(policy, **options)`: a ReinforcedDataset that stores every class of the teacher's answers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_preview", lambda *args: None)
 
-        @functools.cache
-        def stored(policy):
-            folder = tmp_path_factory.mktemp("plus")
-            options = {"num_samples": N, "top_k": C, "num_workers": 1}
-            path = reinforce(source, teacher_of(), load_policy(policy, SIZE), folder, **options)
-            return load_dataset(str(folder), policy, split="train"), ReinforcementConfig.load(path)
+    @functools.cache
+    def stored(policy):
+        folder = tmp_path_factory.mktemp("plus")
+        return reinforced_rows(source, teacher_of(), load_policy(policy, SIZE), folder, num_samples=N, top_k=C)
 
-        yield lambda policy=PLAIN, **options: ReinforcedDataset(*stored(policy), source=source, **options)
+    return lambda policy=PLAIN, **options: ReinforcedDataset(*stored(policy), source=source, **options)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,17 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from hf_reinforce import AugmentationPolicy, ReinforcementConfig, reinforce
 from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.teachers import Teacher, load_teacher
 
@@ -83,3 +87,12 @@ class TinyNet(nn.Module):
 def tiny_teacher(num_classes: int = 5, image_size: int = 16, seed: int = 0) -> Teacher:
     """A teacher of one small network with seeded weights, that answers to views resized to `image_size`."""
     return load_teacher(TinyNet(num_classes, seed), preprocessing=Preprocessing(image_size, MEAN, STD, "bilinear"))
+
+
+def reinforced_rows(
+    source: Dataset, teacher: Teacher, policy: AugmentationPolicy, folder: Path, **options: Any
+) -> tuple[Dataset, ReinforcementConfig]:
+    """Reinforces into a folder, without pictures: the rows and the configuration that `ReinforcedDataset` takes."""
+    with patch("hf_reinforce.run.write_preview"), patch("hf_reinforce.cards.dataset_card.draw_statistics"):
+        path = reinforce(source, teacher, policy, folder, num_workers=1, **options)
+    return load_dataset(str(folder), policy.name, split="train"), ReinforcementConfig.load(path)
