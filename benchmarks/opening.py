@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Image
 from datasets.arrow_writer import ArrowWriter
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.measure import Row, Settings, in_own_process
@@ -25,6 +26,8 @@ ROWS = 1_281_167
 
 def opening(settings: Settings) -> list[Row]:
     """`load_reinforced` in a fresh process, then the order of an epoch and records at random, of simulated rows.
+
+    A record is read when all chunks of the files have been read from; the median of the first ones is kept beside it.
 
     Whatever the first opening makes and keeps on the disk is there already. Counted is the anonymous memory that
     is added to what the imported libraries take; pages of mapped files can be taken back at any time. The larger size
@@ -43,12 +46,13 @@ def opening(settings: Settings) -> list[Row]:
         for name, against, key, target, unit in (
             ("opening", "the clock", "seconds", 5 * size, "s"),
             ("opening", "memory", "MB added", 500 * size, "MB"),
-            ("the order of an epoch of", "the clock", "seconds, order", 2 * size, "s"),
-            ("the order of an epoch of", "memory", "MB added, order", 250 * size, "MB"),
+            ("the order of an epoch of", "the clock", "order, seconds", 2 * size, "s"),
+            ("the order of an epoch of", "memory", "order, MB added", 250 * size, "MB"),
             ("a record at random of", "the clock", "us, record", 15, "us"),
         ):
             name = f"{name} {rows:,} rows"
-            found.append(Row(name, against, medians[key], target, {key: medians[key]}, at_most=True, unit=unit))
+            kept = {name: value for name, value in medians.items() if name == key or name.startswith(f"{key}, ")}
+            found.append(Row(name, against, medians[key], target, kept, at_most=True, unit=unit))
     return found
 
 
@@ -103,15 +107,21 @@ def _opening(folder: Path) -> Callable[[], dict[str, float]]:
         start = time.perf_counter()
         with Highest() as memory:
             next(iter(EpochSampler(opened)))
-        found |= {"seconds, order": time.perf_counter() - start, "MB added, order": max(memory.highest - after, 0.0)}
-        positions = np.random.default_rng(0).integers(len(opened), size=10_000).tolist()
-        start = time.perf_counter()
-        for position in positions:
-            opened.params(position, 0)
-            opened.target(position, 0)
-        return found | {"us, record": (time.perf_counter() - start) / len(positions) * 1e6}
+        found |= {"order, seconds": time.perf_counter() - start, "order, MB added": max(memory.highest - after, 0.0)}
+        rng = np.random.default_rng(0)
+        found["us, record, of the first 10,000"] = _us_a_record(opened, rng.integers(len(opened), size=10_000))
+        _us_a_record(opened, np.arange(0, len(opened), 500))  # each chunk is prepared when it is first read
+        return found | {"us, record": _us_a_record(opened, rng.integers(len(opened), size=10_000))}
 
     return measure
+
+
+def _us_a_record(opened: Any, positions: NDArray[np.int64]) -> float:
+    start = time.perf_counter()
+    for position in positions.tolist():
+        opened.params(position, 0)
+        opened.target(position, 0)
+    return (time.perf_counter() - start) / len(positions) * 1e6
 
 
 def simulate(folder: Path, rows: int, shard_size: int, num_samples: int) -> None:
