@@ -6,6 +6,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 SIZE ?= cpu
+JOBS ?= 1
 
 .PHONY: install demo study bench test test-all check audit format clean
 
@@ -21,7 +22,7 @@ demo: install
 	$(BIN)/python recipes/demo.py
 
 study: install
-	$(BIN)/python recipes/study.py --study recipes/cifar100_plus/study.yaml --size $(SIZE)
+	$(BIN)/python recipes/study.py --study recipes/cifar100_plus/study.yaml --size $(SIZE) --jobs $(JOBS)
 	$(BIN)/python recipes/study_report.py --study recipes/cifar100_plus/study.yaml --size $(SIZE) --output_dir docs/studies
 
 bench: install

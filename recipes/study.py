@@ -25,7 +25,7 @@ class StudyArguments:
     study: str = required("YAML file of the study: its sizes, and its stages in order.")
     size: str = option("Which of the file's sizes.", "cpu")
     stages: list[str] = option("Only these stages, default all of them.", [])
-    jobs: int = option("Runs of one stage at the same time; several disturb each other's seconds.", 1)
+    jobs: int = option("Runs of one stage at the same time, with a share of the cores each; timings stay alone.", 1)
     minutes: float | None = option("Stop after so many minutes; the same command goes on from the last checkpoints.")
     list_runs: bool = option("Print the commands and which of them are done, and run nothing.", False)
 
@@ -39,12 +39,14 @@ class Run:
         name: stage and labels, joined by dashes; the names of its log and of its record.
         command: file of the recipe and its flags.
         labels: what it is called along each axis of the grid.
+        alone: whether nothing may run beside it, because it is timed.
     """
 
     stage: str
     name: str
     command: tuple[str, ...]
     labels: dict[str, str]
+    alone: bool = False
 
 
 class Stopped(Exception):
@@ -70,10 +72,9 @@ def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
 def _runs_of_stage(
     stage: str, spec: dict[str, Any], values: dict[str, Any], earlier: dict[str, list[Run]]
 ) -> Iterator[Run]:
-    if unknown := set(spec) - {"recipe", "config", "flags", "over", "each"}:
-        raise ValueError(
-            f"Stage {stage} has unknown keys {sorted(unknown)}; expected recipe, config, flags, over, each."
-        )
+    known = ("recipe", "config", "flags", "over", "each", "alone")
+    if unknown := set(spec) - set(known):
+        raise ValueError(f"Stage {stage} has unknown keys {sorted(unknown)}; expected {', '.join(known)}.")
     axes = {axis: _axis(axis, choices, values) for axis, choices in spec.get("over", {}).items()}
     if "each" in spec:
         if spec["each"] not in earlier:
@@ -105,7 +106,7 @@ def _grid(
         for flag, value in flags.items():
             command += [f"--{flag}", *_filled(stage, value, known)]
         own = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
-        yield Run(stage, name, tuple(command), {**(labels or {}), **own})
+        yield Run(stage, name, tuple(command), {**(labels or {}), **own}, spec.get("alone", False))
 
 
 def _axis(axis: str, choices: Any, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -137,10 +138,12 @@ class Runner:
     Args:
         folder: gets `done/NAME.json` (command, seconds) and `logs/NAME.log`.
         deadline: `time.monotonic()` at which what runs is stopped, None without one.
+        jobs: how many commands run at the same time, each with its share of the cores unless `OMP_NUM_THREADS` is set.
     """
 
-    def __init__(self, folder: Path, deadline: float | None) -> None:
+    def __init__(self, folder: Path, deadline: float | None, jobs: int = 1) -> None:
         self._folder, self._deadline = folder, deadline
+        self._shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
 
     def is_done(self, run: Run) -> bool:
         """Whether the command has been run to its end.
@@ -171,11 +174,12 @@ class Runner:
         log = self._folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{run.name}: {' '.join(run.command)}", flush=True)
+        environment = os.environ if run.alone else {**self._shared, **os.environ}
         begun = time.monotonic()
         with log.open("ab") as file:
             try:
                 code = subprocess.run(
-                    [sys.executable, *run.command], stdout=file, stderr=file, timeout=left
+                    [sys.executable, *run.command], stdout=file, stderr=file, timeout=left, env=environment
                 ).returncode
             except subprocess.TimeoutExpired:
                 raise Stopped from None
@@ -197,7 +201,8 @@ def main() -> None:
         raise ValueError(f"There is no file {args.study}; recipes/cifar100_plus/study.yaml is one.")
     study = yaml.safe_load(Path(args.study).read_text(encoding="utf-8"))
     runs = runs_of(study, args.size, args.stages)
-    runner = Runner(Path(study["output_dir"]) / args.size, args.minutes and time.monotonic() + 60 * args.minutes)
+    deadline = args.minutes and time.monotonic() + 60 * args.minutes
+    runner = Runner(Path(study["output_dir"]) / args.size, deadline, args.jobs)
     left = [run for run in runs if not runner.is_done(run)]
     if args.list_runs:
         for run in runs:
@@ -206,8 +211,9 @@ def main() -> None:
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     try:
         for _, of_stage in itertools.groupby(left, key=lambda run: run.stage):
-            with ThreadPoolExecutor(args.jobs) as pool:
-                list(pool.map(runner, of_stage))
+            runs = list(of_stage)
+            with ThreadPoolExecutor(1 if runs[0].alone else args.jobs) as pool:
+                list(pool.map(runner, runs))
     except Stopped:
         print(f"Stopped after {args.minutes} minutes; the same command goes on.")
 

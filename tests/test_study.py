@@ -133,12 +133,41 @@ def test_at_the_time_limit_a_run_is_stopped_and_not_recorded(recipes, monkeypatc
     assert not list((recipes / "out/cpu").glob("done/*"))
 
 
-@pytest.mark.parametrize("size", ["cpu", "gpu"])
-@pytest.mark.parametrize("file", ["study", "ablations"])
-def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size):
+def test_runs_at_the_same_time_share_the_cores_and_timed_ones_are_alone(recipes, monkeypatch):
+    (recipes / "meet.py").write_text(  # with `--others 1` it waits for another run to begin before it ends
+        "import os, pathlib, sys, time\n"
+        "flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "with pathlib.Path('runs.txt').open('a') as file: file.write('begin ')\n"
+        "until = time.monotonic() + 30\n"
+        "while pathlib.Path('runs.txt').read_text().count('begin') <= int(flags['--others']):\n"
+        "    if time.monotonic() > until: sys.exit('alone')\n"
+        "with pathlib.Path('runs.txt').open('a') as file: file.write(os.environ.get('OMP_NUM_THREADS', 'all') + ' ')\n"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(study.os, "cpu_count", lambda: 8)
+    stage = {"recipe": "meet.py", "over": {"n": [1, 2]}}
+    run_study(recipes, monkeypatch, {**stage, "flags": {"others": 1}}, "--jobs", "2")
+    assert (recipes / "runs.txt").read_text() == "begin begin 4 4 "
+    (recipes / "runs.txt").unlink()
+    stage["over"] = {"n": [3, 4]}
+    run_study(recipes, monkeypatch, {**stage, "flags": {"others": 0}, "alone": True}, "--jobs", "2")
+    assert (recipes / "runs.txt").read_text() == "begin all begin all "
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "left_out"),
+    [
+        ("study", "quick", {"tuning"}),
+        ("study", "cpu", set()),
+        ("study", "gpu", set()),
+        ("ablations", "cpu", set()),
+        ("ablations", "gpu", set()),
+    ],
+)
+def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, left_out):
     spec = yaml.safe_load((ROOT / f"recipes/cifar100_plus/{file}.yaml").read_text())
     runs = study.runs_of(spec, size, [])
-    assert {run.stage for run in runs} == set(spec["stages"])
+    assert {run.stage for run in runs} == set(spec["stages"]) - left_out
     known = {
         path: subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True).stdout
         for path in {run.command[0] for run in runs}
