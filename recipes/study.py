@@ -72,7 +72,7 @@ def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
 def _runs_of_stage(
     stage: str, spec: dict[str, Any], values: dict[str, Any], earlier: dict[str, list[Run]]
 ) -> Iterator[Run]:
-    known = ("recipe", "config", "flags", "over", "each", "alone")
+    known = ("recipe", "config", "flags", "over", "except", "each", "alone")
     if unknown := set(spec) - set(known):
         raise ValueError(f"Stage {stage} has unknown keys {sorted(unknown)}; expected {', '.join(known)}.")
     axes = {axis: _axis(axis, choices, values) for axis, choices in spec.get("over", {}).items()}
@@ -96,7 +96,13 @@ def _grid(
     values: dict[str, Any],
     labels: dict[str, str] | None = None,
 ) -> Iterator[Run]:
+    left_out = spec.get("except", [])
+    if isinstance(left_out, str):
+        left_out = values[left_out.strip("{}")]
     for choice in itertools.product(*axes.values()):
+        own = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
+        if any(combination.items() <= own.items() for combination in left_out):
+            continue
         name = "-".join([prefix, *(label for label, _ in choice)])
         flags = dict(spec.get("flags", {}))
         for _, further in choice:
@@ -105,7 +111,6 @@ def _grid(
         command = [os.path.relpath(RECIPES / spec["recipe"]), *([str(spec["config"])] if "config" in spec else [])]
         for flag, value in flags.items():
             command += [f"--{flag}", *_filled(stage, value, known)]
-        own = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         yield Run(stage, name, tuple(command), {**(labels or {}), **own}, spec.get("alone", False))
 
 
@@ -138,12 +143,10 @@ class Runner:
     Args:
         folder: gets `done/NAME.json` (command, seconds) and `logs/NAME.log`.
         deadline: `time.monotonic()` at which what runs is stopped, None without one.
-        jobs: how many commands run at the same time, each with its share of the cores unless `OMP_NUM_THREADS` is set.
     """
 
-    def __init__(self, folder: Path, deadline: float | None, jobs: int = 1) -> None:
+    def __init__(self, folder: Path, deadline: float | None) -> None:
         self._folder, self._deadline = folder, deadline
-        self._shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
 
     def is_done(self, run: Run) -> bool:
         """Whether the command has been run to its end.
@@ -161,8 +164,8 @@ class Runner:
             )
         return True
 
-    def __call__(self, run: Run) -> None:
-        """Runs one command.
+    def __call__(self, run: Run, together: int = 1) -> None:
+        """Runs one command, with its share of the cores where several run `together` and `OMP_NUM_THREADS` is not set.
 
         Raises:
             ValueError: if it fails; the message has its last line.
@@ -174,12 +177,12 @@ class Runner:
         log = self._folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{run.name}: {' '.join(run.command)}", flush=True)
-        environment = os.environ if run.alone else {**self._shared, **os.environ}
+        share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // together))} if together > 1 else {}
         begun = time.monotonic()
         with log.open("ab") as file:
             try:
                 code = subprocess.run(
-                    [sys.executable, *run.command], stdout=file, stderr=file, timeout=left, env=environment
+                    [sys.executable, *run.command], stdout=file, stderr=file, timeout=left, env={**share, **os.environ}
                 ).returncode
             except subprocess.TimeoutExpired:
                 raise Stopped from None
@@ -202,7 +205,7 @@ def main() -> None:
     study = yaml.safe_load(Path(args.study).read_text(encoding="utf-8"))
     runs = runs_of(study, args.size, args.stages)
     deadline = args.minutes and time.monotonic() + 60 * args.minutes
-    runner = Runner(Path(study["output_dir"]) / args.size, deadline, args.jobs)
+    runner = Runner(Path(study["output_dir"]) / args.size, deadline)
     left = [run for run in runs if not runner.is_done(run)]
     if args.list_runs:
         for run in runs:
@@ -212,8 +215,9 @@ def main() -> None:
     try:
         for _, of_stage in itertools.groupby(left, key=lambda run: run.stage):
             runs = list(of_stage)
-            with ThreadPoolExecutor(1 if runs[0].alone else args.jobs) as pool:
-                list(pool.map(runner, runs))
+            together = 1 if runs[0].alone else min(args.jobs, len(runs))
+            with ThreadPoolExecutor(together) as pool:
+                list(pool.map(runner, runs, itertools.repeat(together)))
     except Stopped:
         print(f"Stopped after {args.minutes} minutes; the same command goes on.")
 

@@ -47,6 +47,13 @@ def test_a_stage_is_a_grid_over_its_axes():
     assert [run.name for run in study.runs_of(SPEC, "small", ["first"])] == ["first-x"]
 
 
+def test_combinations_of_a_grid_are_left_out():
+    sizes = {"small": {**SPEC["sizes"]["small"], "without": [{"method": "kd", "seed": "seed1"}]}}
+    stage = {**SPEC["stages"]["second"], "except": "{without}"}
+    runs = study.runs_of({**SPEC, "sizes": sizes, "stages": {"second": stage}}, "small", [])
+    assert [run.name for run in runs] == ["second-plain-seed0", "second-plain-seed1", "second-kd-seed0"]
+
+
 def test_a_stage_may_be_for_each_run_of_an_earlier_one():
     evaluated = {
         "recipe": "write.py",
