@@ -23,6 +23,7 @@ def parse(
     further: Callable[[], Sequence[type]] = tuple,
     further_help: str = "",
     argv: Sequence[str] | None = None,
+    first: str | None = None,
 ) -> tuple[Any, ...]:
     """Parses `[FILE.yaml] [--flag value ...]` into dataclasses, and starts the logging that `--log_level` asks for.
 
@@ -32,8 +33,9 @@ def parse(
         further: returns dataclasses that are slow to import; `--help` never calls it.
         further_help: last lines of `--help`, about these.
         argv: arguments, default those of the process.
+        first: the flag that may be left out before the first words.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = with_first_flag(list(sys.argv[1:] if argv is None else argv), first)
     if "-h" in argv or "--help" in argv:
         print(_help(description, classes, further_help))
         raise SystemExit(0)
@@ -50,6 +52,12 @@ def parse(
     levels = next(values for values in parsed if hasattr(values, "log_level"))
     start_logging(levels.log_level, getattr(levels, "log_level_replica", "warning"))
     return parsed[:-1] if own else parsed
+
+
+def with_first_flag(argv: list[str], first: str | None) -> list[str]:
+    """The arguments, with the flag `first` before words that no flag and no YAML file comes before."""
+    bare = argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
+    return [f"--{first}", *argv] if first and bare else argv
 
 
 def process() -> tuple[int, int]:
@@ -146,6 +154,34 @@ def write_json(path: str | Path, content: Any) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)  # whoever reads it meanwhile sees all of it or nothing
+
+
+def check_same_run(output_dir: str | Path, asked: dict[str, Any], write: bool) -> None:
+    """Refuses to go on with what was begun with other settings.
+
+    Args:
+        output_dir: folder of the run; its `run.json` keeps the settings.
+        asked: settings of this run; those that the file lacks are not compared.
+        write: whether this process writes the file where there is none.
+
+    Raises:
+        ValueError: if a setting differs; the message names it.
+    """
+    import json
+
+    path = Path(output_dir) / "run.json"
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [
+            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
+        ]
+        if different:
+            raise ValueError(
+                f"{output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
+                "the same."
+            )
+    elif write:
+        write_json(path, asked)
 
 
 def class_map(text: str | None) -> Any:

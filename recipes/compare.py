@@ -7,10 +7,11 @@ RUN [RUN ...] are folders of recipes/evaluate.py --output_dir, or students' fold
 is what the others are compared with. NAME=RUN gives a name, NAME=RUN,RUN joins seeds of the same training.
 """
 
-import sys
 from dataclasses import dataclass
 
 from arguments import one_line_errors, option, parse, required
+
+FIRST = "runs"  # the flag that may be left out
 
 
 @dataclass
@@ -23,7 +24,7 @@ class CompareArguments:
 
 @one_line_errors
 def main() -> None:
-    (args,) = parse(__doc__, [CompareArguments], argv=with_flag(sys.argv[1:]))
+    (args,) = parse(__doc__, [CompareArguments], first=FIRST)
     from hf_reinforce.evaluation.comparison import compare
     from hf_reinforce.evaluation.comparison_report import write_comparison
     from hf_reinforce.evaluation.runs import load_groups
@@ -31,12 +32,6 @@ def main() -> None:
     groups = load_groups(args.runs)
     print(write_comparison(compare(groups, args.num_resamples, args.seed), groups, args.output_dir))
     print(f"\nWritten: {args.output_dir}/comparison.md, comparison.json and pictures")
-
-
-def with_flag(argv):
-    """The command line with `--runs` in front of runs that come first."""
-    named = argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
-    return ["--runs", *argv] if named else argv
 
 
 if __name__ == "__main__":

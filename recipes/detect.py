@@ -6,9 +6,8 @@ python recipes/detect.py --model_name_or_path outputs/student --dataset_name ris
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from arguments import one_line_errors, option, parse, required, write_json
+from arguments import check_same_run, one_line_errors, option, parse, required
 
 
 @dataclass
@@ -147,29 +146,12 @@ def finish(model, args, new_metric, train, test, collate, asked) -> None:
 
     if test is not None:
         new_metric()  # a missing package is noticed before the work
-    check_same_run(args, asked)
+    settings = {"seed": args.seed, **{key: value for key, value in asked.items() if "eval" not in key}}
+    check_same_run(args.output_dir, settings, write=args.process_index == 0)
     trainer = TransferTrainer(model, args, new_metric, train_dataset=train, eval_dataset=test, data_collator=collate)
     train_and_evaluate(trainer, args)
     if args.push_to_hub:
         trainer.push_to_hub()
-
-
-def check_same_run(args, asked) -> None:
-    """Refuses to resume a run that was made with another student, data set or network."""
-    path = Path(args.output_dir) / "run.json"
-    asked = {"seed": args.seed, **{key: value for key, value in asked.items() if "eval" not in key}}
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{key}: {value!r}, not {there.get(key)!r}" for key, value in asked.items() if value != there.get(key)
-        ]
-        if different:
-            raise ValueError(
-                f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask "
-                "for the same."
-            )
-    elif args.process_index == 0:
-        write_json(path, asked)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ With --verify it only compares every shard with its checksum; the exit code is 1
 Its name is not inspect.py, which would hide the module `inspect` of Python from every recipe.
 """
 
-import sys
 from dataclasses import dataclass
 
 from arguments import one_line_errors, option, parse, required
+
+FIRST = "dataset_name"  # the flag that may be left out
 
 
 @dataclass
@@ -28,7 +29,7 @@ class InspectArguments:
 
 @one_line_errors
 def main() -> None:
-    (args,) = parse(__doc__, [InspectArguments], argv=with_flag(sys.argv[1:]))
+    (args,) = parse(__doc__, [InspectArguments], first=FIRST)
     from hf_reinforce.inspection import inspect_dataset, operations_table, summary_table, verify_shards
 
     if args.verify:
@@ -51,12 +52,6 @@ def main() -> None:
     for note in content["notes"]:
         print(f"\n{note}")
     print(f"\nWritten to {args.output_dir}.")
-
-
-def with_flag(argv):
-    """The command line with `--dataset_name` in front of a data set that comes first."""
-    named = argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
-    return ["--dataset_name", *argv] if named else argv
 
 
 if __name__ == "__main__":

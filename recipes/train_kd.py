@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import class_map, one_line_errors, option, parse, required, write_json
+from arguments import check_same_run, class_map, one_line_errors, option, parse, required
 
 logger = logging.getLogger("hf_reinforce.train_kd")
 
@@ -100,7 +100,8 @@ def main() -> None:
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
-    check_same_run(data, model_args, args, commit)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
+    check_same_run(args.output_dir, settings_of(data, model_args, args, commit), write=args.process_index == 0)
     train_and_evaluate(trainer, args)
     trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
         write_model_card,
@@ -147,26 +148,12 @@ def data_commit(data, output_dir):
     return (same and there.get("dataset_commit")) or dataset_commit(data.dataset_name, data.dataset_revision)
 
 
-def check_same_run(data, model_args, args, commit) -> None:
-    """Refuses to resume a run that was made with another method, data set or student."""
-    path = Path(args.output_dir) / "run.json"
-    path.parent.mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
-    asked = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
-    asked["dataset_commit"] = commit
+def settings_of(data, model_args, args, commit) -> dict:
+    """What a run that is resumed must have been begun with."""
+    settings = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
+    settings["dataset_commit"] = commit
     free = {"accept_pixel_mismatch", "source_name_or_path", "max_eval_samples"}  # change no sample of the training
-    asked |= {k: v for k, v in asdict(data).items() if k not in free and not k.startswith("eval")}
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
-        ]
-        if different:
-            raise ValueError(
-                f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask "
-                "for the same."
-            )
-    elif args.process_index == 0:
-        write_json(path, asked)
+    return settings | {k: v for k, v in asdict(data).items() if k not in free and not k.startswith("eval")}
 
 
 def online_teacher(model_args, names):

@@ -514,14 +514,15 @@ def test_commands_of_the_document_are_understood():
     commands = re.findall(r"^python recipes/compare\.py (.+)$", text, re.M)
     assert len(commands) >= 2
     for command in commands:
-        (parsed,) = arguments.parse("", [recipe.CompareArguments], argv=recipe.with_flag(shlex.split(command)))
+        (parsed,) = arguments.parse("", [recipe.CompareArguments], argv=shlex.split(command), first=recipe.FIRST)
         assert len(parsed.runs) >= 2
 
 
 def test_runs_may_come_from_a_file():
-    with_flag = load_recipe("compare").with_flag
-    assert with_flag(["a", "b", "--seed", "1"]) == ["--runs", "a", "b", "--seed", "1"]
-    assert with_flag(["runs.yaml", "--seed", "1"]) == ["runs.yaml", "--seed", "1"] and with_flag([]) == []
+    with_flag, first = load_recipe("arguments").with_first_flag, load_recipe("compare").FIRST
+    assert with_flag(["a", "b", "--seed", "1"], first) == ["--runs", "a", "b", "--seed", "1"]
+    assert with_flag(["runs.yaml", "--seed", "1"], first) == ["runs.yaml", "--seed", "1"]
+    assert with_flag([], first) == []
 
 
 def test_corruption_without_its_clean_form(tmp_path):

@@ -59,8 +59,7 @@ def test_commands_name_flags_that_exist(path):
         classes = [cls for name, cls in vars(recipe).items() if name.endswith("Arguments")]
         classes += getattr(recipe, "training_classes", list)()
         parser = HfArgumentParser(classes, allow_abbrev=False)
-        flags = words[index + 1 :]
-        flags = recipe.with_flag(flags) if hasattr(recipe, "with_flag") else flags
+        flags = arguments.with_first_flag(words[index + 1 :], getattr(recipe, "FIRST", None))
         if flags and flags[0].endswith(".yaml"):
             flags = [*arguments._flags_of_file(str(ROOT / flags[0]), parser), *flags[1:]]
         parsed, unknown = parser.parse_known_args([flag for flag in flags if flag != "..."])

@@ -354,10 +354,10 @@ def test_the_recipe(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_the_recipe_takes_a_folder_a_flag_or_a_file():
-    with_flag = load_recipe("inspect_dataset").with_flag
-    assert with_flag(["outputs/x", "--num_images", "3"]) == ["--dataset_name", "outputs/x", "--num_images", "3"]
+    with_flag, first = load_recipe("arguments").with_first_flag, load_recipe("inspect_dataset").FIRST
+    assert with_flag(["outputs/x", "--num_images", "3"], first) == ["--dataset_name", "outputs/x", "--num_images", "3"]
     for words in (["--dataset_name", "outputs/x"], ["run.yaml", "--num_images", "3"], []):
-        assert with_flag(words) == words
+        assert with_flag(words, first) == words
 
 
 def test_the_code_of_the_document_runs(folder, tmp_path, monkeypatch, capsys):
