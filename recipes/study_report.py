@@ -159,10 +159,10 @@ def groups(results):
 
 
 def mean_and_spread(values, digits, factor=1):
-    """`mean`, with the standard deviation where there are several; a dash where one is missing."""
-    if any(value is None for value in values):
+    """`mean`, with the standard deviation where there are several; a dash where there is none."""
+    values = [factor * value for value in values if value is not None]
+    if not values:
         return "-"
-    values = [factor * value for value in values]
     mean = sum(values) / len(values)
     if len(values) == 1:
         return f"{mean:.{digits}f}"

@@ -112,6 +112,16 @@ def test_the_table_comes_from_the_raw_figures_alone(study, tmp_path, monkeypatch
     ).exists()
 
 
+def test_a_figure_that_some_seeds_lack_is_that_of_the_others(study, tmp_path, monkeypatch):
+    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
+    path = tmp_path / "docs/zoo-study-cpu.json"
+    results = json.loads(path.read_text())
+    results["rows"][1]["corrupted_accuracy"] = 0.125
+    path.write_text(json.dumps(results))
+    run_report(monkeypatch, "--results", path)
+    assert path.with_suffix(".md").read_text().splitlines()[3].split(" | ")[5] == "12.5"
+
+
 def test_other_stages_have_tables_of_their_own(study, tmp_path, monkeypatch):
     other_stages(tmp_path / "out/cpu")
     run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
