@@ -13,6 +13,7 @@ from test_evaluation_report import is_drawn
 
 report = load_recipe("study_report")
 ROOT = Path(__file__).parent.parent
+SIZES = ("cpu", "quick")
 
 GRID = {"student": {"small": {}}, "method": {"plain": {}, "reinforced": {}}}
 SPEC = {
@@ -170,9 +171,15 @@ def test_the_tables_in_the_documents_are_made_of_the_raw_figures():
     for path in found:
         results = json.loads(path.read_text(encoding="utf-8"))
         assert report.markdown(results) == path.with_suffix(".md").read_text(encoding="utf-8")
-    lines = report.table(json.loads((ROOT / "docs/studies/cifar100_plus-study-cpu.json").read_text())).splitlines()
-    lines = [line for line in lines if line.startswith("|")]
+    results = {
+        size: json.loads((ROOT / f"docs/studies/cifar100_plus-study-{size}.json").read_text()) for size in SIZES
+    }
+    lines, quick = (
+        [line for line in report.table(results[size]).splitlines() if line.startswith("|")] for size in SIZES
+    )
     pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")}
     assert [line for line in lines if line not in pages["docs/results.md"]] == []
     longest = [line for line in lines if "|---" in line or "student, epochs" in line or ", 5 |" in line]
     assert len(longest) == 2 + 9 and [line for line in longest if line not in pages["README.md"]] == []
+    longest = [line for line in quick if ", 6 |" in line]
+    assert len(longest) == 9 and [line for line in longest if line not in pages["docs/results.md"]] == []
