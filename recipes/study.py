@@ -99,6 +99,9 @@ def _grid(
     left_out = spec.get("except", [])
     if isinstance(left_out, str):
         left_out = values[left_out.strip("{}")]
+    for combination in left_out:
+        if any(label not in dict(axes.get(axis, [])) for axis, label in combination.items()):
+            raise ValueError(f"Stage {stage} leaves out {combination}, which is not in its grid.")
     for choice in itertools.product(*axes.values()):
         own = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         if any(combination.items() <= own.items() for combination in left_out):

@@ -77,6 +77,12 @@ def changed(**stage):
         (SPEC, "small", ["third"], "no stage 'third'; its stages are first, second"),
         (changed(flags={"n": "{num}"}), "small", [], "uses {num}, which this size does not define"),
         (changed(grid={}), "small", [], "unknown keys ['grid']"),
+        (
+            changed(over={"n": [1]}, **{"except": [{"n": "n2"}]}),
+            "small",
+            [],
+            "leaves out {'n': 'n2'}, which is not in",
+        ),
         (changed(each="second"), "small", [], "for each of second, which is no stage before it"),
     ],
 )
