@@ -28,10 +28,10 @@ from hf_reinforce import (
     reinforce,
     schema,
 )
-from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.config import PixelContract, SourceRecord
 from hf_reinforce.ml_dr.records import logits_array
 from hf_reinforce.pixels import library_versions, reference_view
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.storage import shard_name, write_shard
 
 CLASSES, TOP_K = 1000, 10

@@ -1,7 +1,7 @@
 """One image classifier with its own preprocessing, loaded by name: a transformers or timm network, or a module."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,47 +9,9 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hf_reinforce.local import resolve
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a network wants its input.
-
-    Attributes:
-        image_size: side of the square input in pixels.
-        mean: per-channel mean, for values scaled to [0, 1].
-        std: per-channel standard deviation, likewise.
-        interpolation: `"bilinear"` or `"bicubic"`, antialiased.
-        crop_pct: share of the shorter side that evaluation keeps. Views are already crops, so a teacher ignores it.
-    """
-
-    image_size: int
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Resizes and normalises views [B, 3, S, S], uint8 or float, values 0 to 255; float32 on the same device."""
-        images = images.float() / 255
-        if images.shape[-1] != self.image_size or images.shape[-2] != self.image_size:
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        return normalize(images, self.mean, self.std)
-
-
-def preprocessing_from(record: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing that `reinforcement.json` records of a teacher."""
-    return Preprocessing(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`(images - mean) / std` per channel, for float images [B, 3, H, W] in [0, 1]."""
-    shift = torch.tensor(mean, device=images.device).view(-1, 1, 1)
-    return (images - shift) / torch.tensor(std, device=images.device).view(-1, 1, 1)
+from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
 
 
 @dataclass(frozen=True)
@@ -145,7 +107,7 @@ def _reload(
 
 def module_member(model: nn.Module) -> Member:
     """A module as a member, with its timm preprocessing where it has one."""
-    return Member(model, _timm_preprocessing(getattr(model, "pretrained_cfg", None)), type(model).__name__, "module")  # type: ignore[arg-type]
+    return Member(model, timm_preprocessing(getattr(model, "pretrained_cfg", None)), type(model).__name__, "module")  # type: ignore[arg-type]
 
 
 def named_member(name: str, checkpoint: str | None, revision: str | None) -> Member:
@@ -181,7 +143,7 @@ def _load_transformers(name: str, path: str, revision: str | None) -> Member:
 
     model = AutoModelForImageClassification.from_pretrained(path, revision=revision, dtype=torch.float32)
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
-    preprocessing = _timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
+    preprocessing = timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
     return Member(model, preprocessing, name, "transformers", tuple(names), revision)  # type: ignore[arg-type]
 
@@ -192,7 +154,7 @@ def _load_timm(name: str, path: str, revision: str | None) -> Member:
     location = f"local-dir:{path}" if Path(path).is_dir() else f"hf-hub:{path}" + (f"@{revision}" if revision else "")
     model = timm.create_model(location, pretrained=True)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    preprocessing = _timm_preprocessing(model.pretrained_cfg)
+    preprocessing = timm_preprocessing(model.pretrained_cfg)
     return Member(model, preprocessing, name, "timm", tuple(names) if names else None, revision)  # type: ignore[arg-type]
 
 
@@ -226,7 +188,7 @@ def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
             f"{checkpoint} does not hold the weights of a {architecture}: {len(missing)} tensors are missing and "
             f"{len(unexpected)} do not belong, such as {(missing + unexpected)[0]!r}."
         )
-    preprocessing = _timm_preprocessing(model.pretrained_cfg)
+    preprocessing = timm_preprocessing(model.pretrained_cfg)
     return Member(model, preprocessing, architecture, "timm", checkpoint=checkpoint)  # type: ignore[arg-type]
 
 
@@ -235,35 +197,3 @@ TEACHER_KINDS: dict[str, Callable[[str, str, str | None], Member]] = {
     "timm": _load_timm,
 }
 """Loaders of named teachers: (name, folder or Hub id, revision) -> Member."""
-
-
-def _timm_preprocessing(cfg: Mapping[str, Any] | None) -> Preprocessing | None:
-    if not cfg or "input_size" not in cfg:
-        return None
-    interpolation = "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic"
-    crop_pct = float(cfg.get("crop_pct") or 1.0)
-    return Preprocessing(int(cfg["input_size"][-1]), tuple(cfg["mean"]), tuple(cfg["std"]), interpolation, crop_pct)
-
-
-def processor_preprocessing(path: str, revision: str | None) -> Preprocessing | None:
-    """What the image processor beside a transformers-native network says; None without one.
-
-    Raises:
-        ValueError: if it rescales in a way of its own.
-    """
-    from transformers import AutoImageProcessor
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(path, revision=revision)
-    except (OSError, ValueError):
-        return None
-    if abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
-        raise ValueError(f"{path} rescales by {processor.rescale_factor}, not by 1/255; pass preprocessing=.")
-    size = dict(processor.size)
-    shorter = size.get("shortest_edge") or size["height"]
-    crop = dict(processor.crop_size)["height"] if getattr(processor, "do_center_crop", False) else shorter
-    normalised = getattr(processor, "do_normalize", True)
-    mean = tuple(processor.image_mean) if normalised else (0.0, 0.0, 0.0)
-    std = tuple(processor.image_std) if normalised else (1.0, 1.0, 1.0)
-    interpolation = "bilinear" if int(processor.resample or 2) == 2 else "bicubic"
-    return Preprocessing(int(crop), mean, std, interpolation, crop / shorter)

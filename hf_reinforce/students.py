@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_reinforce.classifiers import Preprocessing, processor_preprocessing
 from hf_reinforce.local import resolve
+from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
 
 WHOLE_IMAGE_SIZE = 160
 """Up to this input size a student sees whole images in evaluation, above it the usual central crop of 0.875."""
@@ -162,10 +162,4 @@ def _own_preprocessing(model: nn.Module) -> Preprocessing | None:
     cfg = vars(getattr(model, "config", model)).get("pretrained_cfg")
     if not cfg:
         return getattr(model, "preprocessing", None)
-    return Preprocessing(
-        int(cfg["input_size"][-1]),
-        tuple(cfg["mean"]),
-        tuple(cfg["std"]),
-        "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
-        float(cfg.get("crop_pct") or 1.0),
-    )
+    return timm_preprocessing(cfg)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_reinforce.classifiers import Member, Preprocessing, architecture, module_member, named_member
+from hf_reinforce.classifiers import Member, architecture, module_member, named_member
 from hf_reinforce.licenses import read_license, recorded_name
+from hf_reinforce.preprocessing import Preprocessing
 
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.dataset import batch_targets
 from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.resident import ResidentImages
 from hf_reinforce.resuming import TrainingTime, resumable
 from hf_reinforce.schedules import TimmSchedule

@@ -48,6 +48,7 @@ ORDER = [
     "metrics.classification",
     "metrics.per_class",
     "metrics",
+    "preprocessing",
     "classifiers",
     "teachers",
     "config",

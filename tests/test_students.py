@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_policy, load_teacher
-from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.policies import evaluation_policy
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.students import WHOLE_IMAGE_SIZE, create_student, student_preprocessing
 
 NAMES = ("ant", "bee", "cat")

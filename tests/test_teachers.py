@@ -24,7 +24,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_reinforce.classifiers import TEACHER_KINDS, Member, Preprocessing, weight_hash
+from hf_reinforce.classifiers import TEACHER_KINDS, Member, weight_hash
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.teachers import Teacher, load_teacher
 
 CLASSES = NAMES[:5]

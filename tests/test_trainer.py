@@ -27,11 +27,11 @@ from hf_reinforce import (
     load_policy,
     load_teacher,
 )
-from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.dataset import batch_targets
 from hf_reinforce.ema import EMA_FILE
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import evaluation_policy
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.resuming import resumable
 from hf_reinforce.schedules import TimmSchedule
 from hf_reinforce.students import create_student

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from hf_reinforce import AugmentationPolicy, ReinforcementConfig, reinforce
-from hf_reinforce.classifiers import Preprocessing
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.teachers import Teacher, load_teacher
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx")

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from hf_reinforce import images, schema
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.cards.preview import PREVIEW_FILE, draw
-from hf_reinforce.classifiers import Preprocessing
 from hf_reinforce.config import PixelContract, ReinforcementConfig, SourceRecord
 from hf_reinforce.dataset import ReinforcedDataset
 from hf_reinforce.licenses import read_license, recorded_name
@@ -23,6 +22,7 @@ from hf_reinforce.ml_dr.shards import Import
 from hf_reinforce.ml_dr.unpickling import read_members
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
+from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.sources import find_columns
 
 _PREVIEW_IMAGES = 3

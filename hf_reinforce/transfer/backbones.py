@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_reinforce.classifiers import Member, Preprocessing, named_member, processor_preprocessing
+from hf_reinforce.classifiers import Member, named_member
 from hf_reinforce.local import resolve
+from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing
 from hf_reinforce.students import student_preprocessing
 
 FINEST_STRIDE = 4
