@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from hf_reinforce.cifar_networks import MICRONET, load_micronet
 from hf_reinforce.local import resolve
 from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
 
@@ -135,6 +136,8 @@ def _kind(name: str, path: str, revision: str | None) -> str:
             f"that can be reached. A bare timm architecture needs its weights: checkpoint=FILE. ({error})"
         ) from error
     config = json.loads(Path(str(config_file)).read_text(encoding="utf-8"))
+    if config.get("architecture") == MICRONET:
+        return "micronet"
     return "transformers" if "model_type" in config else "timm"
 
 
@@ -156,6 +159,11 @@ def _load_timm(name: str, path: str, revision: str | None) -> Member:
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     preprocessing = timm_preprocessing(model.pretrained_cfg)
     return Member(model, preprocessing, name, "timm", tuple(names) if names else None, revision)  # type: ignore[arg-type]
+
+
+def _load_micronet(name: str, path: str, revision: str | None) -> Member:
+    model = load_micronet(path)
+    return Member(model, timm_preprocessing(model.pretrained_cfg), name, "micronet", None, revision)  # type: ignore[arg-type]
 
 
 def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
@@ -195,5 +203,6 @@ def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
 TEACHER_KINDS: dict[str, Callable[[str, str, str | None], Member]] = {
     "transformers": _load_transformers,
     "timm": _load_timm,
+    "micronet": _load_micronet,
 }
 """Loaders of named teachers: (name, folder or Hub id, revision) -> Member."""

@@ -49,6 +49,7 @@ ORDER = [
     "metrics.per_class",
     "metrics",
     "preprocessing",
+    "cifar_networks",
     "classifiers",
     "teachers",
     "config",

@@ -24,6 +24,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_reinforce.cifar_networks import CIFAR_MEAN, CIFAR_STD
 from hf_reinforce.classifiers import TEACHER_KINDS, Member, weight_hash
 from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.teachers import Teacher, load_teacher
@@ -117,6 +118,19 @@ def of_checkpoint(suffix, save):
     return build
 
 
+def of_micronet(folder):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = timm.create_model("cifar_micronet_v1", num_classes=5).eval()
+        model.head.weight.data.normal_(std=200)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": "MicroNet", "variant": "v1", "num_classes": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    preprocessing = Preprocessing(32, CIFAR_MEAN, CIFAR_STD, "bilinear", 1.0)
+    return Case(lambda: load_teacher(str(folder)), model, preprocessing, "micronet", None, folder)
+
+
 CASES = {
     "module": of_module,
     "timm": of_timm,
@@ -124,6 +138,7 @@ CASES = {
     "timm wrapper": of_timm_wrapper,
     "safetensors": of_checkpoint(".safetensors", save_file),
     "pth": of_checkpoint(".pth", torch.save),
+    "micronet": of_micronet,
 }
 FOLDERS = [name for name in CASES if name != "module"]
 
@@ -188,7 +203,11 @@ def test_description(make, name):
     named = {"module": "TinyNet", "safetensors": "test_resnet", "pth": "test_resnet"}.get(name, str(case.folder))
     assert described["name"] == named
     assert described["kind"] == case.kind
-    classes = {"module": "TinyNet", "transformers": "ResNetForImageClassification"}
+    classes = {
+        "module": "TinyNet",
+        "transformers": "ResNetForImageClassification",
+        "micronet": "cifar_micronet_v1",
+    }
     assert described["architecture"] == classes.get(name, "test_resnet")
     assert described["weight"] == 1.0 and described["dtype"] == "float32" and described["revision"] is None
     assert described["preprocessing"] == json.loads(json.dumps(dataclasses.asdict(case.preprocessing)))
