@@ -18,6 +18,8 @@ from typing import Any
 from arguments import one_line_errors, option, parse, required, write_json
 
 RECIPES = Path(__file__).parent
+RESULTS = "all_results.json"
+"""What a training leaves in its folder."""
 
 
 @dataclass
@@ -67,6 +69,11 @@ def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
     for name, stage in study["stages"].items():
         runs[name] = list(_runs_of_stage(name, stage, values, runs))
     return [run for name, of_stage in runs.items() if not only or name in only for run in of_stage]
+
+
+def records_of(study: dict[str, Any], size: str) -> Path:
+    """The folder of the records of finished runs: beside the results, or where the study says to keep them."""
+    return Path(study["records"]) / size if "records" in study else Path(study["output_dir"]) / size / "done"
 
 
 def _runs_of_stage(
@@ -144,12 +151,13 @@ class Runner:
     """Runs commands and remembers which are done.
 
     Args:
-        folder: gets `done/NAME.json` (command, seconds) and `logs/NAME.log`.
+        folder: gets `logs/NAME.log`.
+        records: gets `NAME.json`: command, seconds and, of a recipe that writes them, the figures.
         deadline: `time.monotonic()` at which what runs is stopped, None without one.
     """
 
-    def __init__(self, folder: Path, deadline: float | None) -> None:
-        self._folder, self._deadline = folder, deadline
+    def __init__(self, folder: Path, records: Path, deadline: float | None) -> None:
+        self._folder, self._records, self._deadline = folder, records, deadline
 
     def is_done(self, run: Run) -> bool:
         """Whether the command has been run to its end.
@@ -192,10 +200,13 @@ class Runner:
         if code:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise ValueError(f"{run.name} failed: {''.join(last)} (all of it: {log})")
-        write_json(self._record(run), {"command": list(run.command[1:]), "seconds": time.monotonic() - begun})
+        record = {"command": list(run.command[1:]), "seconds": time.monotonic() - begun}
+        if (results := self._folder / run.name / RESULTS).exists():
+            record["results"] = json.loads(results.read_text(encoding="utf-8"))
+        write_json(self._record(run), record)
 
     def _record(self, run: Run) -> Path:
-        return self._folder / "done" / f"{run.name}.json"
+        return self._records / f"{run.name}.json"
 
 
 @one_line_errors
@@ -208,7 +219,8 @@ def main() -> None:
     study = yaml.safe_load(Path(args.study).read_text(encoding="utf-8"))
     runs = runs_of(study, args.size, args.stages)
     deadline = args.minutes and time.monotonic() + 60 * args.minutes
-    runner = Runner(Path(study["output_dir"]) / args.size, deadline)
+    folder = Path(study["output_dir"]) / args.size
+    runner = Runner(folder, records_of(study, args.size), deadline)
     left = [run for run in runs if not runner.is_done(run)]
     if args.list_runs:
         for run in runs:

@@ -78,20 +78,19 @@ def collect(file, size):
     """
     import torch
     import yaml
-    from study import runs_of
+    from study import records_of, runs_of
 
     from hf_reinforce.evaluation.runs import Training
     from hf_reinforce.evaluation.summary import machine, versions
 
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
-    runs, folder = runs_of(study, size, []), Path(study["output_dir"]) / size
+    runs, folder, records = runs_of(study, size, []), Path(study["output_dir"]) / size, records_of(study, size)
     found = [run for run in runs if run.stage == "students" and (folder / run.name / EVALUATED).exists()]
     rows = [row(folder / run.name, run.labels, speed_folder(folder, run, runs)) for run in found]
     stages = {}
     for run in runs:
-        results = folder / run.name / "eval_results.json"
-        if run.stage not in ("teacher", "students", "speed") and results.exists():
-            metrics = json.loads(results.read_text(encoding="utf-8"))
+        metrics = figures(records / f"{run.name}.json", folder / run.name / "eval_results.json")
+        if run.stage not in ("teacher", "students", "speed") and all(key in metrics for key in METRICS):
             metrics = {key.removeprefix("eval_"): metrics[key] for key in METRICS}
             stages.setdefault(run.stage, []).append({"labels": run.labels, "metrics": metrics})
     if not rows and not stages:
@@ -101,11 +100,17 @@ def collect(file, size):
         for run in runs
         if run.stage == "teacher" and (training := Training.load(folder / run.name))
     }
-    if (record := folder / "done" / "reinforce.json").exists():
+    if (record := records / "reinforce.json").exists():
         seconds["reinforce"] = json.loads(record.read_text(encoding="utf-8"))["seconds"]
     about = {"study": str(file), "size": size, "machine": machine("cuda" if torch.cuda.is_available() else "cpu")}
     found = {"seconds": seconds, "rows": rows, "stages": stages, "baseline": study.get("baseline")}
     return {**about, "versions": versions(), **found}
+
+
+def figures(record, results):
+    """The figures of a training: of its record, else of its folder; {} where it is not finished."""
+    found = json.loads(record.read_text(encoding="utf-8")).get("results") if record.exists() else None
+    return found or (json.loads(results.read_text(encoding="utf-8")) if results.exists() else {})
 
 
 def speed_folder(folder, run, runs):

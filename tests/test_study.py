@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,25 @@ def test_what_is_done_is_not_run_again(recipes, monkeypatch, capsys):
     ]
 
 
+def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch):
+    (recipes / "train.py").write_text(
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'all_results.json').write_text(json.dumps({'eval_accuracy': 0.5}))\n"
+    )
+    stage = {"recipe": "train.py", "flags": {"output_dir": "{output_dir}/{name}"}}
+    spec = {"output_dir": "out", "records": "kept", "sizes": {"cpu": {}}, "stages": {"only": stage}}
+    (recipes / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["study.py", "--study", "study.yaml"])
+    study.main()
+    record = json.loads((recipes / "kept/cpu/only.json").read_text())
+    assert record["results"] == {"eval_accuracy": 0.5} and record["command"][0] == "--output_dir"
+    shutil.rmtree(recipes / "out")
+    study.main()  # on another machine
+    assert not (recipes / "out").exists()
+
+
 def test_a_run_with_other_settings_is_not_taken_for_done(recipes, monkeypatch):
     run_study(recipes, monkeypatch, {"over": {"n": {"a": {"n": 1}}}})
     with pytest.raises(SystemExit, match="only-a was run with other settings; remove"):
@@ -175,6 +195,7 @@ def test_runs_at_the_same_time_share_the_cores_and_timed_ones_are_alone(recipes,
         ("study", "gpu", set()),
         ("ablations", "cpu", set()),
         ("ablations", "gpu", set()),
+        ("regime", "cpu", set()),
     ],
 )
 def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, left_out):
