@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from datasets import load_dataset
 from recipe_modules import load_recipe
+from tiny import NAMES, tiny_dataset
 from transformers import TrainingArguments
 
 study = load_recipe("study")
@@ -196,6 +198,8 @@ def test_runs_at_the_same_time_share_the_cores_and_timed_ones_are_alone(recipes,
         ("ablations", "cpu", set()),
         ("ablations", "gpu", set()),
         ("regime", "cpu", set()),
+        ("converged", "cpu", set()),
+        ("converged", "rehearsal", set()),
     ],
 )
 def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, left_out):
@@ -211,3 +215,22 @@ def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, 
         trainer = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
         allowed = trainer if run.command[0].endswith("train_kd.py") else {"--output_dir"}
         assert all(flag in known[run.command[0]] for flag in flags - allowed)
+
+
+def test_a_part_of_a_data_set_is_balanced(tmp_path, monkeypatch, capsys):
+    tiny_dataset(40, labels=5).to_parquet(tmp_path / "images" / "train.parquet")
+    subset = load_recipe("subset")
+
+    def run(folder, *flags):
+        argv = ["--dataset_name", str(tmp_path / "images"), "--output_dir", str(tmp_path / folder), *flags]
+        monkeypatch.setattr(sys, "argv", ["subset.py", *argv])
+        subset.main()
+        return load_dataset(str(tmp_path / folder), split="train")
+
+    part = run("quarter")
+    assert capsys.readouterr().out.endswith("quarter has 10 of 40 images.\n")
+    assert sorted(part["label"]) == sorted([*range(5)] * 2) and part.features["label"].names == list(NAMES[:5])
+    assert run("again")["label"] == part["label"] != run("other", "--seed", "1")["label"]
+    for flags, says in ((["--share", "1"], "between 0 and 1, not be 1.0"), ([], "quarter exists already")):
+        with pytest.raises(SystemExit, match=says):
+            run("quarter", *flags)
