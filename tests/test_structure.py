@@ -46,7 +46,6 @@ ORDER = [
     "metrics.calibration",
     "metrics.corruption",
     "metrics.classification",
-    "metrics.per_class",
     "metrics",
     "preprocessing",
     "cifar_networks",
