@@ -71,9 +71,13 @@ def student(folder):
 
 def training(folder):
     """Method and epochs of the student that an evaluation lies beside, as far as train_kd.py left them."""
-    files = (folder.resolve().parent / name for name in ("run.json", "train_results.json"))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.exists()]
-    return ", ".join(f"{key} {content[key]}" for content in found for key in ("method", "epoch") if key in content)
+    found = {}
+    for path in (folder.resolve().parent / name for name in ("run.json", "train_results.json")):
+        try:
+            found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); restore it or take it away.") from error
+    return ", ".join(f"{key} {found[key]}" for key in ("method", "epoch") if key in found)
 
 
 def common_datasets(groups):
@@ -86,14 +90,14 @@ def common_datasets(groups):
             f"The runs {', '.join(map(str, runs))} have no dataset in common; evaluate them with the same --suite, or "
             "the same --dataset_name, of recipes/evaluate.py."
         )
-    differing = set()
+    differing, source = set(), ("dataset_name", "dataset_config_name", "revision", "split")
     for name, ours in common.items():
-        settings = {**ours.settings, "revision": ours.revision}
         for theirs in (datasets[name] for datasets in others):
             if theirs.class_names != ours.class_names:
                 raise ValueError(f"The runs score {name} in different classes; evaluate all on the same dataset.")
-            own = {**theirs.settings, "revision": theirs.revision}
-            differing |= {key for key in own.keys() & settings.keys() if own[key] != settings[key]}
+            both = ours.settings.keys() & theirs.settings.keys()  # older evaluations recorded fewer
+            differing |= {key for key in both if ours.settings[key] != theirs.settings[key]}
+            differing |= {key for key in source if getattr(ours, key) != getattr(theirs, key)}
     notes = [f"Differences may come of another {key}; evaluate all with the same flags." for key in sorted(differing)]
     if left_out := sorted({name for datasets in runs.values() for name in datasets} - common.keys()):
         notes.append(f"Left out, for not all runs have them: {', '.join(left_out)}.")

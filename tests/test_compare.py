@@ -178,11 +178,12 @@ def test_corruptions_are_one_mean_over_shared_images(tmp_path):
 def test_other_settings_and_datasets_that_some_lack_are_named(tmp_path):
     folders = [student(tmp_path, "a", datasets=("pets", "zoo")), student(tmp_path, "b", num_images=200)]
     edit_result(folders[0], settings={"image_size": 32, "dtype": "float32", "seed": 1}, revision="abc")
-    edit_result(folders[1], settings={"image_size": 64, "dtype": "float32"}, revision="abc")  # an older evaluation
+    edit_result(folders[1], settings={"image_size": 64, "dtype": "float32"}, revision="bcd")  # an older evaluation
     rows, notes = compared(*folders)
     assert {key[0] for key in rows} == {"Pets"} and rows["Pets", "b", True]["over"] == "images"
     assert notes[0].startswith("Differences may come of another image_size; evaluate all with the same flags")
-    assert notes[1:] == ["Left out, for not all runs have them: zoo."]
+    assert notes[1].startswith("Differences may come of another revision;")
+    assert notes[2:] == ["Left out, for not all runs have them: zoo."]
 
 
 def test_names_of_groups(tmp_path):
@@ -218,6 +219,9 @@ def test_what_cannot_be_compared(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             compared(*texts)
+    (tmp_path / "long/run.json").write_text("{")
+    with pytest.raises(ValueError, match="long/run.json is damaged .*; restore it or take it away"):
+        compared(plain, f"{tmp_path}/long")
     with pytest.raises(ValueError, match="--num_resamples must be >= 100, not 10"):
         compared(plain, other, num_resamples=10)
 
