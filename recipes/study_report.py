@@ -80,7 +80,6 @@ def collect(file, size):
     import yaml
     from study import records_of, runs_of
 
-    from hf_reinforce.evaluation.runs import Training
     from hf_reinforce.evaluation.summary import machine, versions
 
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -95,10 +94,9 @@ def collect(file, size):
             stages.setdefault(run.stage, []).append({"labels": run.labels, "metrics": metrics})
     if not rows and not stages:
         raise ValueError(f"{folder} has no evaluated students; run recipes/study.py --study {file} --size {size}.")
+    teachers = {run.name: folder / run.name for run in runs if run.stage == "teacher"}
     seconds = {
-        run.name: training.seconds
-        for run in runs
-        if run.stage == "teacher" and (training := Training.load(folder / run.name))
+        name: training_seconds(path) for name, path in teachers.items() if (path / "train_results.json").exists()
     }
     if (record := records / "reinforce.json").exists():
         seconds["reinforce"] = json.loads(record.read_text(encoding="utf-8"))["seconds"]
@@ -152,6 +150,14 @@ def seconds_per_step(folder):
     times = [(entry["step"], entry["train_seconds"]) for entry in log if "loss" in entry and "train_seconds" in entry]
     each = [(end - begin) / (last - first) for (first, begin), (last, end) in itertools.pairwise(times)]
     return statistics.median(each) if each else None
+
+
+def training_seconds(folder):
+    """Seconds of a finished training, with those before an interruption, which its log alone has."""
+    results, state = folder / "train_results.json", folder / "trainer_state.json"
+    log = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
+    logged = (entry.get("train_seconds", 0) for entry in log)
+    return max([json.loads(results.read_text(encoding="utf-8"))["train_runtime"], *logged])
 
 
 def groups(results):

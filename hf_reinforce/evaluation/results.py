@@ -235,11 +235,20 @@ class Evaluation:
         """The predictions of one data set, from the folder that this evaluation was loaded from.
 
         Raises:
-            ValueError: if there is no such data set, or its file is missing or damaged.
+            ValueError: if there is no such data set, or its file is missing, damaged or of another number of images.
         """
         if name not in self.datasets:
             raise ValueError(f"{folder} has no data set {name!r}; it has {', '.join(self.datasets) or 'none'}.")
-        return Predictions.load(Path(folder) / self.datasets[name].predictions)
+        found, expected = (
+            Predictions.load(Path(folder) / self.datasets[name].predictions),
+            self.datasets[name].num_samples,
+        )
+        if len(found) != expected:
+            raise ValueError(
+                f"{folder} has {len(found)} predictions for {name}, but its {RESULTS_FILE} says {expected}; "
+                "evaluate again with recipes/evaluate.py, to a new folder."
+            )
+        return found
 
 
 def predictions_file(name: str) -> str:
