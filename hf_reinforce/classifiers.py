@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from hf_reinforce.local import resolve
 from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
+from hf_reinforce.weights import WeightReport, loading, outside_body, read_state, watched_loads, weight_hash
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,6 @@ def _as_dict(config: Any) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
 
 
-def weight_hash(model: nn.Module) -> str:
-    """xxh3-64, hex, over the names and bytes of a model's parameters and buffers."""
-    digest = xxhash.xxh3_64()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _reload(
     name: str,
     checkpoint: str | None,
@@ -110,16 +101,26 @@ def module_member(model: nn.Module) -> Member:
     return Member(model, timm_preprocessing(getattr(model, "pretrained_cfg", None)), type(model).__name__, "module")  # type: ignore[arg-type]
 
 
-def named_member(name: str, checkpoint: str | None, revision: str | None) -> Member:
+def named_member(name: str, checkpoint: str | None, revision: str | None, head: bool = True) -> Member:
     """A network by its name: a Hub id, a folder, or a timm architecture with a checkpoint.
 
+    Args:
+        name: the name.
+        checkpoint: file of the weights of a timm architecture.
+        revision: Hub revision.
+        head: whether its classifier is used; without, the weights of the body are enough.
+
     Raises:
-        ValueError: if it cannot be found or read.
+        ValueError: if it cannot be found or read, or its weights are not those of the network.
     """
     if checkpoint is not None:
         return _load_timm_checkpoint(name, checkpoint)
     path = resolve(name)
-    return TEACHER_KINDS[_kind(name, path, revision)](name, path, revision)
+    load = TEACHER_KINDS[_kind(name, path, revision)]
+    with loading(name, path):
+        member, report = load(name, path, revision)
+    (report if head else report.without(outside_body(member.model))).check(name)
+    return member
 
 
 def _kind(name: str, path: str, revision: str | None) -> str:
@@ -134,28 +135,50 @@ def _kind(name: str, path: str, revision: str | None) -> str:
             f"There is no image classifier {name!r}: neither a folder with a config.json nor a Hub repository "
             f"that can be reached. A bare timm architecture needs its weights: checkpoint=FILE. ({error})"
         ) from error
-    config = json.loads(Path(str(config_file)).read_text(encoding="utf-8"))
+    try:
+        config = json.loads(Path(str(config_file)).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{config_file}, the configuration of {name}, is no JSON ({error}); fetch it again."
+        ) from error
+    if not isinstance(config, dict) or not {"model_type", "architecture"} & set(config):
+        raise ValueError(
+            f"{config_file} describes no image classifier: it has neither a model_type, as those of transformers, nor "
+            "an architecture, as those of timm."
+        )
     return "transformers" if "model_type" in config else "timm"
 
 
-def _load_transformers(name: str, path: str, revision: str | None) -> Member:
+def _load_transformers(name: str, path: str, revision: str | None) -> tuple[Member, WeightReport]:
     from transformers import AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(path, revision=revision, dtype=torch.float32)
+    model, info = AutoModelForImageClassification.from_pretrained(
+        path,
+        revision=revision,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused with the others
+    )
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
     preprocessing = timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    return Member(model, preprocessing, name, "transformers", tuple(names), revision)  # type: ignore[arg-type]
+    member = Member(model, preprocessing, name, "transformers", tuple(names), revision)  # type: ignore[arg-type]
+    return member, WeightReport.of(info)
 
 
-def _load_timm(name: str, path: str, revision: str | None) -> Member:
+def _load_timm(name: str, path: str, revision: str | None) -> tuple[Member, WeightReport]:
     import timm
 
     location = f"local-dir:{path}" if Path(path).is_dir() else f"hf-hub:{path}" + (f"@{revision}" if revision else "")
-    model = timm.create_model(location, pretrained=True)
+    with watched_loads(name) as loads:
+        model = timm.create_model(location, pretrained=True)
+    if len(loads) != 1:  # weights of another framework, which a network of timm reads in a way of its own
+        raise ValueError(f"The weights of {name} are no state dict; save them as one, as safetensors.")
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     preprocessing = timm_preprocessing(model.pretrained_cfg)
-    return Member(model, preprocessing, name, "timm", tuple(names) if names else None, revision)  # type: ignore[arg-type]
+    member = Member(model, preprocessing, name, "timm", tuple(names) if names else None, revision)  # type: ignore[arg-type]
+    return member, loads[0]
 
 
 def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
@@ -163,37 +186,24 @@ def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
 
     if not timm.is_model(architecture):
         raise ValueError(f"{architecture!r} is not a timm architecture; timm.list_models() names them.")
-    try:
-        if checkpoint.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state = load_file(checkpoint)
-        else:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no checkpoint {checkpoint}.") from error
-    except Exception as error:  # safetensors and torch raise what their parsers run into
-        raise ValueError(
-            f"{checkpoint} holds no weights that can be loaded safely ({type(error).__name__}); save the state dict "
-            "as safetensors."
-        ) from error
+    state = read_state(architecture, checkpoint)
     model = timm.create_model(architecture, pretrained=False)
-    classifier = f"{model.pretrained_cfg['classifier']}.weight"
-    if not isinstance(state, Mapping) or classifier not in state:
-        raise ValueError(f"{checkpoint} has no {classifier!r}, so it is not a classifier of the kind {architecture}.")
-    model = timm.create_model(architecture, pretrained=False, num_classes=state[classifier].shape[0])
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise ValueError(
-            f"{checkpoint} does not hold the weights of a {architecture}: {len(missing)} tensors are missing and "
-            f"{len(unexpected)} do not belong, such as {(missing + unexpected)[0]!r}."
-        )
+    classifiers = model.pretrained_cfg["classifier"]
+    first = classifiers if isinstance(classifiers, str) else classifiers[0]
+    place = f"{architecture} in {checkpoint}"
+    if f"{first}.weight" in state:
+        model = timm.create_model(architecture, pretrained=False, num_classes=len(state[f"{first}.weight"]))
+    else:
+        place = f"{checkpoint}, which has no {f'{first}.weight'!r} and so is no classifier of the kind {architecture},"
+    WeightReport.between(model, state).check(place)
+    with loading(f"{architecture} from {checkpoint}", checkpoint):
+        model.load_state_dict(state, strict=False)  # all but what no network needs
     preprocessing = timm_preprocessing(model.pretrained_cfg)
     return Member(model, preprocessing, architecture, "timm", checkpoint=checkpoint)  # type: ignore[arg-type]
 
 
-TEACHER_KINDS: dict[str, Callable[[str, str, str | None], Member]] = {
+TEACHER_KINDS: dict[str, Callable[[str, str, str | None], tuple[Member, WeightReport]]] = {
     "transformers": _load_transformers,
     "timm": _load_timm,
 }
-"""Loaders of named teachers: (name, folder or Hub id, revision) -> Member."""
+"""Loaders of named teachers: (name, folder or Hub id, revision) -> Member, and how its weights fit."""

@@ -65,7 +65,7 @@ def processor_preprocessing(path: str, revision: str | None) -> Preprocessing | 
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(path, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     if abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:

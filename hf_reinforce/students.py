@@ -67,7 +67,7 @@ def create_student(
             model_args=dict(model_args or {}),
             pretrained_cfg=cfg.to_dict() if cfg else {},
         )
-        model = AutoModelForImageClassification.from_config(config)
+        model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         own = replace(_own_preprocessing(model) or Preprocessing(image_size), interpolation="bilinear")
     else:
         raise ValueError(
@@ -85,7 +85,7 @@ def _pretrained(
 
     path = resolve(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in config.id2label.items()}
         for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
@@ -95,7 +95,7 @@ def _pretrained(
             saved = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
             config.model_args = {**saved, **(model_args or {})}
         model: nn.Module = AutoModelForImageClassification.from_pretrained(
-            path, revision=revision, config=config, ignore_mismatched_sizes=True
+            path, revision=revision, config=config, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except OSError as error:
         raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
