@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_reinforce.answers import logits_of
 from hf_reinforce.class_words import some
 from hf_reinforce.local import resolve
 from hf_reinforce.network_records import channels, class_names
@@ -86,16 +87,7 @@ class Member:
             images = luma(images)
         inputs = self.preprocessing(images).contiguous(memory_format=torch.channels_last)
         output = self.model(inputs if parameter is None else inputs.to(parameter.dtype))
-        if isinstance(output, Mapping):
-            output = output.get("logits")
-        logits: Any = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-            found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ValueError(
-                f"The network {self.name} answers with {found}, not with logits [images, classes] or an output that "
-                "has them as `logits`; wrap it in a module that returns these."
-            )
-        return logits.float()
+        return logits_of(output, f"The network {self.name}").float()
 
     def count_classes(self) -> int:
         """How many classes it tells apart, from its answer to a black view.
@@ -121,6 +113,8 @@ class Member:
                 f"({type(error).__name__}: {reason}); pass the preprocessing= that it needs, or name another one."
             ) from error
         count = logits.shape[1]
+        if count < 2:
+            raise ValueError(f"The network {self.name} answers with one number, not with logits [images, classes].")
         if logits.log_softmax(-1).isnan().any():
             raise ValueError(f"The network {self.name} answers to a black view with numbers that are not finite.")
         if self.class_names and len(self.class_names) != count:
@@ -224,7 +218,6 @@ def _load_transformers(name: str, path: str, revision: str | None) -> tuple[Memb
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused with the others
     )
-    model.config.return_dict = True  # some are saved to answer with tuples
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
     preprocessing = timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     preprocessing = for_channels(preprocessing, channels(model), name)

@@ -44,7 +44,8 @@ def verify(args):
     from tqdm.auto import tqdm
 
     from hf_reinforce import Teacher, load_reinforced
-    from hf_reinforce.classifiers import named_member, preprocessing_from
+    from hf_reinforce.classifiers import named_member
+    from hf_reinforce.preprocessing import preprocessing_from
     from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
     dataset = load_reinforced(
