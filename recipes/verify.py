@@ -40,6 +40,7 @@ def main() -> None:
 
 
 def verify(args):
+    import numpy as np
     import torch
     from tqdm.auto import tqdm
 
@@ -82,7 +83,7 @@ def verify(args):
         answer = teacher(views).cpu().double()
         stored = [dataset.target(position, slot) for position, slot in pairs]
         target = Targets(
-            *(torch.tensor([item[f"target_{key}"] for item in stored]) for key in ("label", "value", "tail"))
+            *(torch.from_numpy(np.stack([s[f"target_{key}"] for s in stored])) for key in ("label", "value", "tail"))
         )
         top = answer.gather(-1, target.label)
         rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)
