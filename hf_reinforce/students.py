@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_reinforce.heads import fit_head
 from hf_reinforce.local import resolve
 from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
+from hf_reinforce.weights import WeightReport, loading
 
 WHOLE_IMAGE_SIZE = 160
 """Up to this input size a student sees whole images in evaluation, above it the usual central crop of 0.875."""
@@ -67,7 +69,13 @@ def create_student(
             model_args=dict(model_args or {}),
             pretrained_cfg=cfg.to_dict() if cfg else {},
         )
-        model = AutoModelForImageClassification.from_config(config)
+        try:
+            model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        except Exception as error:  # architectures raise whatever an argument leads to
+            raise ValueError(
+                f"timm cannot make a {name_or_path} with the arguments {dict(model_args or {})} "
+                f"({type(error).__name__}: {error}); mend model_args (--model_args)."
+            ) from error
         own = replace(_own_preprocessing(model) or Preprocessing(image_size), interpolation="bilinear")
     else:
         raise ValueError(
@@ -84,8 +92,12 @@ def _pretrained(
     from transformers import AutoConfig, AutoModelForImageClassification
 
     path = resolve(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+    with loading(name_or_path, path):
+        try:
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        except OSError as error:
+            raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
+        theirs = [config.id2label[index] for index in sorted(config.id2label)]
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in config.id2label.items()}
         for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
@@ -94,12 +106,21 @@ def _pretrained(
         if _is_timm(config):
             saved = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
             config.model_args = {**saved, **(model_args or {})}
-        model: nn.Module = AutoModelForImageClassification.from_pretrained(
-            path, revision=revision, config=config, ignore_mismatched_sizes=True
+        elif model_args:
+            raise ValueError(
+                f"{name_or_path} is a network of transformers, which takes no timm arguments {dict(model_args)}; "
+                "leave out model_args (--model_args)."
+            )
+        model, info = AutoModelForImageClassification.from_pretrained(
+            path,
+            revision=revision,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-    except OSError as error:
-        raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
-    return model
+    fit_head(name_or_path, model, theirs, names, WeightReport.of(info))
+    return model  # type: ignore[no-any-return]
 
 
 def student_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:

@@ -38,12 +38,13 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args: see `KDTrainingArguments`.
         train_dataset: a `ReinforcedDataset` or `ReinforcedStream`, or an `AugmentedDataset` for `plain` and `online`.
         eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
-        teacher: for `method="online"`.
+        teacher: for `method="online"`; its classes are brought into the order of the dataset's, by name.
         preprocessing: the student's normalisation and input size, default its own at the size of the views.
         kwargs: as `transformers.Trainer`.
 
     Raises:
-        ValueError: if the method lacks its teacher, its targets or its labels.
+        ValueError: if the method lacks its teacher, its targets or its labels, or the teacher has other classes than
+            the dataset, or other weights in another process.
     """
 
     loss_is_scaled_for_ga = False
@@ -64,6 +65,10 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         if args.method == "online" and teacher is None:
             raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
+        if teacher is not None:
+            names = getattr(getattr(train_dataset, "source", None), "class_names", None)
+            teacher = teacher if teacher.fitted else teacher.with_classes(names)
+            teacher.check_processes()
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")

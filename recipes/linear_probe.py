@@ -86,7 +86,7 @@ def probe(args, name, train, test):
     from hf_reinforce.policies import evaluation_policy
     from hf_reinforce.transfer.probe import STRENGTHS, extract_features, fit_probe
 
-    member = named_member(name, args.model_checkpoint, args.model_revision)
+    member = named_member(name, args.model_checkpoint, args.model_revision, head=False)
     own = member.preprocessing
     size = args.image_size or own.image_size
     member = replace(member, preprocessing=replace(own, image_size=size))

@@ -96,7 +96,7 @@ def load_backbone(
             )
         own = Preprocessing(224)
         return Backbone(BackboneSpec("timm", name_or_path, given, own.mean, own.std))
-    member = named_member(name_or_path, None, revision)
+    member = named_member(name_or_path, None, revision, head=False)
     network: Any = getattr(member.model, "timm_model", member.model)
     if not getattr(network, "pretrained_cfg", None):
         if given:
@@ -147,7 +147,8 @@ def _transformers_network(
 
     arguments = {key: value for key, value in spec.arguments.items() if key != "model_type"}
     try:
-        network: Any = AutoBackbone.from_config(AutoConfig.for_model(spec.architecture, **arguments))
+        config = AutoConfig.for_model(spec.architecture, **arguments)
+        network: Any = AutoBackbone.from_config(config, trust_remote_code=False)
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{spec.architecture!r} is no backbone that transformers knows, so it has no feature maps; take a timm "
