@@ -11,7 +11,8 @@ import xxhash
 from torch import Tensor, nn
 
 from hf_reinforce.local import resolve
-from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
+from hf_reinforce.preprocessing import Preprocessing, timm_preprocessing
+from hf_reinforce.processors import processor_preprocessing
 
 
 @dataclass(frozen=True)

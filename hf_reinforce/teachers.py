@@ -5,7 +5,7 @@ way, on its own device, so networks of different preprocessing can answer togeth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ class Teacher:
                 "weight_hash": member.weight_hash,
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
                 "weight": member.weight,
-                "preprocessing": asdict(member.preprocessing),
+                "preprocessing": member.preprocessing.record(),
                 **_license(member),
             }
             for member in self.members
