@@ -99,7 +99,7 @@ def _reload(
     expected: str,
     dtype: torch.dtype,
 ) -> Member:
-    member = named_member(name, checkpoint, revision)
+    member = named_member(name, checkpoint, revision, preprocessing)
     if member.weight_hash != expected:
         raise ValueError(f"The weights of {name} have changed since they were first loaded; start again.")
     member.model.to(dtype=dtype)
@@ -111,8 +111,12 @@ def module_member(model: nn.Module) -> Member:
     return Member(model, timm_preprocessing(getattr(model, "pretrained_cfg", None)), type(model).__name__, "module")  # type: ignore[arg-type]
 
 
-def named_member(name: str, checkpoint: str | None, revision: str | None) -> Member:
+def named_member(
+    name: str, checkpoint: str | None, revision: str | None, preprocessing: Preprocessing | None = None
+) -> Member:
     """A network by its name: a Hub id, a folder, or a timm architecture with a checkpoint.
+
+    With `preprocessing` the network's own is not read, which may be one that cannot be.
 
     Raises:
         ValueError: if it cannot be found or read.
@@ -120,7 +124,7 @@ def named_member(name: str, checkpoint: str | None, revision: str | None) -> Mem
     if checkpoint is not None:
         return _load_timm_checkpoint(name, checkpoint)
     path = resolve(name)
-    return TEACHER_KINDS[_kind(name, path, revision)](name, path, revision)
+    return TEACHER_KINDS[_kind(name, path, revision)](name, path, revision, preprocessing)
 
 
 def _kind(name: str, path: str, revision: str | None) -> str:
@@ -139,23 +143,23 @@ def _kind(name: str, path: str, revision: str | None) -> str:
     return "transformers" if "model_type" in config else "timm"
 
 
-def _load_transformers(name: str, path: str, revision: str | None) -> Member:
+def _load_transformers(name: str, path: str, revision: str | None, given: Preprocessing | None = None) -> Member:
     from transformers import AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(path, revision=revision, dtype=torch.float32)
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
-    preprocessing = timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
+    preprocessing = given or timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
     return Member(model, preprocessing, name, "transformers", tuple(names), revision)  # type: ignore[arg-type]
 
 
-def _load_timm(name: str, path: str, revision: str | None) -> Member:
+def _load_timm(name: str, path: str, revision: str | None, given: Preprocessing | None = None) -> Member:
     import timm
 
     location = f"local-dir:{path}" if Path(path).is_dir() else f"hf-hub:{path}" + (f"@{revision}" if revision else "")
     model = timm.create_model(location, pretrained=True)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    preprocessing = timm_preprocessing(model.pretrained_cfg)
+    preprocessing = given or timm_preprocessing(model.pretrained_cfg)
     return Member(model, preprocessing, name, "timm", tuple(names) if names else None, revision)  # type: ignore[arg-type]
 
 
@@ -193,8 +197,8 @@ def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
     return Member(model, preprocessing, architecture, "timm", checkpoint=checkpoint)  # type: ignore[arg-type]
 
 
-TEACHER_KINDS: dict[str, Callable[[str, str, str | None], Member]] = {
+TEACHER_KINDS: dict[str, Callable[[str, str, str | None, Preprocessing | None], Member]] = {
     "transformers": _load_transformers,
     "timm": _load_timm,
 }
-"""Loaders of named teachers: (name, folder or Hub id, revision) -> Member."""
+"""Loaders of named teachers: (name, folder or Hub id, revision, preprocessing or None) -> Member."""

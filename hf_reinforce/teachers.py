@@ -225,7 +225,10 @@ def load_teacher(
         raise ValueError(f"weights must have one entry per member: {len(entries)} members, {len(weights)} weights.")
     members = []
     for entry, weight in zip(entries, weights or [1.0] * len(entries), strict=True):
-        member = module_member(entry) if isinstance(entry, nn.Module) else named_member(entry, checkpoint, revision)
+        if isinstance(entry, nn.Module):
+            member = module_member(entry)
+        else:
+            member = named_member(entry, checkpoint, revision, preprocessing)
         chosen = preprocessing or member.preprocessing
         if chosen is None:
             raise ValueError(f"The preprocessing of the teacher {member.name} is unknown; pass preprocessing=.")
