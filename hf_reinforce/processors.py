@@ -118,7 +118,7 @@ class _Feeder:
         order = effects.abs().argmax(1).tolist()
         gain, base = effects[[0, 1, 2], order], found[0]
         if order not in ([0, 1, 2], [2, 1, 0]) or not bool((gain.abs() > 0).all() and gain.isfinite().all()):
-            raise self.refused("mixes the colours")
+            raise self.refused("mixes or drops colours")
         expected = base + gain * colours[:, order].double() / 255
         if float(((found - expected) / gain).abs().max()) > 0.1 / 255:
             raise self.refused("changes colours by more than a scale and an offset")
