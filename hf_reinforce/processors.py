@@ -38,8 +38,13 @@ def processor_preprocessing(path: str, revision: str | None) -> Preprocessing | 
     except Exception as error:  # its class raises what it runs into
         if isinstance(error, (OSError, ValueError)) and not _has_file(path, revision):
             return None
-        raise ValueError(f"{path}: its image processor ({_FILE}) cannot be read ({error}); {_OTHERWISE}.") from error
+        reason = f"its image processor ({_FILE}) cannot be read ({_brief(error)})"
+        raise ValueError(f"{path}: {reason}; {_OTHERWISE}.") from error
     return read_processor(processor, path)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _has_file(path: str, revision: str | None) -> bool:
@@ -94,7 +99,7 @@ class _Feeder:
         try:
             found = self._processor(images=[to_pil(picture)], return_tensors="pt")["pixel_values"]
         except Exception as error:  # each class has errors of its own
-            raise self.refused(f"gives no pixels for a picture ({type(error).__name__}: {error})") from error
+            raise self.refused(f"gives no pixels for a picture ({_brief(error)})") from error
         if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[:2] != (1, 3):
             raise self.refused(f"gives {list(getattr(found, 'shape', []))} for a picture, not [1, 3, side, side]")
         return found[0].double()
