@@ -6,7 +6,7 @@ way, on its own device, so networks of different preprocessing can answer togeth
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class Teacher:
                 "weight_hash": member.weight_hash,
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
                 "weight": member.weight,
-                "preprocessing": asdict(member.preprocessing),
+                "preprocessing": member.preprocessing.record(),
                 **({} if member.class_map is None else {"class_map": list(member.class_map)}),
                 **_license(member),
             }
@@ -251,7 +251,10 @@ def load_teacher(
         raise ValueError(f"weights must have one entry per member: {len(entries)} members, {len(weights)} weights.")
     members = []
     for entry, weight in zip(entries, weights or [1.0] * len(entries), strict=True):
-        member = module_member(entry) if isinstance(entry, nn.Module) else named_member(entry, checkpoint, revision)
+        if isinstance(entry, nn.Module):
+            member = module_member(entry)
+        else:
+            member = named_member(entry, checkpoint, revision, preprocessing)
         chosen = preprocessing or member.preprocessing
         if chosen is None:
             raise ValueError(f"The preprocessing of the teacher {member.name} is unknown; pass preprocessing=.")

@@ -91,6 +91,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
+        if preprocessing is not None:  # what cannot be saved is noticed before it is trained
+            record_preprocessing(model, preprocessing)
+            image_processor(model)
         self.add_callback(TrainingTime())
         self.teacher = None if teacher is None else teacher.to(args.device)
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None

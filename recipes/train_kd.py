@@ -96,7 +96,7 @@ def main() -> None:
         model,
         args,
         train_dataset=train,
-        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, view_size), commit),
+        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, input_size), commit),
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
@@ -271,7 +271,7 @@ def evaluation_data(data, train, names, preprocessing, commit):
     rows = load_source(name, config, data.eval_split, revision, alone=data.streaming)
     if data.max_eval_samples:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
-    policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    policy = evaluation_policy(**preprocessing.framing())
     source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
     if names and source.class_names and list(source.class_names) != list(names):
         raise ValueError(

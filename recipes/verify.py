@@ -61,15 +61,13 @@ def verify(args):
     if not all(teacher["weight_hash"] for teacher in config.teachers):
         raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
     names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
-    members = [
-        replace(
-            named_member(name, args.teacher_checkpoint, teacher["revision"]),
-            preprocessing=preprocessing_from(teacher["preprocessing"]),
-            weight=teacher["weight"],
-            class_map=teacher.get("class_map"),
+    members = []
+    for name, teacher in zip(names, config.teachers, strict=True):
+        own = preprocessing_from(teacher["preprocessing"])
+        member = named_member(name, args.teacher_checkpoint, teacher["revision"], own)
+        members.append(
+            replace(member, preprocessing=own, weight=teacher["weight"], class_map=teacher.get("class_map"))
         )
-        for name, teacher in zip(names, config.teachers, strict=True)
-    ]
     found = [member.weight_hash for member in members]
     if found != [teacher["weight_hash"] for teacher in config.teachers]:
         raise ValueError(f"These are other weights than those that answered: {found}.")

@@ -82,7 +82,7 @@ def of_transformers(folder):
     model.save_pretrained(folder)
     size = {"height": 24, "width": 24}
     ViTImageProcessor(size=size, image_mean=MEAN, image_std=STD, resample=3).save_pretrained(folder)
-    preprocessing = Preprocessing(24, MEAN, STD, "bicubic", 1.0)
+    preprocessing = Preprocessing(24, MEAN, STD, "bicubic", 1.0, crop_mode="squash", crop_rounding="down")
     return Case(lambda: load_teacher(str(folder)), model, preprocessing, "transformers", CLASSES, folder)
 
 
@@ -210,7 +210,7 @@ def test_description(make, name):
     }
     assert described["architecture"] == classes.get(name, "test_resnet")
     assert described["weight"] == 1.0 and described["dtype"] == "float32" and described["revision"] is None
-    assert described["preprocessing"] == json.loads(json.dumps(dataclasses.asdict(case.preprocessing)))
+    assert described["preprocessing"] == json.loads(json.dumps(case.preprocessing.record()))
     assert described["weight_hash"] == weight_hash(case.model) and len(described["weight_hash"]) == 16
     assert teacher.class_names == case.class_names
     assert teacher.num_classes == 5
@@ -566,11 +566,11 @@ def test_a_folder_without_a_processor_needs_its_preprocessing(make, tmp_path, vi
     torch.testing.assert_close(teacher(views), make("transformers").load()(views))
 
 
-def test_another_rescaling_is_refused(make, tmp_path):
+def test_another_rescaling_is_part_of_the_normalisation(make, tmp_path):
     folder = shutil.copytree(make("transformers").folder, tmp_path / "copy")
     ViTImageProcessor(size={"height": 24, "width": 24}, rescale_factor=1 / 127.5).save_pretrained(folder)
-    with pytest.raises(ValueError, match="rescales by .*preprocessing="):
-        load_teacher(str(folder))
+    found = load_teacher(str(folder)).members[0].preprocessing  # (x / 127.5 - 0.5) / 0.5
+    assert (found.mean, found.std) == ((0.25,) * 3, (0.25,) * 3)
 
 
 def test_a_processor_with_a_centre_crop_and_without_normalisation(make, tmp_path):
@@ -582,7 +582,7 @@ def test_a_processor_with_a_centre_crop_and_without_normalisation(make, tmp_path
     )
     processor.save_pretrained(folder)
     (member,) = load_teacher(str(folder)).members
-    expected = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 0.8)
+    expected = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 0.8, crop_rounding="down")
     assert member.preprocessing == expected
 
 
