@@ -185,7 +185,7 @@ def _together(state: accelerate.PartialState, folder: Path) -> Iterator[None]:
 
 
 def _say_what_is_there(folder: Path, config: ReinforcementConfig) -> None:
-    shards, name = shard_files(folder, config.source.split), folder.parent
+    shards, name = shard_files(folder, config.split), folder.parent
     num_images = sum(pq.read_metadata(shard).num_rows for shard in shards)
     size = sum(shard.stat().st_size for shard in shards)
     logger.info(

@@ -100,7 +100,7 @@ def push_to_hub(
     check_names(repo_id, revision, tag)
     folder = Path(folder)
     configs = _finished_configs(folder, [config_name] if isinstance(config_name, str) else config_name)
-    files = [file for name, config in configs.items() for file in _local_files(folder, name, config.source.split)]
+    files = [file for name, config in configs.items() for file in _local_files(folder, name, config.split)]
     branch = Branch(HfApi(token=token), repo_id, revision or "main")
     message = commit_message or _message(configs)
     _warn_of_local_names(configs)

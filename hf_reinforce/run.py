@@ -97,7 +97,7 @@ class Run:
             )
 
     def _shard_files(self) -> list[Path]:
-        return shard_files(self.folder, self.config.source.split)
+        return shard_files(self.folder, self.config.split)
 
     def start(self) -> None:
         """Makes the folder with its configuration; clears what a killed run has left half-written."""
@@ -140,7 +140,7 @@ class Run:
                 for index, start, shard in self._shards(rank, world):
                     if stop.requested:
                         break
-                    name = shard_name(self.config.source.split, index, self.num_shards)
+                    name = shard_name(self.config.split, index, self.num_shards)
                     there = max(self._samples_there(path) for path in {self.folder / name, folder / name})
                     if there == self.config.num_samples:
                         progress.update(len(shard) * self._added)
@@ -152,7 +152,7 @@ class Run:
             logger.warning(
                 "Stopped by %s: %d of %s shards are done and kept in %s; run the same command again to continue.",
                 stop.requested,
-                len(shard_files(folder, self.config.source.split)),
+                len(shard_files(folder, self.config.split)),
                 self.num_shards or "an unknown number of",
                 folder,
             )

@@ -18,6 +18,8 @@ SKIPPED = {".venv", ".git", "outputs", "build", "hf_reinforce.egg-info", "__pyca
 ORDER = [
     "version",
     "local",
+    "loading_errors",
+    "splits",
     "stopping",
     "resuming",
     "licenses",
@@ -63,6 +65,7 @@ ORDER = [
     "estimate",
     "dataset",
     "streaming.rows",
+    "loading",
     "streaming.partition",
     "streaming.windows",
     "streaming.stream",

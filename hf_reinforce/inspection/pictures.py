@@ -7,9 +7,9 @@ from torch import Tensor
 
 from hf_reinforce import images
 from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.hub import stream_source
 from hf_reinforce.images import ImageError
 from hf_reinforce.inspection.measure import Disagreement, Inspection
+from hf_reinforce.loading import stream_source
 from hf_reinforce.streaming.rows import ParquetRows, StreamRows
 
 OPERATIONS_FILE = "operations.png"
