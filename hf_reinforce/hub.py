@@ -18,6 +18,8 @@ from hf_reinforce.loading_errors import explained
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.repository import Repository
 from hf_reinforce.shards import check_source_rows
+from hf_reinforce.sources import one_split, say_columns
+from hf_reinforce.splits import WRITE, is_part
 from hf_reinforce.streaming.rows import ParquetRows, StreamRows, read_footer, repair
 from hf_reinforce.streaming.stream import ReinforcedStream
 
@@ -80,6 +82,8 @@ def load_reinforced(
         return ReinforcedDataset(reinforced, config, **kwargs)
     positions = source_positions(reinforced, images, config, every=allow_missing)
     check_missing(positions, reinforced, config, allow_missing)
+    if isinstance(images, Dataset):
+        say_columns(images.features, config.source.image_column, config.source.label_column, "the source")
     find = partial(positions_by_hash, reinforced, images, config)
     return ReinforcedDataset(reinforced, config, images, source_rows=positions, find_source_rows=find, **kwargs)
 
@@ -93,14 +97,15 @@ def _images(
     if source is None or isinstance(source, str):
         return _named_images(name, config, source, columns, streaming)
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
-        raise TypeError(f"source has the splits {list(source)}; pass one of them: source[{record.split!r}].")
+        raise TypeError(f"source has the splits {list(source)}; pass one of them: source[{config.split!r}].")
     if isinstance(source, IterableDataset) and not streaming:
         raise TypeError(
             "source is a stream (IterableDataset), whose rows cannot be looked up; pass streaming=True, or a "
             "map-style Dataset: load_dataset(...) without streaming=True."
         )
-    check_columns("source", source.features or columns, columns)
-    return source
+    images: Dataset | IterableDataset = one_split(source, "source")
+    check_columns("source", images.features or columns, columns)
+    return images
 
 
 def _named_images(
@@ -110,6 +115,11 @@ def _named_images(
     found = source or record.name
     if found is None:
         raise ValueError(f"{name} does not record where its images are; pass source= (--source_name_or_path).")
+    if streaming and is_part(record.split):
+        raise ValueError(
+            f"{name} was made from {record.split!r} of {found}, a part that a stream of the images cannot find. Leave "
+            "out streaming=True (--streaming True); whoever reinforces it can store the images (--embed_images True)."
+        )
     where = (record.config_name, record.split, record.revision if source is None else None)
     try:
         if streaming:
@@ -123,7 +133,7 @@ def _named_images(
                 "(--source_name_or_path)."
             )
         elif isinstance(error.__cause__, ValueError):  # its configurations or splits have other names
-            hint = " Load it with `datasets`, and pass the result as source=."
+            hint = f" Load it with `datasets`, and pass the result as source=. {WRITE}"
         raise ValueError(f"{error}{hint}") from error
     check_columns(found, images.features, columns)
     return images

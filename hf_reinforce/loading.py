@@ -11,7 +11,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_reinforce.loading_errors import explained
 from hf_reinforce.local import resolve
-from hf_reinforce.splits import is_part, split_names
+from hf_reinforce.splits import WRITE, is_part, split_names
 from hf_reinforce.streaming.rows import ParquetRows, StreamRows
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ def _own_config(path: str, config_name: str) -> dict[str, str]:
 def _refuse_part(name: str, split: str) -> None:
     if is_part(split):
         raise ValueError(
-            f"{split!r} of {name!r} is a part of splits, which a stream cannot find; leave out streaming=True "
-            "(--streaming True), or store the images as well when you reinforce (--embed_images True)."
+            f"{split!r} of {name!r} is a part of splits, which a stream cannot find; name a whole split, or load it "
+            "without streaming=True (--streaming True)."
         )
 
 
@@ -137,5 +137,5 @@ def check_columns(name: str, found: Iterable[str], columns: Sequence[str]) -> No
         raise ValueError(
             f"{name} should have the columns {list(columns)}, as when it was reinforced, but has {list(found)}. Load "
             f"it with `datasets`, rename its column with .rename_column(..., {missing[0]!r}), and pass the result as "
-            "source=."
+            f"source=. {WRITE}"
         )

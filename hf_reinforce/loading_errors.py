@@ -74,8 +74,8 @@ def _cause(name: str, error: Exception) -> str:
     cache = _cache_of(cause) if isinstance(cause, OSError) else None
     if cache is not None:
         return (
-            f"The cache folder {cache} cannot be written ({getattr(cause, 'strerror', None) or cause}); make it writable, make room "
-            "there, or set HF_HOME to another folder."
+            f"The cache folder {cache} cannot be written ({getattr(cause, 'strerror', None) or cause}); make it "
+            "writable, make room there, or set HF_HOME to another folder."
         )
     if isinstance(cause, (FileNotFoundError, FileNotFoundDatasetsError)):
         return _without_files(name, cause)
@@ -131,7 +131,9 @@ def _cache_of(error: OSError) -> Path | None:
     """The cache folder that could not be written, None for another error."""
     file = Path(os.path.abspath(str(error.filename or os.sep)))
     for cache in _CACHES:
-        if cache in file.parents or (error.filename and file in (cache, *cache.parents)):
+        if (cache in file.parents and error.errno != errno.ENOENT) or (
+            error.filename and file in (cache, *cache.parents)
+        ):
             return cache
     return _CACHES[0] if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else None
 

@@ -4,6 +4,9 @@ import re
 
 from datasets import ReadInstruction
 
+WRITE = "On the command line, write the result with .to_parquet('FOLDER/train.parquet') and name FOLDER."
+"""How a dataset that was changed in Python is given to a recipe, for messages."""
+
 _PLUS = re.compile(r"\s*\+\s*")
 _PART = re.compile(r"[\[+(]")  # where the name of a split ends
 _ALL = "all"

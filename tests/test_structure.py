@@ -28,6 +28,8 @@ ORDER = [
     "randomness",
     "jpeg",
     "images",
+    "labels",
+    "files",
     "augmentations.base",
     "augmentations.batched",
     "augmentations.resize",

@@ -171,9 +171,12 @@ def _labels(
         or pa.types.is_large_list(values.type)
         or pa.types.is_fixed_size_list(values.type)
     ):
-        return None, values.to_pylist(), False
+        items = values.flatten()
+        if pa.types.is_integer(items.type) and not items.null_count:
+            return None, values.to_pylist(), False
     raise ValueError(
-        f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices."
+        f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices. Name "
+        "another with --label_column_name (label_column in the file of a suite)."
     )
 
 
