@@ -40,11 +40,13 @@ def main() -> None:
 
 
 def verify(args):
+    import numpy as np
     import torch
     from tqdm.auto import tqdm
 
     from hf_reinforce import Teacher, load_reinforced
-    from hf_reinforce.classifiers import named_member, preprocessing_from
+    from hf_reinforce.classifiers import named_member
+    from hf_reinforce.preprocessing import preprocessing_from
     from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
     dataset = load_reinforced(
@@ -80,7 +82,7 @@ def verify(args):
         answer = teacher(views).cpu().double()
         stored = [dataset.target(position, slot) for position, slot in pairs]
         target = Targets(
-            *(torch.tensor([item[f"target_{key}"] for item in stored]) for key in ("label", "value", "tail"))
+            *(torch.tensor(np.stack([item[f"target_{key}"] for item in stored])) for key in ("label", "value", "tail"))
         )
         top = answer.gather(-1, target.label)
         rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)

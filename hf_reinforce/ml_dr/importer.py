@@ -24,6 +24,7 @@ from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.sources import prepare
+from hf_reinforce.splits import split_text
 
 _PREVIEW_IMAGES = 3
 
@@ -108,7 +109,7 @@ def import_ml_dr(
             source_name and recorded_name(source_name),
             source_config,
             source_revision,
-            str(split),
+            split_text(split),
             len(dataset),
             image_column,
             label_column,
