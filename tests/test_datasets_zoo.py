@@ -11,7 +11,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    List,
+    ReadInstruction,
+    Split,
+    Value,
+    load_dataset,
+)
 from datasets.exceptions import DatasetGenerationError
 from recipe_modules import RECIPES, load_recipe
 from tiny import NAMES, encode_image, tiny_dataset, tiny_image
@@ -419,6 +430,7 @@ def test_a_part_of_splits_is_reinforced_continued_joined_and_checked(recipe, mod
     assert said is None and f"{len(rows)} images, policy rrc" in capsys.readouterr().out
     assert run_recipe(recipe, "reinforce", tmp_path / "pets", models, plus, split=split) is None
     config = ReinforcementConfig.load(plus / "rrc")
+    split = split.replace(" ", "")
     assert config.source.split == split and config.split == "train" and config.source.num_rows == len(rows)
     assert [path.name for path in (plus / "rrc").glob("*.parquet")] == ["train-00000-of-00001.parquet"]
     for samples in (1, 2):  # again, and more of them
@@ -445,6 +457,41 @@ def test_a_part_of_splits_is_reinforced_continued_joined_and_checked(recipe, mod
         teacher_name_or_path=models / "teacher",
     )
     assert f"source.split: 'train', not {split!r}" in other
+
+
+@pytest.mark.parametrize(
+    ("split", "rows", "recorded"),
+    [
+        (ReadInstruction("train", to=50, unit="%"), 55, "train[:50%]"),
+        (ReadInstruction("train", to=50, unit="%", rounding="pct1_dropremainder"), 50, None),
+        ("train[:50%](pct1_dropremainder)", 50, "train[:50%](pct1_dropremainder)"),
+        (ReadInstruction("train", from_=3, to=5) + ReadInstruction("test"), 6, "train[3:5]+test"),
+        (Split.TEST, 4, "test"),
+    ],
+)
+def test_read_instructions_are_parts_too(tmp_path, split, rows, recorded):
+    from tiny import tiny_teacher
+
+    from hf_reinforce import load_policy, load_reinforced, reinforce
+    from hf_reinforce.loading import load_source
+    from hf_reinforce.splits import count_rows, split_text
+
+    source = str(tmp_path / "pets")
+    (tmp_path / "pets").mkdir()
+    tiny_dataset(110, formats=["PNG"]).to_parquet(tmp_path / "pets" / "train-00000-of-00001.parquet")
+    tiny_dataset(4).to_parquet(tmp_path / "pets" / "test-00000-of-00001.parquet")
+    part = load_source(source, split=split)
+    assert len(part) == rows == count_rows(split_text(split), {"train": 110, "test": 4})
+    options = {"num_samples": 1, "top_k": 2, "num_workers": 1, "source_name": source, "split": split}
+    folder = reinforce(part, tiny_teacher(), load_policy("rrc", 16), tmp_path / "plus", **options)
+    config = ReinforcementConfig.load(folder)
+    assert recorded in (None, config.source.split) and config.source.num_rows == rows
+    name = "test" if recorded == "test" else "train"
+    assert (
+        len(load_dataset(str(tmp_path / "plus"), "rrc", split=name))
+        == len(load_reinforced(str(tmp_path / "plus")))
+        == rows
+    )
 
 
 TEACH = {"policy": "rrc", "image_size": 32, "num_samples": 2, "top_k": 3, "num_workers": 1}
@@ -505,14 +552,14 @@ def test_publishing_refuses_paths_of_this_machine(recipe, models, tmp_path, colu
     assert run_recipe(recipe, "reinforce", tmp_path / "pets", models, plus) is None
     shard = plus / "rrc" / "train-00000-of-00001.parquet"
     path = {"bytes": None, "path": "/srv/images/mask.png"}
-    value = {"mask": path, "masks": [path], "record": {"depth": path}, "place": "/home/me/mask.png"}[column]
+    value = {"mask": path, "masks": [path], "record": {"depth": path}, "place": "/media/me/mask.png"}[column]
     table = pq.read_table(shard)
     rows = Dataset.from_dict({column: [None] * 5 + [value] * (ROWS - 5)}).data.table
     pq.write_table(table.append_column(column, rows.column(0)), shard)
     config = json.loads((shard.parent / "reinforcement.json").read_text())
     (shard.parent / "reinforcement.json").write_text(json.dumps({k: v for k, v in config.items() if k != "checksums"}))
     with pytest.raises(
-        ValueError, match=f"row 5 of the column '{column}' holds '/(srv|home)/.*mask.png', a path of this"
+        ValueError, match=f"row 5 of the column '{column}' holds '/(srv|media)/.*mask.png', a path of this"
     ):
         push_to_hub(plus, "me/plus", dry_run=True)
 
