@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
+from hf_reinforce.labels import check_labels
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions
 from hf_reinforce.reading import read_image, source_is_gone
@@ -127,7 +128,8 @@ class Reinforcer:
                 f"map with batch_size={PARTNER_BLOCK}, or a multiple of it."
             )
         source_rows = [offset + index if order is None else int(order[index]) for index in indices]
-        self._check_labels(batch, source_rows)
+        if self.label_column is not None:
+            self.check_labels(batch.column(self.label_column), self.teacher, source_rows)
         blocks: list[_Block] = []
         first = (offset + indices[0]) // PARTNER_BLOCK
         with ThreadPoolExecutor(self.num_workers) as pool, ThreadPoolExecutor(1) as stage:
@@ -144,16 +146,20 @@ class Reinforcer:
                 self.report(len(item[0]))
         return pa.concat_tables([self._table(block) for block in blocks])
 
-    def _check_labels(self, batch: pa.Table, rows: list[int]) -> None:
-        if self.label_column is None:
-            return
-        labels = batch.column(self.label_column).to_pylist()
-        for row, label in zip(rows, labels, strict=True):
-            if label is None or not 0 <= label < self.teacher.num_classes:
-                raise ValueError(
-                    f"Row {row} has the label {label}, but the teacher's classes are 0 to "
-                    f"{self.teacher.num_classes - 1}; fix the label, or reinforce without a label column."
-                )
+    @staticmethod
+    def check_labels(values: pa.ChunkedArray, teacher: Teacher, rows: Sequence[int] | None = None) -> None:
+        """Refuses labels that are no class of the teacher; null is none, and passes.
+
+        Args:
+            values: integers.
+            teacher: whose classes they are.
+            rows: of the source, default positions.
+
+        Raises:
+            ValueError: if there is one; the message names the first.
+        """
+        remedy = "fix the label, or reinforce without a label column: label_column='' (--label_column_name '')"
+        check_labels(values, teacher.num_classes, "the teacher's", remedy, rows, nulls=True)
 
     def _targets(self, views: Tensor, mixing: tuple[Tensor, dict[str, Tensor]] | None) -> Targets:
         pixels = views.to(self.device, non_blocking=True)

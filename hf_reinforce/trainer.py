@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_reinforce.dataset import batch_targets
+from hf_reinforce.dataset import ReinforcedDataset, batch_targets
 from hf_reinforce.ema import WeightAverage
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
@@ -43,8 +43,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         kwargs: as `transformers.Trainer`.
 
     Raises:
-        ValueError: if the method lacks its teacher, its targets or its labels, or the teacher has other classes than
-            the dataset, or other weights in another process.
+        TypeError: for a dataset of another kind.
+        ValueError: if the method lacks its teacher, its targets or its labels, if a label that it needs is no class,
+            or if the teacher has other classes than the dataset, or other weights in another process.
     """
 
     loss_is_scaled_for_ga = False
@@ -65,6 +66,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         if args.method == "online" and teacher is None:
             raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
+        _check_datasets(train_dataset, eval_dataset, args)
         if teacher is not None:
             names = getattr(getattr(train_dataset, "source", None), "class_names", None)
             teacher = teacher if teacher.fitted else teacher.with_classes(names)
@@ -257,6 +259,24 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.ema is not None:
             self.ema.load(resume_from_checkpoint)
+
+
+def _check_datasets(train_dataset: Any, eval_dataset: Any, args: KDTrainingArguments) -> None:
+    """Refuses other kinds of datasets, and before anything is spent labels that are needed and are no class."""
+    for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+        if type(dataset).__module__.partition(".")[0] == "datasets":
+            raise TypeError(
+                f"{name} is a {type(dataset).__name__}; pass what load_reinforced returns, or "
+                "AugmentedDataset(ImageSource.of(SPLIT), POLICY) of one split."
+            )
+    if isinstance(train_dataset, AugmentedDataset) and (args.method == "plain" or args.hard_label_weight):
+        source = train_dataset.source
+        if isinstance(train_dataset, ReinforcedDataset):
+            source = train_dataset.image_source()
+        if source.has_labels:
+            source.check_labels(name="The training set")
+    if isinstance(eval_dataset, AugmentedDataset) and eval_dataset.source.has_labels:
+        eval_dataset.source.check_labels(name="The evaluation set")
 
 
 class _RunningMetrics:
