@@ -78,14 +78,17 @@ class Teacher:
         own = [list(member.class_map or range(self._own_classes)) for member in self.members]
         return own if self.class_map is None else [[each[index] for index in self.class_map] for each in own]
 
-    def _with_maps(self, maps: Sequence[Sequence[int]], clash: str = "", fitted: bool = True) -> "Teacher":
-        """This teacher with other `_maps`, in the simplest form: one for all members where they are the same."""
+    def _with_maps(
+        self, maps: Sequence[Sequence[int]], clash: str = "", fitted: bool = True, listed: bool = False
+    ) -> "Teacher":
+        """This teacher with other `_maps`, in the simplest form: one for all members where they are the same, and none
+        where it says nothing, unless the user has `listed` it."""
         same = all(list(each) == list(maps[0]) for each in maps)
         plain = list(range(self._own_classes))
         own = [None if same or list(each) == plain else tuple(each) for each in maps]
         found = copy(self)
         found.members = tuple(replace(m, class_map=each) for m, each in zip(self.members, own, strict=True))
-        found.class_map = tuple(maps[0]) if same and list(maps[0]) != plain else None
+        found.class_map = tuple(maps[0]) if same and (listed or list(maps[0]) != plain) else None
         found.fitted, found._clash = fitted, clash
         return found
 
@@ -192,7 +195,7 @@ class Teacher:
                 f"class_map must give one teacher class in [0, {self.num_classes}) for each of the data set's "
                 f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}."
             )
-        return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries))
+        return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries), listed=True)
 
     def check_processes(self) -> None:
         """Refuses, in a run of several processes, a teacher that is not the same in all of them.

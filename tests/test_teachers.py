@@ -434,6 +434,11 @@ def test_a_wrong_class_map_is_refused(class_map, message):
         named_teacher().with_classes(("p", "q", "r"), class_map)
 
 
+def test_a_class_map_that_is_listed_is_recorded_although_it_changes_nothing():
+    assert named_teacher().with_classes(CLASSES, [0, 1, 2, 3, 4]).class_map == (0, 1, 2, 3, 4)
+    assert named_teacher().with_classes(CLASSES, "identity").class_map is None
+
+
 def test_without_labels_the_classes_are_the_teachers_own():
     assert named_teacher().with_classes(None).num_classes == 5
     assert named_teacher().with_classes(None, "identity").class_map is None
