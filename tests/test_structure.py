@@ -166,7 +166,7 @@ PUBLIC = {
     "reinforce",
 }
 
-MAX_LINES = 300
+MAX_LINES = 600
 LONGER: dict[str, str] = {}  # module: reason
 
 RESTRICTED = {"ml_dr.unpickling"}  # reads pickles of the original implementation, with a list of what may be in them
