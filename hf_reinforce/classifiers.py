@@ -1,7 +1,9 @@
 """One image classifier with its own preprocessing, loaded by name: a transformers or timm network, or a module."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_reinforce.class_words import some
 from hf_reinforce.local import resolve
-from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
+from hf_reinforce.network_records import channels, class_names
+from hf_reinforce.preprocessing import (
+    Preprocessing,
+    for_channels,
+    luma,
+    processor_preprocessing,
+    timm_preprocessing,
+)
 from hf_reinforce.weights import WeightReport, loading, outside_body, read_state, watched_loads, weight_hash
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class Member:
         checkpoint: file of its weights, where it is a bare timm architecture.
         weight: share of its probabilities in the ensemble, before normalisation.
         weight_hash: xxh3-64, hex, of its weights as they were loaded.
+        class_map: the index of its class for each class of the teacher; None: the same.
     """
 
     model: nn.Module
@@ -39,6 +52,7 @@ class Member:
     checkpoint: str | None = None
     weight: float = 1.0
     weight_hash: str = ""
+    class_map: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -57,27 +71,64 @@ class Member:
             self.preprocessing,
             self.weight,
             self.weight_hash,
+            self.class_map,
             dtype,
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits [B, C] in float32 for views [B, 3, S, S] with values 0 to 255."""
+        """Logits [B, C] in float32 for views [B, 3, S, S] with values 0 to 255.
+
+        Raises:
+            ValueError: if the network answers with something else.
+        """
         parameter = next(self.model.parameters(), None)
+        if len(self.preprocessing.mean) == 1:  # a network of grey images
+            images = luma(images)
         inputs = self.preprocessing(images).contiguous(memory_format=torch.channels_last)
         output = self.model(inputs if parameter is None else inputs.to(parameter.dtype))
-        logits: Tensor = output.logits if hasattr(output, "logits") else output
+        if isinstance(output, Mapping):
+            output = output.get("logits")
+        logits: Any = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+            found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(
+                f"The network {self.name} answers with {found}, not with logits [images, classes] or an output that "
+                "has them as `logits`; wrap it in a module that returns these."
+            )
         return logits.float()
 
+    def count_classes(self) -> int:
+        """How many classes it tells apart, from its answer to a black view.
 
-def architecture(model: nn.Module) -> str:
-    """What kind of network it is: timm's name of it, e.g. `resnet10t`, else its class."""
-    sources = (getattr(model, "config", None), getattr(model, "pretrained_cfg", None))
-    found = [item.get("architecture") for item in map(_as_dict, sources)]
-    return next((str(name) for name in found if name), type(model).__name__)
-
-
-def _as_dict(config: Any) -> Mapping[str, Any]:
-    return config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
+        Raises:
+            ValueError: if it is no classifier: it has no head, cannot answer, or answers with something else than
+                finite logits; or if it has names for more or fewer classes.
+        """
+        inner: Any = getattr(self.model, "timm_model", self.model)
+        if getattr(inner, "num_classes", None) == 0:
+            raise ValueError(f"{self.name} has no classifier (num_classes is 0), only features; name one that has.")
+        device = next(self.model.parameters(), torch.empty(0)).device
+        size = self.preprocessing.image_size
+        try:
+            with torch.inference_mode():
+                logits = self.logits(torch.zeros(1, 3, size, size, device=device))
+        except Exception as error:  # whatever a network raises for an input that is not its own
+            if isinstance(error, ValueError) and self.name in str(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"The network {self.name} cannot answer to a view of {size}x{size} pixels "
+                f"({type(error).__name__}: {reason}); pass the preprocessing= that it needs, or name another one."
+            ) from error
+        count = logits.shape[1]
+        if logits.log_softmax(-1).isnan().any():
+            raise ValueError(f"The network {self.name} answers to a black view with numbers that are not finite.")
+        if self.class_names and len(self.class_names) != count:
+            raise ValueError(
+                f"The network {self.name} has names for {len(self.class_names)} classes "
+                f"({some(self.class_names)}), but answers with {count}; mend its config.json."
+            )
+        return count
 
 
 def _reload(
@@ -87,18 +138,31 @@ def _reload(
     preprocessing: Preprocessing,
     weight: float,
     expected: str,
+    class_map: tuple[int, ...] | None,
     dtype: torch.dtype,
 ) -> Member:
     member = named_member(name, checkpoint, revision)
     if member.weight_hash != expected:
         raise ValueError(f"The weights of {name} have changed since they were first loaded; start again.")
     member.model.to(dtype=dtype)
-    return replace(member, preprocessing=preprocessing, weight=weight)
+    return replace(member, preprocessing=preprocessing, weight=weight, class_map=class_map)
 
 
 def module_member(model: nn.Module) -> Member:
-    """A module as a member, with its timm preprocessing where it has one."""
-    return Member(model, timm_preprocessing(getattr(model, "pretrained_cfg", None)), type(model).__name__, "module")  # type: ignore[arg-type]
+    """A module as a member, with its timm preprocessing and the names of its classes where it has them.
+
+    The member has a copy, so that training mode and gradients of the caller's module stay as they are, and what is
+    trained afterwards does not change the teacher.
+    """
+    try:
+        own = deepcopy(model)
+    except Exception as error:  # whatever a module holds that cannot be copied
+        logger.warning(
+            "%s cannot be copied (%s), so it is itself set to evaluation mode and frozen.", type(model).__name__, error
+        )
+        own = model
+    preprocessing = timm_preprocessing(getattr(model, "pretrained_cfg", None))
+    return Member(own, preprocessing, type(model).__name__, "module", class_names(model))  # type: ignore[arg-type]
 
 
 def named_member(name: str, checkpoint: str | None, revision: str | None, head: bool = True) -> Member:
@@ -160,10 +224,11 @@ def _load_transformers(name: str, path: str, revision: str | None) -> tuple[Memb
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused with the others
     )
+    model.config.return_dict = True  # some are saved to answer with tuples
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
     preprocessing = timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
-    names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    member = Member(model, preprocessing, name, "transformers", tuple(names), revision)  # type: ignore[arg-type]
+    preprocessing = for_channels(preprocessing, channels(model), name)
+    member = Member(model, preprocessing, name, "transformers", class_names(model), revision)  # type: ignore[arg-type]
     return member, WeightReport.of(info)
 
 
@@ -175,9 +240,8 @@ def _load_timm(name: str, path: str, revision: str | None) -> tuple[Member, Weig
         model = timm.create_model(location, pretrained=True)
     if len(loads) != 1:  # weights of another framework, which a network of timm reads in a way of its own
         raise ValueError(f"The weights of {name} are no state dict; save them as one, as safetensors.")
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    preprocessing = timm_preprocessing(model.pretrained_cfg)
-    member = Member(model, preprocessing, name, "timm", tuple(names) if names else None, revision)  # type: ignore[arg-type]
+    preprocessing = for_channels(timm_preprocessing(model.pretrained_cfg), channels(model), name)
+    member = Member(model, preprocessing, name, "timm", class_names(model), revision)  # type: ignore[arg-type]
     return member, loads[0]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_reinforce.answers import logits_of, try_network
-from hf_reinforce.classifiers import architecture
+from hf_reinforce.network_records import architecture
 from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.students import student_preprocessing
 
@@ -52,8 +52,8 @@ def check_fit(
     for size in dict.fromkeys(_size(dataset) for dataset in (train, evaluation) if dataset is not None):
         own = preprocessing or student_preprocessing(model, size)
         hint = (
-            f"It sees them at {own.image_size} pixels: choose the side that it takes with preprocessing= (--input_size), "
-            "or another network. Grey images have three channels here, too."
+            f"It sees them at {own.image_size} pixels: choose the side that it takes with preprocessing= "
+            "(--input_size), or another network. Grey images have three channels here, too."
         )
         answer = lambda views: student_logits(model, model, views, preprocessing)[0]
         count = try_network(model, answer, name, size, hint)

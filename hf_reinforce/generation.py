@@ -157,6 +157,8 @@ def reinforce(
     existing = ReinforcementConfig.load(folder) if (folder / CONFIG_FILE).exists() else None
     run = Run(dataset, reinforcer, config, folder, existing)
     run.check()
+    with _together(state, folder):
+        teacher.check_processes()
     with _together(state, folder), state.main_process_first():
         if state.is_main_process:
             run.start()

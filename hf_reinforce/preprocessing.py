@@ -1,7 +1,7 @@
 """How a network wants its input: size, normalisation and evaluation crop, as timm or transformers record them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,29 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """`(images - mean) / std` per channel, for float images [B, 3, H, W] in [0, 1]."""
     shift = torch.tensor(mean, device=images.device).view(-1, 1, 1)
     return (images - shift) / torch.tensor(std, device=images.device).view(-1, 1, 1)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Grey images [B, 1, H, W] of colour images [B, 3, H, W], as Pillow weighs the channels (ITU-R 601)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images.float() * weights).sum(1, keepdim=True)
+
+
+def for_channels(preprocessing: Preprocessing | None, channels: int, name: str) -> Preprocessing | None:
+    """The preprocessing of the network `name`, whose images have so many channels; for grey ones with one mean.
+
+    Raises:
+        ValueError: if images in colour cannot be made into such.
+    """
+    if preprocessing is None or channels == 3:
+        return preprocessing
+    mean, std = set(preprocessing.mean), set(preprocessing.std)
+    if channels != 1 or len(mean) > 1 or len(std) > 1:
+        raise ValueError(
+            f"{name} takes images of {channels} channels with the means {preprocessing.mean}; there must be three "
+            "channels, or one for grey images with a single mean and standard deviation."
+        )
+    return replace(preprocessing, mean=tuple(mean), std=tuple(std))
 
 
 def timm_preprocessing(cfg: Mapping[str, Any] | None) -> Preprocessing | None:

@@ -90,6 +90,10 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
         self.add_callback(TrainingTime())
+        if teacher is not None:
+            names = getattr(getattr(train_dataset, "source", None), "class_names", None)
+            teacher = teacher if teacher.fitted else teacher.with_classes(names)
+            teacher.check_processes()
         self.teacher = None if teacher is None else teacher.to(args.device)
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         if self.ema is not None:

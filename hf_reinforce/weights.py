@@ -194,8 +194,8 @@ def read_state(name: str, file: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         keys = f" with the keys {_few(tuple(map(str, state)))}" if isinstance(state, Mapping) else ""
         raise ValueError(
-            f"{file} does not hold tensors by name, but a {type(state).__name__}{keys}; save the state dict alone, as "
-            "safetensors."
+            f"{file}, the checkpoint of {name}, does not hold tensors by name, but a {type(state).__name__}{keys}; "
+            "save the state dict alone, as safetensors."
         )
     return dict(state)
 

@@ -64,6 +64,7 @@ def verify(args):
             named_member(name, args.teacher_checkpoint, teacher["revision"]),
             preprocessing=preprocessing_from(teacher["preprocessing"]),
             weight=teacher["weight"],
+            class_map=teacher.get("class_map"),
         )
         for name, teacher in zip(names, config.teachers, strict=True)
     ]

@@ -70,9 +70,12 @@ def evaluate_task(
         name: name of the data set, for the progress bar.
 
     Raises:
-        ValueError: if an image cannot be read, or the model answers with numbers that are not finite.
+        ValueError: if an image cannot be read, the model answers with numbers that are not finite, or the processes
+            have different ones.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        model.check_processes()
     try:
         part: _Part | Exception = _evaluate_part(model, task, settings, name, world)
     except (ValueError, OSError) as error:
