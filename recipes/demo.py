@@ -14,7 +14,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import option, parse
+from arguments import one_line_errors, option, parse
 
 METHODS = ("plain", "online", "reinforced")
 HELD_OUT = 600
@@ -32,6 +32,7 @@ class DemoArguments:
     teacher: str = option("timm architecture of the teacher.", "resnet18")
 
 
+@one_line_errors
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here; nothing is looked up
     (args,) = parse(__doc__, [DemoArguments])

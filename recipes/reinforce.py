@@ -11,7 +11,9 @@ Run the same command again to continue after an interruption, or with a larger -
 import logging
 from dataclasses import dataclass
 
-from arguments import class_map, one_line_errors, option, parse, required
+from arguments import class_map, given, one_line_errors, option, parse, required
+from checks import check_device
+from unused import REINFORCE, say_unused
 
 
 @dataclass
@@ -48,6 +50,8 @@ class ReinforceArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
+    check_device(args.device)
+    say_unused(REINFORCE, (args,), given())
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source

@@ -8,7 +8,9 @@ cost 1e-4; more means that the target does not belong to the pixels.
 
 from dataclasses import dataclass, replace
 
-from arguments import one_line_errors, option, parse, required, write_json
+from arguments import given, one_line_errors, option, parse, required, write_json
+from checks import check_device
+from unused import VERIFY, say_unused
 
 
 @dataclass
@@ -28,6 +30,7 @@ class VerifyArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [VerifyArguments])
+    check_device(args.device)
     if args.output_json:
         write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
     result = verify(args)
@@ -44,7 +47,8 @@ def verify(args):
     from tqdm.auto import tqdm
 
     from hf_reinforce import Teacher, load_reinforced
-    from hf_reinforce.classifiers import named_member, preprocessing_from
+    from hf_reinforce.classifiers import named_member
+    from hf_reinforce.preprocessing import preprocessing_from
     from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
     dataset = load_reinforced(
@@ -55,10 +59,16 @@ def verify(args):
         accept_pixel_mismatch=args.accept_pixel_mismatch,
     )
     config = dataset.config
+    say_unused(VERIFY, (args,), given(), embedded=config.embed_images)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not all(teacher["weight_hash"] for teacher in config.teachers):
         raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
     names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
+    if len(names) != len(config.teachers):
+        raise ValueError(
+            f"{args.dataset_name} has the answers of {len(config.teachers)} teachers, but --teacher_name_or_path "
+            f"names {len(names)}; name as many, in the same order."
+        )
     members = [
         replace(
             named_member(name, args.teacher_checkpoint, teacher["revision"]),
