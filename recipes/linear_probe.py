@@ -68,12 +68,14 @@ def splits(args):
         rows = load_source(args.dataset_name, args.dataset_config_name, split)
         if limit is not None and limit < len(rows):
             rows = rows.shuffle(args.seed).select(range(limit)) if not sources else rows.select(range(limit))
-        source = ImageSource.of(rows, args.image_column_name, args.label_column_name)
+        names = sources[0].class_names if sources else None
+        source = ImageSource.of(rows, args.image_column_name, args.label_column_name, names)
         if not len(source) or not source.has_labels or not source.class_names:
             raise ValueError(
                 f"{args.dataset_name}, split {split!r}, has no rows or no ClassLabel column to probe with; name "
                 "another split, or one with --label_column_name."
             )
+        source.check_labels(name=f"{args.dataset_name}, split {split!r}")
         sources.append(source)
     names = [source.class_names for source in sources]
     if names[0] != names[1]:

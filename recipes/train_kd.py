@@ -29,7 +29,7 @@ class DataArguments:
     eval_dataset_config_name: str | None = option("Its configuration, default the source's.")
     eval_split: str | None = option("Split to evaluate on, e.g. test; none without it.")
     image_column_name: str | None = option("Image column, default the only one.")
-    label_column_name: str | None = option("Label column, default the only ClassLabel column.")
+    label_column_name: str | None = option("Label column, also of texts; default the only ClassLabel column.")
     max_train_samples: int | None = option("Train on the first so many rows.")
     max_eval_samples: int | None = option("Evaluate on the first so many rows.")
     policy: str | None = option("Named policy or YAML file, for a data set that is not reinforced.")
@@ -84,7 +84,10 @@ def main() -> None:
     names = stored.class_names if stored else train.source.class_names
     num_labels = stored.num_classes if stored else len(names or [])
     if not num_labels:
-        raise ValueError(f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it.")
+        raise ValueError(
+            f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it; name a column of "
+            "texts with --label_column_name, if there is one."
+        )
     view_size = data.image_size or train.policy.image_size
     input_size = model_args.input_size or view_size
     model = create_student(
@@ -99,7 +102,7 @@ def main() -> None:
         model,
         args,
         train_dataset=train,
-        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, view_size), commit),
+        eval_dataset=evaluation_data(data, train, names, num_labels, student_preprocessing(model, view_size), commit),
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
@@ -208,7 +211,7 @@ def training_data(data, replayed, seed, commit):
     return AugmentedDataset(source, load_policy(data.policy, data.image_size or 224), data.image_size, seed)
 
 
-def evaluation_data(data, train, names, preprocessing, commit):
+def evaluation_data(data, train, names, num_labels, preprocessing, commit):
     """The evaluation set, None without `eval_split`; its classes must be the student's."""
     from hf_reinforce import AugmentedDataset, ImageSource
     from hf_reinforce.hub import load_source
@@ -225,13 +228,20 @@ def evaluation_data(data, train, names, preprocessing, commit):
     if data.max_eval_samples is not None:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
     policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
-    source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
+    record = train.config.source if hasattr(train, "config") else None
+    image, label = data.image_column_name, data.label_column_name
+    if record and image is None and record.image_column in rows.column_names:  # the columns that were reinforced
+        image = record.image_column
+    if record and label is None and record.label_column in rows.column_names:
+        label = record.label_column
+    source = ImageSource.of(rows, image, label, names)
     if names and source.class_names and list(source.class_names) != list(names):
         raise ValueError(
             f"{name}, split {data.eval_split!r}, has {len(source.class_names)} classes ({source.class_names[0]}, ...) "
             f"that are not the student's {len(names)} ({names[0]}, ...); choose another --eval_dataset_name, or "
             "evaluate with recipes/evaluate.py and a --class_map."
         )
+    source.check_labels(num_labels, f"{name}, split {data.eval_split!r}")
     return AugmentedDataset(source, policy)
 
 

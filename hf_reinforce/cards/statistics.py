@@ -90,7 +90,7 @@ def measure(folder: Path, config: ReinforcementConfig) -> Statistics:
     Raises:
         ValueError: if a shard is damaged.
     """
-    shards = shard_files(folder, config.source.split)
+    shards = shard_files(folder, config.split)
     sums = _Sums(config)
     for batch in _rows(shards, config):
         sums.add(batch)

@@ -23,7 +23,7 @@ from hf_reinforce.ml_dr.unpickling import read_members
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.sources import find_columns
+from hf_reinforce.sources import prepare
 
 _PREVIEW_IMAGES = 3
 
@@ -80,7 +80,7 @@ def import_ml_dr(
     missing = [str(path) for path in paths if not path.exists()]
     if missing or not paths or not len(dataset):
         raise ValueError(f"There must be archives and images to import; missing: {missing or 'any'}.")
-    image_column, label_column = find_columns(dataset.features, image_column, label_column)
+    dataset, image_column, label_column = prepare(dataset, image_column, label_column)
     original = {} if policy is not None else _find_config(paths)
     augmentation = original.get("reinforce", {}).get("image_augmentation", {})
     policy = policy or policy_of(augmentation)
@@ -108,7 +108,7 @@ def import_ml_dr(
             source_name and recorded_name(source_name),
             source_config,
             source_revision,
-            split,
+            str(split),
             len(dataset),
             image_column,
             label_column,
