@@ -27,9 +27,6 @@ from hf_reinforce.teachers import Teacher
 _Views = tuple[Tensor, tuple[Tensor, dict[str, Tensor]] | None]
 """Views uint8 [V, 3, S, S]; for a policy that mixes, each one's partner [V] and the mixing parameters."""
 
-MOST_TOP_K = 10
-"""Classes that are stored where nobody says how many; the paper's."""
-
 
 class Reinforcer:
     """Adds reinforcement columns to batches of a data set.
@@ -45,8 +42,7 @@ class Reinforcer:
         teacher: answers to the views.
         policy: makes the views.
         num_samples: N, reinforcements per image, >= 1.
-        top_k: K, classes stored per reinforcement, 1 <= K <= the teacher's classes; default `MOST_TOP_K` of them, or
-            all where there are fewer.
+        top_k: K, classes stored per reinforcement, 1 <= K <= C, the teacher's classes; default min(10, C).
         seed: seed of the augmentation parameters.
         image_column: the image column.
         label_column: the integer label column, checked against the teacher's classes; None without labels.
@@ -81,7 +77,7 @@ class Reinforcer:
     ) -> None:
         if num_samples <= first_sample:
             raise ValueError(f"num_samples must be at least {first_sample + 1}, not {num_samples}.")
-        top_k = min(MOST_TOP_K, teacher.num_classes) if top_k is None else top_k
+        top_k = min(10, teacher.num_classes) if top_k is None else top_k
         if not 1 <= top_k <= teacher.num_classes:
             raise ValueError(f"top_k must lie between 1 and the {teacher.num_classes} classes, not {top_k}.")
         if on_error not in ("raise", "skip"):
