@@ -44,9 +44,7 @@ def parse(
     own = all(action.dest != "log_level" for action in parser._actions)  # transformers.TrainingArguments has it too
     if own:
         parser.add_argument("--log_level", choices=_LOG_LEVELS)
-    if is_file(argv):
-        known_flags(_flags_of_file(argv[0]), parser, f" in {argv[0]}")
-    parsed = parser.parse_args_into_dataclasses(args=known_flags(with_file(argv), parser), look_for_args_file=False)
+    parsed = parser.parse_args_into_dataclasses(args=known_words(argv, parser), look_for_args_file=False)
     check_values(parsed)
     levels = next(values for values in parsed if hasattr(values, "log_level"))
     start_logging(levels.log_level, getattr(levels, "log_level_replica", "warning"))
@@ -63,6 +61,17 @@ def flag_parser(classes: Sequence[type]) -> Any:
     parser = HfArgumentParser(classes, allow_abbrev=False)
     parser.error = error
     return parser
+
+
+def known_words(argv: list[str], parser: Any) -> list[str]:
+    """The arguments with those of their file, all of whose flags the parser knows.
+
+    Raises:
+        ValueError: as `known_flags` and `with_file`.
+    """
+    if is_file(argv):
+        known_flags(_flags_of_file(argv[0]), parser, f" in {argv[0]}")
+    return known_flags(with_file(argv), parser)
 
 
 def given(first: str | None = None) -> set[str]:

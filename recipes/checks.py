@@ -60,10 +60,18 @@ def check_values(parsed: Sequence[Any]) -> None:
                 if least is not None and isinstance(number, (int, float)) and not number >= least:
                     raise ValueError(f"--{field.name} must be at least {least}, not {number}.")
     for values in parsed:
-        if folder := getattr(values, "output_dir", None):
-            there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-            if not there.is_dir() or not os.access(there, os.W_OK):
-                raise ValueError(f"--output_dir {folder}: {there} is no folder to write to; choose another one.")
+        for flag in ("output_dir", "output_json"):
+            if written := getattr(values, flag, None):
+                _check_place(flag, Path(written))
+
+
+def _check_place(flag: str, path: Path) -> None:
+    folder = path if flag == "output_dir" else path.absolute().parent
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--{flag} {path}: {there} is no folder to write to; choose another one.")
+    if flag != "output_dir" and path.is_dir():
+        raise ValueError(f"--{flag} {path} is a folder; name a file.")
 
 
 def check_device(name: str | None) -> None:

@@ -18,6 +18,7 @@ from arguments import one_line_errors, option, parse
 
 METHODS = ("plain", "online", "reinforced")
 HELD_OUT = 600
+IN_TRAINING = 1797 - HELD_OUT
 
 
 @dataclass
@@ -36,7 +37,15 @@ class DemoArguments:
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here; nothing is looked up
     (args,) = parse(__doc__, [DemoArguments])
+    import timm
     import transformers
+
+    unknown = [name for name in (args.student, args.teacher) if not timm.is_model(name)]
+    if unknown or args.train_size > IN_TRAINING:
+        raise ValueError(
+            f"--student and --teacher are timm architectures, and --train_size is at most {IN_TRAINING}; found "
+            f"{', '.join(unknown) or args.train_size}."
+        )
 
     from hf_reinforce import load_policy, load_reinforced, load_teacher, reinforce
 

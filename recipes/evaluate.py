@@ -48,8 +48,6 @@ def main() -> None:
         raise ValueError("Name either a data set with --dataset_name, or a --suite.")
     check_device(args.device)
     say_unused(EVALUATE, (args,), given())
-    if args.output_json:
-        write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
     if args.output_dir:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 

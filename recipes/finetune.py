@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import train_kd
-from arguments import flag_parser, given, one_line_errors, option, parse, with_file, write_json
-from checks import check_values, known_flags
+from arguments import flag_parser, given, known_words, one_line_errors, option, parse, write_json
+from checks import check_values
 from train_kd import DataArguments, ModelArguments, training_classes
 from unused import FINETUNE, say_unused
 
@@ -72,7 +72,7 @@ def read_flags(argv, classes):
     from hf_reinforce.hub import is_reinforced
 
     parser, asked = flag_parser([*classes, *training_classes()]), given()
-    argv = known_flags(with_file(argv), parser)
+    argv = known_words(argv, parser)
     replaced = {name for name, other in INSTEAD.items() if other in asked}
     defaults = {name: value for name, value in DEFAULTS.items() if name not in asked | replaced}
     argv = [*argv, *(word for name, value in defaults.items() for word in (f"--{name}", str(value)))]

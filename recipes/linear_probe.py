@@ -40,8 +40,6 @@ def main() -> None:
     say_unused(PROBE, (args,), given())
     if any(strength <= 0 for strength in args.strengths):
         raise ValueError(f"--strengths are values of C > 0, not {args.strengths}.")
-    if args.output_json:
-        write_json(args.output_json, [])  # a file that cannot be written is noticed before the work
     from hf_reinforce.transfer.extras import optional
 
     optional("sklearn.linear_model")  # a missing package, too
