@@ -118,7 +118,7 @@ def estimate(
     policy: AugmentationPolicy,
     *,
     num_samples: int,
-    top_k: int = 10,
+    top_k: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_map: ClassMap | None = None,

@@ -45,7 +45,7 @@ def reinforce(
     output_dir: str | Path,
     *,
     num_samples: int,
-    top_k: int = 10,
+    top_k: int | None = None,
     seed: int = 0,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -73,7 +73,7 @@ def reinforce(
         policy: see `load_policy`.
         output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
         num_samples: N, reinforcements per image.
-        top_k: K, classes stored per reinforcement.
+        top_k: K, classes stored per reinforcement, default 10, or all where there are fewer.
         seed: seed of the augmentation parameters.
         image_column: default: the only image column.
         label_column: of class indices, null where unknown, or of texts that name classes; default: the only
@@ -142,7 +142,7 @@ def reinforce(
     config = ReinforcementConfig(
         policy=policy,
         num_samples=num_samples,
-        top_k=top_k,
+        top_k=reinforcer.top_k,
         num_classes=teacher.num_classes,
         class_names=tuple(names) if names else teacher.class_names,
         seed=seed,

@@ -42,7 +42,7 @@ class Reinforcer:
         teacher: answers to the views.
         policy: makes the views.
         num_samples: N, reinforcements per image, >= 1.
-        top_k: K, classes stored per reinforcement, 1 <= K <= the teacher's classes.
+        top_k: K, classes stored per reinforcement, 1 <= K <= C, the teacher's classes; default min(10, C).
         seed: seed of the augmentation parameters.
         image_column: the image column.
         label_column: the integer label column, checked against the teacher's classes; None without labels.
@@ -64,7 +64,7 @@ class Reinforcer:
         teacher: Teacher,
         policy: AugmentationPolicy,
         num_samples: int,
-        top_k: int = 10,
+        top_k: int | None = None,
         seed: int = 0,
         image_column: str = "image",
         label_column: str | None = None,
@@ -77,6 +77,7 @@ class Reinforcer:
     ) -> None:
         if num_samples <= first_sample:
             raise ValueError(f"num_samples must be at least {first_sample + 1}, not {num_samples}.")
+        top_k = min(10, teacher.num_classes) if top_k is None else top_k
         if not 1 <= top_k <= teacher.num_classes:
             raise ValueError(f"top_k must lie between 1 and the {teacher.num_classes} classes, not {top_k}.")
         if on_error not in ("raise", "skip"):

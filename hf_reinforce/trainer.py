@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_reinforce.dataset import ReinforcedDataset, batch_targets
 from hf_reinforce.ema import WeightAverage
+from hf_reinforce.fitting import check_fit, student_logits
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.preprocessing import Preprocessing
@@ -44,8 +45,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         TypeError: for a dataset of another kind.
-        ValueError: if the method lacks its teacher, its targets or its labels, if a label that it needs is no class,
-            or if the teacher has other classes than the dataset, or other weights in another process.
+        ValueError: if the method lacks its teacher, its targets or its labels, or a label that it needs is no class;
+            if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`; or if the
+            teacher has other weights in another process.
     """
 
     loss_is_scaled_for_ga = False
@@ -74,6 +76,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
+        check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
         self._resident = None
         if args.images_on_device and train_dataset is not None:
             if isinstance(train_dataset, ReinforcedStream):
@@ -143,10 +146,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         return images
 
     def _logits(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
-        student = self.accelerator.unwrap_model(model)
-        preprocessing = self._preprocessing or student_preprocessing(student, images.shape[-1])
-        outputs: Any = model(preprocessing(images).contiguous(memory_format=torch.channels_last))
-        return (outputs.logits if hasattr(outputs, "logits") else outputs), outputs
+        logits, outputs = student_logits(model, self.accelerator.unwrap_model(model), images, self._preprocessing)
+        return logits, outputs
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None

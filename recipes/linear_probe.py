@@ -5,7 +5,9 @@ python recipes/linear_probe.py --model_name_or_path outputs/student --dataset_na
 
 from dataclasses import dataclass, replace
 
-from arguments import one_line_errors, option, parse, required, write_json
+from arguments import given, one_line_errors, option, parse, required, write_json
+from checks import check_device
+from unused import PROBE, say_unused
 
 
 @dataclass
@@ -34,8 +36,10 @@ class ProbeArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ProbeArguments])
-    if args.output_json:
-        write_json(args.output_json, [])  # a file that cannot be written is noticed before the work
+    check_device(args.device)
+    say_unused(PROBE, (args,), given())
+    if any(strength <= 0 for strength in args.strengths):
+        raise ValueError(f"--strengths are values of C > 0, not {args.strengths}.")
     from hf_reinforce.transfer.extras import optional
 
     optional("sklearn.linear_model")  # a missing package, too
@@ -90,6 +94,10 @@ def probe(args, name, train, test):
 
     member = named_member(name, args.model_checkpoint, args.model_revision, head=False)
     own = member.preprocessing
+    if own is None:
+        raise ValueError(
+            f"{name} does not say how it wants its images; put its preprocessor_config.json beside its weights."
+        )
     size = args.image_size or own.image_size
     member = replace(member, preprocessing=replace(own, image_size=size))
     policy = evaluation_policy(**own.framing(size, args.crop_pct))

@@ -11,7 +11,9 @@ Run the same command again to continue after an interruption, or with a larger -
 import logging
 from dataclasses import dataclass
 
-from arguments import class_map, one_line_errors, option, parse, required
+from arguments import class_map, given, one_line_errors, option, parse, required
+from checks import check_device
+from unused import REINFORCE, say_unused
 
 
 @dataclass
@@ -33,7 +35,7 @@ class ReinforceArguments:
     policy: str = option("Named policy, or a YAML file.", "randaug")
     image_size: int = option("Side of a view in pixels, for a named policy.", 224)
     num_samples: int = option("N, reinforcements per image.", 50)
-    top_k: int = option("K, stored classes per reinforcement.", 10)
+    top_k: int | None = option("K, stored classes per reinforcement, default 10, or all where there are fewer.")
     seed: int = option("Seed of the augmentation parameters.", 0)
     max_samples: int | None = option("Reinforce the first so many rows.")
     shard_size: int = option("Rows per Parquet file.", 4096)
@@ -48,6 +50,8 @@ class ReinforceArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
+    check_device(args.device)
+    say_unused(REINFORCE, (args,), given())
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source

@@ -8,7 +8,9 @@ cost 1e-4; more means that the target does not belong to the pixels.
 
 from dataclasses import dataclass, replace
 
-from arguments import one_line_errors, option, parse, required, write_json
+from arguments import given, one_line_errors, option, parse, required, write_json
+from checks import check_device
+from unused import VERIFY, say_unused
 
 
 @dataclass
@@ -28,8 +30,7 @@ class VerifyArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [VerifyArguments])
-    if args.output_json:
-        write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
+    check_device(args.device)
     result = verify(args)
     for name, value in result.items():
         print(f"{name:14} {value}")
@@ -57,10 +58,16 @@ def verify(args):
         accept_pixel_mismatch=args.accept_pixel_mismatch,
     )
     config = dataset.config
+    say_unused(VERIFY, (args,), given(), embedded=config.embed_images)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not all(teacher["weight_hash"] for teacher in config.teachers):
         raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
     names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
+    if len(names) != len(config.teachers):
+        raise ValueError(
+            f"{args.dataset_name} has the answers of {len(config.teachers)} teachers, but --teacher_name_or_path "
+            f"names {len(names)}; name as many, in the same order."
+        )
     members = []
     for name, teacher in zip(names, config.teachers, strict=True):
         own = preprocessing_from(teacher["preprocessing"])

@@ -102,6 +102,7 @@ ORDER = [
     "ml_dr",
     "heads",
     "students",
+    "fitting",
     "schedules",
     "ema",
     "training_arguments",

@@ -80,7 +80,7 @@ def test_probe_recipe_refuses_other_classes(student, images, tmp_path, monkeypat
     flags = ["--model_name_or_path", student, "--dataset_name", tmp_path, "--label_column_name", "label"]
     with pytest.raises(SystemExit, match="error: "):
         run("linear_probe", flags, monkeypatch)
-    with pytest.raises(SystemExit, match="no rows"):
+    with pytest.raises(SystemExit, match="--max_eval_samples must be at least 1"):
         run("linear_probe", [*flags[:2], "--dataset_name", images, "--max_eval_samples", 0], monkeypatch)
 
 
