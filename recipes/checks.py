@@ -56,6 +56,8 @@ def check_values(parsed: Sequence[Any]) -> None:
             least = _LEAST.get(field.name)
             if value == "" and default != "" and field.name != "label_column_name":
                 raise ValueError(f"--{field.name} is empty; give it a value, or leave it out.")
+            if field.name == "crop_pct" and value is not None and not 0 < value <= 1:
+                raise ValueError(f"--crop_pct must lie above 0 and be at most 1, not {value}.")
             for number in value if isinstance(value, list) else [value]:
                 if least is not None and isinstance(number, (int, float)) and not number >= least:
                     raise ValueError(f"--{field.name} must be at least {least}, not {number}.")

@@ -7,7 +7,6 @@ Nothing inside the archive is executed. Run the same command again to continue a
 says what is needed and what is carried over.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +74,16 @@ def read_id_map(args, dataset):
         from hf_reinforce.ml_dr.images import image_folder_order
 
         return image_folder_order(dataset, args.file_name_column_name, args.image_column_name, args.label_column_name)
+    from hf_reinforce.documents import read_document
+
     if args.id_map.endswith(".npy"):
         import numpy as np
 
-        return np.load(args.id_map, allow_pickle=False)
-    rows = json.loads(Path(args.id_map).read_text(encoding="utf-8"))
+        try:
+            return np.load(args.id_map, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{args.id_map} holds no numbers ({error}); save an array of integers.") from error
+    rows = read_document(Path(args.id_map))
     if not isinstance(rows, list):
         raise ValueError(f"{args.id_map} must be a JSON list with a row, or null, for each index of the archive.")
     return [-1 if row is None else row for row in rows]

@@ -51,6 +51,28 @@ class Run:
     alone: bool = False
 
 
+def read_study(path: Path) -> dict[str, Any]:
+    """The contents of a study's file.
+
+    Raises:
+        ValueError: if there is none, or it lacks what a study has.
+    """
+    from hf_reinforce.documents import read_document
+
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}; recipes/cifar100_plus/study.yaml is one.")
+    study = read_document(path)
+    expected = {"output_dir": str, "sizes": dict, "stages": dict}
+    wrong = [
+        key for key, kind in expected.items() if not isinstance(study, dict) or not isinstance(study.get(key), kind)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} is no study: it needs output_dir, sizes by name and stages by name, and lacks {', '.join(wrong)}."
+        )
+    return study
+
+
 class Stopped(Exception):
     """The time is up."""
 
@@ -212,11 +234,7 @@ class Runner:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [StudyArguments])
-    import yaml
-
-    if not Path(args.study).exists():
-        raise ValueError(f"There is no file {args.study}; recipes/cifar100_plus/study.yaml is one.")
-    study = yaml.safe_load(Path(args.study).read_text(encoding="utf-8"))
+    study = read_study(Path(args.study))
     runs = runs_of(study, args.size, args.stages)
     deadline = args.minutes and time.monotonic() + 60 * args.minutes
     folder = Path(study["output_dir"]) / args.size

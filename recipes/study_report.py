@@ -33,6 +33,8 @@ class ReportArguments:
 def main() -> None:
     from study_pictures import draw, draw_calibration, draw_stages
 
+    from hf_reinforce.documents import read_document
+
     (args,) = parse(__doc__, [ReportArguments])
     if bool(args.study) == bool(args.results):
         raise ValueError(
@@ -40,7 +42,9 @@ def main() -> None:
         )
     if args.results:
         path = Path(args.results)
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_document(path)
+        if not isinstance(results, dict) or not {"rows", "stages"} <= set(results):
+            raise ValueError(f"{path} holds no results of a study; recipes/study_report.py --study FILE writes them.")
     else:
         results = collect(Path(args.study), args.size)
         file = Path(args.study)
@@ -77,12 +81,11 @@ def collect(file, size):
         ValueError: if none is.
     """
     import torch
-    import yaml
-    from study import records_of, runs_of
+    from study import read_study, records_of, runs_of
 
     from hf_reinforce.evaluation.summary import machine, versions
 
-    study = yaml.safe_load(file.read_text(encoding="utf-8"))
+    study = read_study(file)
     runs, folder, records = runs_of(study, size, []), Path(study["output_dir"]) / size, records_of(study, size)
     found = [run for run in runs if run.stage == "students" and (folder / run.name / EVALUATED).exists()]
     rows = [row(folder / run.name, run.labels, speed_folder(folder, run, runs)) for run in found]

@@ -350,6 +350,43 @@ def test_rerun_continues_from_the_last_checkpoint(train, caplog, tmp_path):
         assert torch.equal(again[name], value), name
 
 
+def test_the_last_checkpoint_is_meant_by_true(train, caplog, tmp_path):
+    flags = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    folder = train(**flags)
+    whole = load_file(folder / "model.safetensors")
+    with caplog.at_level(logging.INFO):
+        train(**flags, resume_from_checkpoint=True)
+    assert any("checkpoint-2" in record.getMessage() for record in caplog.records)
+    assert all(torch.equal(value, whole[name]) for name, value in load_file(folder / "model.safetensors").items())
+    train(**{**flags, "max_steps": 3}, resume_from_checkpoint=folder / "checkpoint-1")
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
+
+
+def test_idle_flags_are_named_once(train, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(policy="nonsense", label_smoothing_factor=0.1, adam_beta2=0.5, max_steps=1)
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("These flags change nothing")]
+    assert all(f"--{flag} " in line for flag in ("policy", "label_smoothing_factor", "adam_beta2"))
+
+
+def test_inspection_has_a_folder_of_its_own(recipe, plus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe("inspect_dataset", plus, num_images=0)
+    assert "Written to outputs/pets-plus-inspection." in capsys.readouterr().out
+    assert (tmp_path / "outputs" / "pets-plus-inspection" / "inspection.json").exists()
+
+
+def test_a_dry_run_of_publishing_needs_no_hub(recipe, plus, capsys):
+    recipe("publish", folder=plus, repo_id="me/plus", dry_run=True)
+    assert "bytes would be sent" in capsys.readouterr().out
+
+
+def test_classes_are_at_most_those_of_the_teacher(recipe, workshop, tmp_path):
+    flags = {"dataset_name": workshop / "pets", "teacher_name_or_path": workshop / "teacher", "policy": "rrc"}
+    recipe("reinforce", **flags, image_size=SIZE, num_samples=1, max_samples=4, output_dir=tmp_path / "plus")
+    assert load_reinforced(str(tmp_path / "plus")).config.top_k == C
+
+
 def test_student_trains_at_another_size(train):
     folder = train(image_size=24, input_size=40)
     config = json.loads((folder / "config.json").read_text())

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from inspect import signature
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
@@ -53,6 +54,11 @@ class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
         super().__init__()
         if architecture not in ARCHITECTURES:
             raise ValueError(f"The architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}.")
+        taken = {name for each in ARCHITECTURES[architecture].__mro__ for name in signature(each.__init__).parameters}
+        if unknown := sorted(set(options or {}) - taken):  # which torchvision takes without a word
+            raise ValueError(f"{architecture} of torchvision takes no arguments {unknown} (--detector_args).")
+        if max_size < max(min_size):
+            raise ValueError(f"max_size (--max_size) must be at least min_size (--min_size) {max(min_size)}.")
         body = Backbone(spec_from(backbone))
         if len(body.strides) < 2:
             raise ValueError(
