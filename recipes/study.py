@@ -6,6 +6,7 @@ python recipes/study.py --study recipes/cifar100_plus/study.yaml --size cpu
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -169,6 +170,16 @@ def _filled(stage: str, value: Any, values: dict[str, Any]) -> list[str]:
         raise ValueError(f"Stage {stage} uses {{{error.args[0]}}}, which this size does not define.") from error
 
 
+def seconds_per_step(folder: Path) -> float | None:
+    """Seconds of a step, the median over the entries of a training's log; None where there are none."""
+    if not (path := folder / "trainer_state.json").exists():
+        return None
+    log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    times = [(entry["step"], entry["train_seconds"]) for entry in log if "loss" in entry and "train_seconds" in entry]
+    each = [(end - begin) / (last - first) for (first, begin), (last, end) in itertools.pairwise(times)]
+    return statistics.median(each) if each else None
+
+
 class Runner:
     """Runs commands and remembers which are done.
 
@@ -225,6 +236,7 @@ class Runner:
         record = {"command": list(run.command[1:]), "seconds": time.monotonic() - begun}
         if (results := self._folder / run.name / RESULTS).exists():
             record["results"] = json.loads(results.read_text(encoding="utf-8"))
+            record["seconds_per_step"] = seconds_per_step(self._folder / run.name)
         write_json(self._record(run), record)
 
     def _record(self, run: Run) -> Path:

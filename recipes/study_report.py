@@ -8,10 +8,8 @@ against time, and reliability. Every other stage of trainings, but for teachers 
 a study that names its `baseline` they are compared with that training and with the same one of other `seeds`.
 """
 
-import itertools
 import json
 import math
-import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,6 +122,8 @@ def speed_folder(folder, run, runs):
 
 def row(folder, labels, timed):
     """The figures of one student."""
+    from study import seconds_per_step
+
     from hf_reinforce.evaluation.results import Evaluation
 
     evaluation = Evaluation.load(folder / "evaluation")
@@ -143,16 +143,6 @@ def row(folder, labels, timed):
         ],
         "reliability": asdict(clean.reliability),
     }
-
-
-def seconds_per_step(folder):
-    """Seconds of a step, the median over the entries of a training's log; None where there are none."""
-    if not (path := folder / "trainer_state.json").exists():
-        return None
-    log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-    times = [(entry["step"], entry["train_seconds"]) for entry in log if "loss" in entry and "train_seconds" in entry]
-    each = [(end - begin) / (last - first) for (first, begin), (last, end) in itertools.pairwise(times)]
-    return statistics.median(each) if each else None
 
 
 def training_seconds(folder):

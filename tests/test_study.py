@@ -137,6 +137,8 @@ def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch)
         "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
         "folder.mkdir(parents=True)\n"
         "(folder / 'all_results.json').write_text(json.dumps({'eval_accuracy': 0.5}))\n"
+        "log = [{'step': i, 'loss': 1, 'train_seconds': t} for i, t in ((5, 60), (10, 61), (20, 65), (25, 66))]\n"
+        "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': log}))\n"
     )
     stage = {"recipe": "train.py", "flags": {"output_dir": "{output_dir}/{name}"}}
     spec = {"output_dir": "out", "records": "kept", "sizes": {"cpu": {}}, "stages": {"only": stage}}
@@ -145,6 +147,7 @@ def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch)
     study.main()
     record = json.loads((recipes / "kept/cpu/only.json").read_text())
     assert record["results"] == {"eval_accuracy": 0.5} and record["command"][0] == "--output_dir"
+    assert record["seconds_per_step"] == 0.2  # of 0.2, 0.4 and 0.2; the first steps compile
     shutil.rmtree(recipes / "out")
     study.main()  # on another machine
     assert not (recipes / "out").exists()
