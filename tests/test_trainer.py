@@ -710,6 +710,12 @@ def test_evaluation_alone(evaluation, trainer_of):
     assert predicted.metrics["test_nll"] == pytest.approx(expected["nll"], rel=1e-5)
 
 
+def test_mixed_precision_needs_no_accelerator(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert KDTrainingArguments(output_dir=str(tmp_path), bf16=True).use_cpu
+    assert not KDTrainingArguments(output_dir=str(tmp_path)).use_cpu
+
+
 def test_defaults_that_differ_from_transformers(arguments):
     args = arguments()
     assert args.remove_unused_columns is False and args.batch_eval_metrics is True
