@@ -25,7 +25,6 @@ from hf_reinforce.cards.dataset_card import describe, keep_metadata, render, wri
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw
 from hf_reinforce.cards.statistics import BINS, Statistics, measure
 from hf_reinforce.cards.tables import Configuration, Remarks
-from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
 from hf_reinforce.licenses import is_hub_id, is_imagenet, read_license, recorded_name
@@ -561,7 +560,7 @@ def test_a_hostile_class_name_can_be_drawn(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_every_operation_has_its_words(name):
     policy = named_policy(name, 32)
-    steps = policy_steps(policy)
+    steps = [operation.describe() for operation in policy.operations]
     assert len(steps) == len(policy.operations)
     assert not any(re.search(r"[{}\[\]()]{2}|None|: \d|, \w+ [\d(]", step.split(" (")[0]) for step in steps[:1])
     assert ("MixUp" in " ".join(steps)) == ("mixing" in name)

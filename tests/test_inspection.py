@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +16,14 @@ from recipe_modules import load_recipe
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
 from hf_reinforce import run, schema
+from hf_reinforce.augmentations import RandAugment
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.cards import dataset_card
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
 from hf_reinforce.inspection import inspect_dataset, operations_table, pictures, report, summary_table
 from hf_reinforce.inspection.duplicates import find_duplicates
 from hf_reinforce.inspection.measure import measure
-from hf_reinforce.inspection.strengths import strengths
 from hf_reinforce.policies import named_policy
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -116,9 +116,9 @@ def has(operation, strength):
     def found(params):
         if operation == "horizontal flip":
             return params["hflip"] == (strength == "yes")
-        if operation in schema.RAND_AUGMENT_OPERATIONS:
+        if operation in OPERATIONS:
             return any(
-                schema.RAND_AUGMENT_OPERATIONS[step["op"]] == operation
+                OPERATIONS[step["op"]] == operation
                 and (f"{step['magnitude']:.3g}" if step["magnitude"] else "") == strength
                 for step in params["rand_augment"]
             )
@@ -157,18 +157,17 @@ def test_targets_by_operation_and_strength(folder, tmp_path, policy):
         chosen = [item for item in every if has(group["operation"], group["strength"])(item[1])]
         found = [group[key] for key in ("targets", "entropy", "confidence", "agreement")]
         assert found == pytest.approx(reference(chosen), abs=1e-5), (group["operation"], group["strength"])
-    for name in names - set(schema.RAND_AUGMENT_OPERATIONS):
+    for name in names - set(OPERATIONS):
         counts = [group["targets"] for group in content["groups"] if group["operation"] == name]
         assert sum(counts) == ROWS * N, f"every view has one strength of {name}"
 
 
 def test_rand_augment_may_be_null():
     steps = [{"op": 5, "magnitude": 9.0}, {"op": 0, "magnitude": 0.0}]
-    kind = pa.struct([("rand_augment", pa.list_(pa.struct([("op", pa.int64()), ("magnitude", pa.float32())]), 2))])
-    params = pa.array([{"rand_augment": None}, {"rand_augment": steps}, {"rand_augment": None}], kind)[1:]
-    config = SimpleNamespace(policy=named_policy("small_randaug", 16))
-    found = {(name, words): mask.tolist() for name, words, mask in strengths(params, config)}
-    assert found == {
+    kind = pa.list_(pa.struct([("op", pa.int64()), ("magnitude", pa.float32())]), 2)
+    bins = list(RandAugment().bins(pa.array([None, steps, None], kind)[1:], 16))
+    assert list(dict.fromkeys(name for name, _, _ in bins)) == ["RandAugment", *OPERATIONS], "in one order"
+    assert {(name, words): mask.tolist() for name, words, mask in bins if mask.any()} == {
         ("RandAugment", "none"): [False, True],
         ("Rotate", "9"): [True, False],
         ("Identity", ""): [True, False],

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations.base import valid
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.inspection.duplicates import Duplicates, find_duplicates
-from hf_reinforce.inspection.strengths import mixed, order, strengths
 
 _BATCH_TARGETS = 2**15
 _BATCH_CELLS = 2**22  # of the images' mean answers
@@ -179,9 +179,14 @@ class _Sums:
         confidence = answers.masses[..., 0].reshape(-1)
         values = np.stack([np.ones(len(hit)), answers.entropy, confidence, hit, known])
         self._group("all", "", values)
-        for operation, strength, mask in strengths(params, self.config):
-            self._group(operation, strength, values[:, mask])
-        self._compare(answers, label, ~mixed(params).reshape(label.size, -1), rows, hashes)
+        policy = self.config.policy
+        for operation in policy.operations:
+            if operation.field is not None:
+                for name, strength, mask in operation.bins(params.field(operation.field), policy.image_size):
+                    self._group(name, strength, values[:, mask])
+        mixing = [valid(params.field(operation.field)) for operation in policy.mix_operations]
+        unmixed = ~np.any([np.zeros(len(params), bool), *mixing], axis=0)
+        self._compare(answers, label, unmixed.reshape(label.size, -1), rows, hashes)
         self.rows += len(batch)
         self.source_rows.append(rows)
         self.hashes.append(hashes)
@@ -245,12 +250,15 @@ class _Sums:
             if count
         ]
         everything, *operations = groups
+        names = [name for name, _ in self.groups]
         return Inspection(
             num_rows=self.rows,
             num_bytes=num_bytes,
             captured_mass=round(self.mass / everything.targets, 6),
             everything=everything,
-            groups=tuple(sorted(operations, key=lambda group: order(group.operation, group.strength))),
+            groups=tuple(
+                sorted(operations, key=lambda group: (names.index(group.operation), _number(group.strength)))
+            ),
             compared_rows=self.compared,
             disagreeing_rows=self.disagreeing,
             disagreements=tuple(self.disagreements),
@@ -258,6 +266,13 @@ class _Sums:
                 np.concatenate(self.hashes), np.concatenate(self.source_rows), np.concatenate(self.labels)
             ),
         )
+
+
+def _number(strength: str) -> float:
+    try:
+        return float(strength)
+    except ValueError:
+        return 0.0
 
 
 def _hashes(batch: pa.RecordBatch) -> NDArray[np.uint64]:
