@@ -22,8 +22,7 @@ from hf_reinforce.cards import dataset_card
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
 from hf_reinforce.inspection import inspect_dataset, operations_table, pictures, report, summary_table
-from hf_reinforce.inspection.duplicates import find_duplicates
-from hf_reinforce.inspection.measure import measure
+from hf_reinforce.inspection.measure import duplicates, measure
 from hf_reinforce.policies import named_policy
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -202,19 +201,20 @@ def test_duplicates(folder, tmp_path):
     content = inspect_dataset(str(folder("randaug")), tmp_path, num_images=0)
     found = content["duplicates"]
     assert (found["images"], found["rows"], found["with_different_labels"]) == (4, 8, 2)
-    assert [item["rows"] for item in found["examples"]] == [(0, 36), (1, 37), (2, 38), (3, 39)]
-    assert [item["labels"] for item in found["examples"]] == [(0, 1), (1, 2), (2, 2), (3, 3)]
+    assert [item["rows"] for item in found["examples"]] == [[0, 36], [1, 37], [2, 38], [3, 39]]
+    assert [item["labels"] for item in found["examples"]] == [[0, 1], [1, 2], [2, 2], [3, 3]]
 
 
 def test_duplicates_of_three_and_of_none():
-    hashes = np.array([7, 2**63, 7, 1, 7], np.uint64)
+    hashes = np.array([f"{number:016x}" for number in (7, 2**63, 7, 1, 7)], "S16")
     rows, labels = np.array([4, 3, 2, 1, 0]), np.array([5, 5, 5, 5, 6])
-    found = find_duplicates(hashes, rows, labels)
-    assert (found.images, found.rows, found.with_different_labels) == (1, 3, 1)
-    (copies,) = found.examples
-    assert copies.image_hash == f"{7:016x}" and copies.rows == (0, 2, 4) and copies.labels == (6, 5, 5)
-    assert find_duplicates(hashes[1:2], rows[1:2], labels[1:2]).examples == ()
-    assert find_duplicates(np.zeros(9, np.uint64), np.arange(9), np.zeros(9, int), most=0).rows == 9
+    found = duplicates(hashes, rows, labels)
+    assert (found["images"], found["rows"], found["with_different_labels"]) == (1, 3, 1)
+    assert found["examples"] == [{"image_hash": f"{7:016x}", "rows": [0, 2, 4], "labels": [6, 5, 5]}]
+    assert duplicates(hashes[1:2], rows[1:2], labels[1:2])["examples"] == []
+    pairs = np.repeat([f"{number:016x}" for number in range(101)], 2).astype("S16")
+    found = duplicates(pairs, np.arange(202), np.arange(202) // 200)
+    assert (found["images"], found["rows"], len(found["examples"])) == (101, 202, 100)
 
 
 def test_files(folder, tmp_path, drawn):
@@ -236,18 +236,16 @@ def test_files(folder, tmp_path, drawn):
     assert content["notes"] == [] and content["num_bytes"] > 0 and content["config_name"] == "randaug"
     again = inspect_dataset(str(folder("randaug")), output, num_images=0)
     assert not (output / "disagreements.png").exists(), "a picture of an earlier inspection is gone"
-    assert again["disagreements"] == () and again["disagreeing_rows"] == content["disagreeing_rows"]
+    assert again["disagreements"] == [] and again["disagreeing_rows"] == content["disagreeing_rows"]
 
 
 def test_batches_change_nothing(folder, monkeypatch):
-    from hf_reinforce.inspection import measure as module
-
     (path,) = folder("mixing_randaug").glob("*/reinforcement.json")
     config = ReinforcementConfig.load(path.parent)
     shards = sorted(map(str, path.parent.glob("*.parquet")))
     whole = measure(shards, config, 5)
-    monkeypatch.setattr(module, "_BATCH_TARGETS", 7 * N)
-    assert measure(shards, config, 5).to_dict() == whole.to_dict()
+    monkeypatch.setattr("hf_reinforce.cards.statistics._BATCH_TARGETS", 7 * N)
+    assert measure(shards, config, 5) == whole
 
 
 def test_embedded_images_are_drawn(folder, tmp_path):
@@ -282,7 +280,7 @@ def test_other_images_are_not_drawn(folder, data, tmp_path):
 def test_without_labels(folder, data, tmp_path, drawn):
     content = inspect_dataset(str(folder("rrc", data.remove_columns("label"))), tmp_path)
     assert content["everything"]["agreement"] is None and content["compared_rows"] == 0
-    assert content["disagreements"] == () and content["duplicates"]["with_different_labels"] == 0
+    assert content["disagreements"] == [] and content["duplicates"]["with_different_labels"] == 0
     assert content["duplicates"]["images"] == 4
     assert "reinforce it with --label_column_name to compare" in content["notes"][0]
     assert summary_table(content).count("no labels") == 2

@@ -94,7 +94,6 @@ ORDER = [
     "joining",
     "repository",
     "hub",
-    "inspection.duplicates",
     "inspection.measure",
     "inspection.pictures",
     "inspection.checksums",
