@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -198,23 +197,18 @@ def micronet(version: str, num_classes: int = 100, in_chans: int = 3) -> CifarNe
     return CifarNetwork(stem, blocks, inputs, num_classes)
 
 
-def load_micronet(folder: str | Path) -> nn.Module:
-    """A MicroNet of a folder with `config.json` and `model.safetensors`; timm knows its `pretrained_cfg`.
+def new_micronet(folder: str | Path) -> Any:
+    """A MicroNet as `config.json` in a folder describes it, with random weights; timm knows its `pretrained_cfg`.
 
     Raises:
-        ValueError: if the variant is unknown, or the weights are not those of the network.
+        ValueError: if the variant is unknown.
     """
     import timm
 
     config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     if (variant := config.get("variant")) not in _MICRONET_WIDTHS:
         raise ValueError(f"{folder} has a {MICRONET} of the variant {variant!r}; known are v1 and v2.")
-    model = timm.create_model(f"cifar_micronet_{variant}", num_classes=config["num_classes"])
-    try:
-        model.load_state_dict(load_file(Path(folder, "model.safetensors")))
-    except RuntimeError as error:
-        raise ValueError(f"{folder} does not hold the weights of a {MICRONET} {variant}: {error}") from error
-    return model  # type: ignore[no-any-return]
+    return timm.create_model(f"cifar_micronet_{variant}", num_classes=config["num_classes"])
 
 
 _CFG = {

@@ -2,12 +2,18 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def printable(value: object) -> str:
     """A value as text of which nothing moves the cursor or colours a terminal; such characters are written out."""
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in str(value))
+
+
+def some(items: Iterable[object], most: int = 6) -> str:
+    """The first items of a list, and how many more there are."""
+    items = list(items)
+    return ", ".join(map(printable, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")
 
 
 def class_words(names: Sequence[str]) -> Sequence[str]:

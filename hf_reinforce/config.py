@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.schema import SCHEMA_VERSION
+from hf_reinforce.splits import stored_split
 
 CONFIG_FILE = "reinforcement.json"
 
@@ -41,7 +42,7 @@ class SourceRecord:
         name: Hub id or folder, see `recorded_name`; None for a data set that was only in memory.
         config_name: Hub configuration.
         revision: Hub revision.
-        split: split of the source, e.g. `train`.
+        split: split of the source, or a part of it: `train`, `train[:50%]`, `train+test`.
         num_rows: rows of the split that were reinforced; None for a stream of unknown length.
         image_column: name of the image column.
         label_column: name of the label column, None without labels.
@@ -135,6 +136,11 @@ class ReinforcementConfig:
     skipped: tuple[SkippedImage, ...] = field(default=())
     checksums: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def split(self) -> str:
+        """The split under which the rows are stored, a plain name where the source's is a part of one."""
+        return stored_split(self.source.split)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dict, `from_dict` reads it back."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.labels import NO_LABEL, check_labels, column_values
 from hf_reinforce.pixels import check_reference, view_checksum
 from hf_reinforce.randomness import hash_uniform, select_slots
 from hf_reinforce.sources import ImageSource
@@ -89,9 +90,8 @@ class ReinforcedDataset(AugmentedDataset):
         if present is not None and self._incomplete:
             reinforced = reinforced.select(present.tolist())
         holder = reinforced if config.embed_images else source
-        super().__init__(
-            ImageSource(holder, record.image_column, record.label_column), config.policy, image_size, seed
-        )
+        images_of = ImageSource(holder, record.image_column, record.label_column, config.class_names)
+        super().__init__(images_of, config.policy, image_size, seed)
         self.config, self.selection, self.plain_fraction = config, selection, plain_fraction
         self._rows = (
             reinforced.select_columns([schema.SOURCE_ROW])
@@ -120,6 +120,8 @@ class ReinforcedDataset(AugmentedDataset):
         self._targets = ColumnReader(reinforced, schema.TEACHER_LOGITS, config.num_samples)
         # The label was stored beside the hash, so it is the image's wherever the image is found again.
         self._labels = None if record.label_column is None else ColumnReader(reinforced, record.label_column)
+        if plain_fraction and record.label_column:
+            check_labels(column_values(reinforced, record.label_column), config.num_classes)
         select_slots(selection, seed, self._rows[:0], self._rows[:0], config.num_samples)  # refuses an unknown name
         if not accept_pixel_mismatch:
             self._check_reference_views()
@@ -262,7 +264,8 @@ class ReinforcedDataset(AugmentedDataset):
         }
 
     def _label(self, position: int) -> dict[str, int]:
-        return {} if self._labels is None else {"labels": int(self._labels(position))}
+        label = None if self._labels is None else self._labels(position)
+        return {} if self._labels is None else {"labels": NO_LABEL if label is None else int(label)}
 
     def _partner(self, batch: BatchViews, view: View) -> View | None:
         row = view.params[schema.PARTNER_ROW]

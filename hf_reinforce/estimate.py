@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from hf_reinforce import images, schema
 from hf_reinforce.config import check_counts
+from hf_reinforce.files import embed_files
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.reinforcer import Reinforcer
-from hf_reinforce.sources import find_columns
+from hf_reinforce.sources import prepare
 from hf_reinforce.storage import write_shard
 from hf_reinforce.teachers import ClassMap, Teacher
 
@@ -117,7 +118,7 @@ def estimate(
     policy: AugmentationPolicy,
     *,
     num_samples: int,
-    top_k: int = 10,
+    top_k: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_map: ClassMap | None = None,
@@ -140,13 +141,14 @@ def estimate(
         ImageError: if one of them cannot be decoded, unless `on_error="skip"`.
     """
     check_counts(num_samples=num_samples, shard_size=shard_size, batch_size=batch_size)
-    image_column, label_column = find_columns(dataset.features, image_column, label_column)
+    dataset, image_column, label_column = prepare(dataset, image_column, label_column)
     if not len(dataset):
         raise ValueError("The data set has no rows; there is nothing to reinforce.")
     feature = dataset.features[label_column] if label_column else None
     teacher = teacher.with_classes(feature.names if isinstance(feature, ClassLabel) else None, class_map)
     rows = np.linspace(0, len(dataset) - 1, min(PARTNER_BLOCK, len(dataset))).astype(np.int64)
-    few = dataset.select(rows).cast_column(image_column, Image(decode=False)).with_format("arrow")[:]
+    few = dataset.select(rows).cast_column(image_column, Image(decode=False))
+    few = embed_files(few.with_format("arrow")[:], few.features, image_column)
     device = PartialState().device if device is None else torch.device(device)
 
     def run(samples: int) -> tuple[pa.Table, float]:

@@ -17,14 +17,16 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 from hf_reinforce import images
 from hf_reinforce.cards.commands import train_command
 from hf_reinforce.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord, check_counts
+from hf_reinforce.labels import column_values
 from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.reinforcer import Reinforcer
-from hf_reinforce.run import AnyDataset, Run
+from hf_reinforce.run import Run
 from hf_reinforce.shards import shard_files
-from hf_reinforce.sources import find_columns
+from hf_reinforce.sources import AnyDataset, prepare
+from hf_reinforce.splits import split_names, split_text
 from hf_reinforce.teachers import ClassMap, Teacher
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def reinforce(
     output_dir: str | Path,
     *,
     num_samples: int,
-    top_k: int = 10,
+    top_k: int | None = None,
     seed: int = 0,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -66,22 +68,25 @@ def reinforce(
     shards.
 
     Args:
-        dataset: one split, with an image column.
+        dataset: one split, with an image column. Its format or transform, if any, is dropped.
         teacher: see `load_teacher`.
         policy: see `load_policy`.
         output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
         num_samples: N, reinforcements per image.
-        top_k: K, classes stored per reinforcement.
+        top_k: K, classes stored per reinforcement, default 10, or all where there are fewer.
         seed: seed of the augmentation parameters.
         image_column: default: the only image column.
-        label_column: default: the only ClassLabel column, else `label` where there is one; `""`: use no labels.
+        label_column: of class indices, null where unknown, or of texts that name classes; default: the only
+            ClassLabel column, else `label` where there is one; `""`: use no labels.
         class_map: how the data set's classes correspond to the teacher's, see `Teacher.with_classes`.
         source_name: Hub id or folder under which the images can be found again.
         source_config: its Hub configuration.
         source_revision: its Hub revision.
-        split: its split, and the split of the result.
+        split: its split, or the part of splits that `dataset` is (`train[:50%]`, `train+test`). The result has a split
+            of a plain name, `train` in these examples.
         shard_size: rows per Parquet file, rounded up to a multiple of `PARTNER_BLOCK`.
         embed_images: store the images too. By default they stay where they are and are joined again for training.
+            Files that other columns refer to are always stored.
         on_error: `"raise"` stops at an image that cannot be decoded, `"skip"` records it and goes on.
         num_workers: threads that decode and augment.
         batch_size: views per forward pass of the teacher, rounded down to whole blocks of `PARTNER_BLOCK`.
@@ -91,7 +96,9 @@ def reinforce(
         The folder of the configuration, `output_dir / policy.name`.
 
     Raises:
-        ValueError: for arguments that do not fit each other, the data set, or what the folder already holds.
+        TypeError: if the dataset is not one split.
+        ValueError: for arguments that do not fit each other, the data set, or what the folder already holds; for a
+            label that is no class.
         ImageError: for an image that cannot be decoded, with `on_error="raise"`.
         OSError: if a shard cannot be written, a stream breaks off, or another process stops; finished shards stay.
         SystemExit: with 128 + the signal's number, if SIGTERM or SIGINT came; the shard at hand was finished.
@@ -100,9 +107,9 @@ def reinforce(
     # Processes on CPUs find each other only when asked to: accelerate looks for GPUs alone.
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     state = accelerate.PartialState(cpu=on_cpu, timeout=_LONGEST_SHARD)
-    if dataset.features is None:
-        raise ValueError("This stream does not know its columns; give it features with dataset.cast(Features(...)).")
-    image_column, label_column = find_columns(dataset.features, image_column, label_column)
+    split = split_text(split)
+    split_names(split)  # refuses what nobody could load again
+    dataset, image_column, label_column = prepare(dataset, image_column, label_column)
     dataset = dataset.cast_column(image_column, Image(decode=False))
     if isinstance(dataset, IterableDataset):  # some streams yield their columns in changing order
         dataset = dataset.select_columns([name for name in dataset.features if not name.startswith("__")])
@@ -112,6 +119,11 @@ def reinforce(
     features: Features = dataset.features
     names = features[label_column].names if label_column and isinstance(features[label_column], ClassLabel) else None
     teacher = teacher.with_classes(names, class_map)
+    if label_column and isinstance(dataset, Dataset):
+        labels = column_values(dataset, label_column)
+        Reinforcer.check_labels(labels, teacher)
+        if labels.null_count:
+            logger.warning("%s of %s labels are missing (null).", f"{labels.null_count:,}", f"{len(labels):,}")
     reinforcer = Reinforcer(
         teacher,
         policy,
@@ -130,7 +142,7 @@ def reinforce(
     config = ReinforcementConfig(
         policy=policy,
         num_samples=num_samples,
-        top_k=top_k,
+        top_k=reinforcer.top_k,
         num_classes=teacher.num_classes,
         class_names=tuple(names) if names else teacher.class_names,
         seed=seed,
@@ -157,6 +169,8 @@ def reinforce(
     existing = ReinforcementConfig.load(folder) if (folder / CONFIG_FILE).exists() else None
     run = Run(dataset, reinforcer, config, folder, existing)
     run.check()
+    with _together(state, folder):
+        teacher.check_processes()
     with _together(state, folder), state.main_process_first():
         if state.is_main_process:
             run.start()
@@ -185,7 +199,7 @@ def _together(state: accelerate.PartialState, folder: Path) -> Iterator[None]:
 
 
 def _say_what_is_there(folder: Path, config: ReinforcementConfig) -> None:
-    shards, name = shard_files(folder, config.source.split), folder.parent
+    shards, name = shard_files(folder, config.split), folder.parent
     num_images = sum(pq.read_metadata(shard).num_rows for shard in shards)
     size = sum(shard.stat().st_size for shard in shards)
     logger.info(

@@ -1,98 +1,29 @@
-"""Data sets by Hub id or folder: sources, and reinforced data sets joined with them."""
+"""Reinforced datasets by Hub id or folder, joined with their images."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from glob import escape
-from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict
-from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
 from hf_reinforce.joining import check_missing, positions_by_hash, source_positions
-from hf_reinforce.local import resolve
+from hf_reinforce.loading import check_columns, load_source, stream_source
+from hf_reinforce.loading_errors import explained
 from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.repository import Repository, explained
+from hf_reinforce.repository import Repository
 from hf_reinforce.shards import check_source_rows
+from hf_reinforce.sources import one_split, say_columns
+from hf_reinforce.splits import WRITE, is_part
 from hf_reinforce.streaming.rows import ParquetRows, StreamRows, read_footer, repair
 from hf_reinforce.streaming.stream import ReinforcedStream
 
 logger = logging.getLogger(__name__)
-
-
-def load_source(
-    name: str,
-    config_name: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    alone: bool = False,
-    **kwargs: Any,
-) -> Dataset:
-    """One split of a data set of images.
-
-    Args:
-        name: a Hub id, a folder of Parquet files, or an ImageFolder.
-        config_name: Hub configuration.
-        split: name of the split.
-        revision: Hub revision; ignored for a folder.
-        alone: download only the Parquet files of this split; `load_dataset` prepares all splits of a configuration.
-        kwargs: further arguments of `datasets.load_dataset`.
-
-    Raises:
-        ValueError: if there is no such data set, revision, configuration or split, it may not be read or is damaged;
-            the message names what there is, or says what to do.
-    """
-    path = resolve(name)
-    revision = None if Path(path).exists() else revision
-    with explained(name, revision):
-        if alone:
-            builder = datasets.load_dataset_builder(path, config_name, revision=revision)
-            if isinstance(builder, Parquet) and split in builder.config.data_files:
-                files = {split: builder.config.data_files[split]}
-                return datasets.load_dataset("parquet", data_files=files, split=split, **kwargs)
-        return datasets.load_dataset(path, config_name, split=split, revision=revision, **kwargs)
-
-
-def stream_source(
-    name: str,
-    columns: Sequence[str],
-    config_name: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-) -> ParquetRows | StreamRows:
-    """One split of a data set of images, to be read without downloading it.
-
-    Args:
-        name: as `load_source`.
-        columns: columns that are read, of which the first holds images.
-        config_name: Hub configuration.
-        split: name of the split.
-        revision: Hub revision; ignored for a folder.
-
-    Returns:
-        Rows of Parquet files, any of which can be reached at once; of any other format, rows of a stream.
-
-    Raises:
-        ValueError: as `load_source`, or if it lacks a column.
-    """
-    path = resolve(name)
-    revision = None if Path(path).exists() else revision
-    with explained(name, revision):
-        builder = datasets.load_dataset_builder(path, config_name, revision=revision)
-        stream: IterableDataset = builder.as_streaming_dataset(split)
-    features = stream.features
-    if features is not None:  # None: a stream of samples that nobody has looked at
-        _check_columns(name, features, columns)
-    if features is None or not isinstance(builder, Parquet) or split not in builder.config.data_files:
-        return StreamRows(stream, columns)
-    features = Features({column: features[column] for column in columns} | {columns[0]: Image(decode=False)})
-    with explained(name, revision):
-        return ParquetRows(builder.config.data_files[split], columns, features=features)
 
 
 def load_reinforced(
@@ -138,7 +69,7 @@ def load_reinforced(
         raise ValueError(f"{name_or_path} is not finished; run the command that reinforces it again to complete it.")
     if repository.commit is not None:
         logger.info("Loading %s, configuration %r, of commit %s.", name_or_path, config_name, repository.commit)
-    files = repository.shards(config_name, config.source.split, streaming)
+    files = repository.shards(config_name, config.split, streaming)
     images = None if config.embed_images else _images(name_or_path, config, source, streaming)
     if streaming:
         return ReinforcedStream(files, config, images, max_rows, allow_missing, **kwargs)
@@ -151,6 +82,8 @@ def load_reinforced(
         return ReinforcedDataset(reinforced, config, **kwargs)
     positions = source_positions(reinforced, images, config, every=allow_missing)
     check_missing(positions, reinforced, config, allow_missing)
+    if isinstance(images, Dataset):
+        say_columns(images.features, config.source.image_column, config.source.label_column, "the source")
     find = partial(positions_by_hash, reinforced, images, config)
     return ReinforcedDataset(reinforced, config, images, source_rows=positions, find_source_rows=find, **kwargs)
 
@@ -164,14 +97,15 @@ def _images(
     if source is None or isinstance(source, str):
         return _named_images(name, config, source, columns, streaming)
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
-        raise TypeError(f"source has the splits {list(source)}; pass one of them: source[{record.split!r}].")
+        raise TypeError(f"source has the splits {list(source)}; pass one of them: source[{config.split!r}].")
     if isinstance(source, IterableDataset) and not streaming:
         raise TypeError(
             "source is a stream (IterableDataset), whose rows cannot be looked up; pass streaming=True, or a "
             "map-style Dataset: load_dataset(...) without streaming=True."
         )
-    _check_columns("source", source.features or columns, columns)
-    return source
+    images: Dataset | IterableDataset = one_split(source, "source")
+    check_columns("source", images.features or columns, columns)
+    return images
 
 
 def _named_images(
@@ -181,6 +115,11 @@ def _named_images(
     found = source or record.name
     if found is None:
         raise ValueError(f"{name} does not record where its images are; pass source= (--source_name_or_path).")
+    if streaming and is_part(record.split):
+        raise ValueError(
+            f"{name} was made from {record.split!r} of {found}, a part that a stream of the images cannot find. Leave "
+            "out streaming=True (--streaming True); whoever reinforces it can store the images (--embed_images True)."
+        )
     where = (record.config_name, record.split, record.revision if source is None else None)
     try:
         if streaming:
@@ -194,25 +133,15 @@ def _named_images(
                 "(--source_name_or_path)."
             )
         elif isinstance(error.__cause__, ValueError):  # its configurations or splits have other names
-            hint = " Load it with `datasets`, and pass the result as source=."
+            hint = f" Load it with `datasets`, and pass the result as source=. {WRITE}"
         raise ValueError(f"{error}{hint}") from error
-    _check_columns(found, images.features, columns)
+    check_columns(found, images.features, columns)
     return images
-
-
-def _check_columns(name: str, found: Iterable[str], columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in found]
-    if missing:
-        raise ValueError(
-            f"{name} should have the columns {list(columns)}, as when it was reinforced, but has {list(found)}. Load "
-            f"it with `datasets`, rename its column with .rename_column(..., {missing[0]!r}), and pass the result as "
-            "source=."
-        )
 
 
 def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Dataset:
     """The rows of some shards; known by their files, since a folder could be taken for an earlier one of its name."""
-    split, expected = config.source.split, config.source.num_rows
+    split, expected = config.split, config.source.num_rows
     rows = Dataset.from_dict({})
     if files:
         with _explained_files(name, files), explained(name):

@@ -18,6 +18,7 @@ import fsspec
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +43,9 @@ MAX_FILE_BYTES = 2**28
 """Most that an image file may hold: as many as the uncompressed pixels of the largest image."""
 _PIECE = 2**20  # bytes
 _TOO_LARGE = f"it has more than {MAX_FILE_BYTES:,} bytes"
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+"""What evaluation resizes with; policies know the first two."""
 
 Image.init()
 _FORMATS = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3
@@ -74,7 +78,7 @@ def read_encoded(item: dict[str, Any] | None) -> Encoded:
     if item["bytes"] is not None:
         return item["bytes"]  # type: ignore[no-any-return]
     try:
-        _check_path(item["path"])
+        check_path(item["path"])
         with fsspec.open(item["path"], "rb") as file:
             encoded = b"".join(islice(iter(partial(file.read, _PIECE), b""), MAX_FILE_BYTES // _PIECE + 1))
         if len(encoded) > MAX_FILE_BYTES:
@@ -85,7 +89,7 @@ def read_encoded(item: dict[str, Any] | None) -> Encoded:
         raise kind(f"the file cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def _check_path(path: str | None) -> None:
+def check_path(path: str | None) -> None:
     """Refuses a path whose mere opening could harm, or never end; `a::b` is the file a in the archive b."""
     if not path:
         raise ValueError("there are neither bytes nor a path")
@@ -109,8 +113,8 @@ def _check_path(path: str | None) -> None:
 def decode(encoded: Encoded, box: Box | None = None) -> Tensor:
     """Decodes an image file to RGB.
 
-    EXIF orientation is applied; alpha is dropped; grayscale, palette, CMYK and 16-bit images become 8-bit RGB; of an
-    animation the first frame is taken.
+    EXIF orientation is applied; alpha is dropped; grayscale, palette, CMYK and 16-bit images and decimal numbers from
+    0 to 1 become 8-bit RGB; of an animation the first frame is taken.
 
     Args:
         encoded: the bytes of a file in one of `FORMATS`.
@@ -213,12 +217,29 @@ def _decode_jpeg(encoded: Encoded, height: int, width: int, box: Box | None) -> 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits of gray, possibly in a 32-bit container: keep the high byte
-        gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_gray(image))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    if image.mode in ("La", "RGBa"):  # alpha is multiplied in
+        image = image.convert(image.mode.upper())
     return image.convert("RGB")
+
+
+def _gray(image: Image.Image) -> NDArray[np.uint8]:
+    """Gray levels of more than 8 bits as 8 bits, where it is known which of them is white."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" and low >= 0 and high <= 255:  # false for NaN
+        return (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
+    of_16_bits = image.mode != "I" or image.format == "PPM" or high > 255  # Pillow scales what PPM holds
+    if image.mode != "F" and of_16_bits and low >= 0 and high < 2**16:
+        return (values.astype(np.int64) >> 8).astype(np.uint8)
+    kind = "decimal" if image.mode == "F" else "32-bit"
+    raise ImageError(
+        f"its gray levels are {kind} numbers from {low:g} to {high:g}, of which nobody knows what is white; save it "
+        "with 8 or 16 bits, or as decimal numbers from 0 to 1."
+    )
 
 
 def from_pil(image: Image.Image) -> Tensor:
@@ -254,9 +275,14 @@ def crop(image: Tensor, box: Box) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
-    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory."""
+    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory.
+
+    `interpolation` is one of `INTERPOLATIONS`; those that torch lacks are Pillow's.
+    """
     if tuple(image.shape[-2:]) == (height, width):
         return image
+    if interpolation not in ("bilinear", "bicubic"):
+        return from_pil(to_pil(image).resize((width, height), Image.Resampling[interpolation.upper()]))
     # Of a crop that is still a view, torch would make a planar image, in twice the time.
     batch = image[None].contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]

@@ -112,7 +112,7 @@ def check_missing(
     raise ValueError(
         f"The source holds {rest:,} of the {len(positions):,} images that were reinforced; {missing.size:,} are "
         f"missing: {named}. Use {recorded}{revision}"
-        + (f", or train on the other {rest:,} with allow_missing=True." if rest else ".")
+        + (f", or train on the other {rest:,} with allow_missing=True (--allow_missing True)." if rest else ".")
     )
 
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, RepoFile
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from hf_reinforce.cards.dataset_card import dataset_card, keep_metadata
 from hf_reinforce.cards.markdown import code
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.files import check_no_local_paths
 from hf_reinforce.licenses import is_hub_id
 from hf_reinforce.remote import CARD_FILE, HUB_ERRORS, Branch, State, describe, explain, passes
 from hf_reinforce.repository_names import check_branch, check_names
@@ -90,17 +92,17 @@ def push_to_hub(
         tag: name to give to the result.
         commit_message: default: policy, N, K and teachers of each configuration.
         token: default the one that `hf auth login` stored, or `HF_TOKEN`.
-        dry_run: send nothing, and report what would be sent.
+        dry_run: send nothing, and report what would be sent; without the Hub that is everything.
 
     Raises:
-        ValueError: if a configuration is missing, unfinished or damaged, or the repository, branch or tag is not as
-            asked for.
+        ValueError: if a configuration is missing, unfinished or damaged, or holds paths of this machine, or the
+            repository, branch or tag is not as asked for.
         OSError: if the Hub refuses or cannot be reached; what was sent is kept there.
     """
     check_names(repo_id, revision, tag)
     folder = Path(folder)
     configs = _finished_configs(folder, [config_name] if isinstance(config_name, str) else config_name)
-    files = [file for name, config in configs.items() for file in _local_files(folder, name, config.source.split)]
+    files = [file for name, config in configs.items() for file in _local_files(folder, name, config.split)]
     branch = Branch(HfApi(token=token), repo_id, revision or "main")
     message = commit_message or _message(configs)
     _warn_of_local_names(configs)
@@ -132,9 +134,15 @@ def push_to_hub(
                 if tag:
                     branch.add_tag(tag, sha)
                 return Publication(tuple(changes.values()), branch.url(sha))
-        except OfflineModeIsEnabled as error:
-            raise OSError(f"HF_HUB_OFFLINE forbids to ask the Hub; unset it to publish {repo_id}.") from error
-        except HUB_ERRORS as error:
+        except (OfflineModeIsEnabled, *HUB_ERRORS) as error:
+            offline = isinstance(error, OfflineModeIsEnabled)
+            if dry_run and (offline or (passes(error) and not isinstance(error, HfHubHTTPError))):
+                logger.warning("The Hub cannot be asked (%s), so every file is listed as new.", type(error).__name__)
+                nothing = State(None, {})
+                steps = _steps([*files, _card(folder, configs, branch, nothing)], configs, nothing)
+                return Publication(tuple(step.change for step in steps))
+            if offline:
+                raise OSError(f"HF_HUB_OFFLINE forbids to ask the Hub; unset it to publish {repo_id}.") from error
             if not passes(error) or not waits:
                 raise OSError(explain(error, repo_id)) from error
             wait = waits.pop(0)
@@ -193,6 +201,8 @@ def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, 
                 f"The configuration {name!r} is not finished; run the command that reinforces it again to complete it."
             )
         check_shards(folder / name, config)
+        for shard in shard_files(folder / name, config.split):
+            check_no_local_paths(shard)
     return configs
 
 
@@ -201,7 +211,8 @@ def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
         source = config.source.name
         if not config.embed_images and not is_hub_id(source):
             logger.warning(
-                "%s: its images are in %s, which others cannot load; they will have to pass source=.",
+                "%s: its images are in %s, which others cannot load; they will have to pass source= "
+                "(--source_name_or_path).",
                 name,
                 repr(source) if source else "a data set without a name",
             )
@@ -229,7 +240,13 @@ def _card(folder: Path, configs: dict[str, ReinforcementConfig], branch: Branch,
     if path.is_symlink():
         raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
     everything = set(configs) == {file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}")}
-    card = DatasetCard.load(path) if everything and path.exists() else dataset_card(folder, list(configs))
+    try:
+        card = DatasetCard.load(path) if everything and path.exists() else dataset_card(folder, list(configs))
+    except (yaml.YAMLError, UnicodeError) as error:
+        lines = " ".join(str(error).split())
+        raise ValueError(
+            f"The YAML at the top of {path} cannot be read ({lines}); mend it, or delete the file."
+        ) from error
     names = "|".join(re.escape(str(name)) for name in (folder.resolve().name, card.data.pretty_name) if name)
     calls = rf'((?:load_(?:dataset|reinforced)\(|--dataset_name )")(?:{names})"'
     card.text = re.sub(calls, rf'\g<1>{branch.repo_id}"', card.text)

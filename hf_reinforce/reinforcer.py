@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
+from hf_reinforce.labels import check_labels
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions
 from hf_reinforce.reading import read_image, source_is_gone
@@ -41,7 +42,7 @@ class Reinforcer:
         teacher: answers to the views.
         policy: makes the views.
         num_samples: N, reinforcements per image, >= 1.
-        top_k: K, classes stored per reinforcement, 1 <= K <= the teacher's classes.
+        top_k: K, classes stored per reinforcement, 1 <= K <= C, the teacher's classes; default min(10, C).
         seed: seed of the augmentation parameters.
         image_column: the image column.
         label_column: the integer label column, checked against the teacher's classes; None without labels.
@@ -63,7 +64,7 @@ class Reinforcer:
         teacher: Teacher,
         policy: AugmentationPolicy,
         num_samples: int,
-        top_k: int = 10,
+        top_k: int | None = None,
         seed: int = 0,
         image_column: str = "image",
         label_column: str | None = None,
@@ -76,6 +77,7 @@ class Reinforcer:
     ) -> None:
         if num_samples <= first_sample:
             raise ValueError(f"num_samples must be at least {first_sample + 1}, not {num_samples}.")
+        top_k = min(10, teacher.num_classes) if top_k is None else top_k
         if not 1 <= top_k <= teacher.num_classes:
             raise ValueError(f"top_k must lie between 1 and the {teacher.num_classes} classes, not {top_k}.")
         if on_error not in ("raise", "skip"):
@@ -127,7 +129,8 @@ class Reinforcer:
                 f"map with batch_size={PARTNER_BLOCK}, or a multiple of it."
             )
         source_rows = [offset + index if order is None else int(order[index]) for index in indices]
-        self._check_labels(batch, source_rows)
+        if self.label_column is not None:
+            self.check_labels(batch.column(self.label_column), self.teacher, source_rows)
         blocks: list[_Block] = []
         first = (offset + indices[0]) // PARTNER_BLOCK
         with ThreadPoolExecutor(self.num_workers) as pool, ThreadPoolExecutor(1) as stage:
@@ -144,16 +147,20 @@ class Reinforcer:
                 self.report(len(item[0]))
         return pa.concat_tables([self._table(block) for block in blocks])
 
-    def _check_labels(self, batch: pa.Table, rows: list[int]) -> None:
-        if self.label_column is None:
-            return
-        labels = batch.column(self.label_column).to_pylist()
-        for row, label in zip(rows, labels, strict=True):
-            if label is None or not 0 <= label < self.teacher.num_classes:
-                raise ValueError(
-                    f"Row {row} has the label {label}, but the teacher's classes are 0 to "
-                    f"{self.teacher.num_classes - 1}; fix the label, or reinforce without a label column."
-                )
+    @staticmethod
+    def check_labels(values: pa.ChunkedArray, teacher: Teacher, rows: Sequence[int] | None = None) -> None:
+        """Refuses labels that are no class of the teacher; null is none, and passes.
+
+        Args:
+            values: integers.
+            teacher: whose classes they are.
+            rows: of the source, default positions.
+
+        Raises:
+            ValueError: if there is one; the message names the first.
+        """
+        remedy = "fix the label, or reinforce without a label column: label_column='' (--label_column_name '')"
+        check_labels(values, teacher.num_classes, "the teacher's", remedy, rows, nulls=True)
 
     def _targets(self, views: Tensor, mixing: tuple[Tensor, dict[str, Tensor]] | None) -> Targets:
         pixels = views.to(self.device, non_blocking=True)

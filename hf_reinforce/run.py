@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -21,16 +21,16 @@ from hf_reinforce import images, schema
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.cards.preview import write_preview
 from hf_reinforce.config import ReferenceView, ReinforcementConfig, SkippedImage
+from hf_reinforce.files import embed_files
 from hf_reinforce.pixels import check_reference, reference_view
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.shards import open_shard, shard_files
+from hf_reinforce.sources import AnyDataset
 from hf_reinforce.stopping import StopSignals
 from hf_reinforce.storage import append_reinforcements, explained_writes, file_checksum, shard_name, write_shard
 
 logger = logging.getLogger(__name__)
-
-AnyDataset: TypeAlias = Dataset | IterableDataset
 
 _SKIPPED = b"hf_reinforce.skipped"
 _REFERENCE_VIEWS = 4
@@ -97,7 +97,7 @@ class Run:
             )
 
     def _shard_files(self) -> list[Path]:
-        return shard_files(self.folder, self.config.source.split)
+        return shard_files(self.folder, self.config.split)
 
     def start(self) -> None:
         """Makes the folder with its configuration; clears what a killed run has left half-written."""
@@ -140,7 +140,7 @@ class Run:
                 for index, start, shard in self._shards(rank, world):
                     if stop.requested:
                         break
-                    name = shard_name(self.config.source.split, index, self.num_shards)
+                    name = shard_name(self.config.split, index, self.num_shards)
                     there = max(self._samples_there(path) for path in {self.folder / name, folder / name})
                     if there == self.config.num_samples:
                         progress.update(len(shard) * self._added)
@@ -152,7 +152,7 @@ class Run:
             logger.warning(
                 "Stopped by %s: %d of %s shards are done and kept in %s; run the same command again to continue.",
                 stop.requested,
-                len(shard_files(folder, self.config.source.split)),
+                len(shard_files(folder, self.config.split)),
                 self.num_shards or "an unknown number of",
                 folder,
             )
@@ -237,9 +237,7 @@ class Run:
                 features=features,
             )
         )
-        tables = []
-        for table in mapped.iter(batch_size=_BLOCKS * PARTNER_BLOCK):
-            tables.append(table)
+        tables = list(mapped.iter(batch_size=_BLOCKS * PARTNER_BLOCK))
         whole = pa.concat_tables(tables) if tables else features.arrow_schema.empty_table()
         skipped = self.reinforcer.skipped[already:]
         progress.update(len(skipped) * self._added)
@@ -252,6 +250,8 @@ class Run:
                 self.config.top_k,
                 self.config.num_classes,
             )
+        else:
+            whole = embed_files(whole, features, self.config.source.image_column)
         arrow = features.arrow_schema
         metadata = {**(arrow.metadata or {}), _SKIPPED: json.dumps(skipped).encode()}
         record = self.staging / f"{path.name}.sha256"

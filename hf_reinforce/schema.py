@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import Features, List, Value
 
+from hf_reinforce.splits import WRITE
+
 SCHEMA_VERSION = 1
 
 # Columns of a row.
@@ -73,7 +75,7 @@ def reinforced_features(
     if taken:
         raise ValueError(
             f"The source data set has columns named {taken}, which a reinforced data set needs for itself. "
-            f"Rename them first: dataset.rename_column({taken[0]!r}, ...)."
+            f"Rename them first: dataset.rename_column({taken[0]!r}, ...). {WRITE}"
         )
     return Features(
         {

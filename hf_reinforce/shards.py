@@ -58,7 +58,7 @@ def check_shards(folder: Path, config: ReinforcementConfig) -> None:
     Raises:
         ValueError: if there are such; the message names the file and says what to do.
     """
-    num_rows, shards = 0, shard_files(folder, config.source.split)
+    num_rows, shards = 0, shard_files(folder, config.split)
     for path in shards:
         with open_shard(path) as file:
             num_rows += file.metadata.num_rows

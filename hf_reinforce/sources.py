@@ -1,16 +1,60 @@
 """Images where they are: encoded bytes and labels of a data set, by row."""
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict
 from numpy.typing import NDArray
 
 from hf_reinforce import images, schema
+from hf_reinforce.files import columns_of_files, columns_of_paths
 from hf_reinforce.images import ImageError
+from hf_reinforce.labels import check_labels, column_values, encode_texts, is_text
+from hf_reinforce.splits import WRITE
 from hf_reinforce.storage import ColumnReader
+
+logger = logging.getLogger(__name__)
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+
+
+def one_split(dataset: Any, name: str = "The dataset") -> Any:
+    """A dataset as it is stored, without a format or transform, since what is stored is what is reinforced.
+
+    Raises:
+        TypeError: for anything but one split; the message says what to pass.
+    """
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        splits = list(dataset)
+        chosen = f": dataset[{splits[0]!r}]" if splits else ""
+        raise TypeError(f"{name} has the splits {splits}; pass one of them{chosen}.")
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        kind = f"{type(dataset).__module__}.{type(dataset).__name__}"
+        raise TypeError(f"{name} must be a Dataset or an IterableDataset of the library datasets, not a {kind}.")
+    form = dataset.format["type"] if isinstance(dataset, Dataset) else dataset._formatting
+    if form is None:
+        return dataset
+    logger.info(
+        "%s has a format or transform (with_format, with_transform); it is dropped here, and the rows are read as "
+        "they are stored.",
+        name,
+    )
+    return dataset.with_format(None)
+
+
+def say_columns(features: Features, image_column: str, label_column: str | None, name: str = "the dataset") -> None:
+    """Logs, in one line, which columns hold the images and the labels."""
+    labels = "no labels"
+    if label_column is not None:
+        feature = features[label_column]
+        classes = f" ({len(feature.names)} classes)" if isinstance(feature, ClassLabel) else ""
+        labels = f"labels from {label_column!r}{classes}"
+    others = [column for column in features if column not in (image_column, label_column)]
+    left = f"; other columns: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}" if others else ""
+    logger.info("Images from the column %r of %s, %s%s.", image_column, name, labels, left)
 
 
 def find_columns(
@@ -19,9 +63,10 @@ def find_columns(
     """Names of the image column and of the label column, None without labels.
 
     Args:
-        features: of the data set.
+        features: of the dataset.
         image_column: default: the only image column.
-        label_column: default: the only ClassLabel column, else `label` where there is one; `""`: use no labels.
+        label_column: of class indices, or of texts, which `labels.encode_texts` turns into some; default: the only
+            ClassLabel column, else `label` where there is one; `""`: use no labels.
 
     Raises:
         ValueError: if there is no such column; the message lists those there are.
@@ -38,6 +83,7 @@ def find_columns(
         raise ValueError(_without_images(list(features), image_column, candidates))
     if label_column and label_column not in features:
         raise ValueError(f"The data set has no label column {label_column!r}; its columns are {list(features)}.")
+    named = bool(label_column)
     if label_column is None:
         class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         if len(class_labels) > 1 and "label" not in features:
@@ -46,12 +92,27 @@ def find_columns(
                 "(--label_column_name), or use none with ''."
             )
         label_column = class_labels[0] if len(class_labels) == 1 else "label" if "label" in features else None
-    if label_column and not pa.types.is_integer(features[label_column].pa_type):
-        raise ValueError(
-            f"The label column {label_column!r} holds {features[label_column]}, not class indices; turn it into a "
-            "ClassLabel with dataset.class_encode_column, or use no labels with label_column=''."
-        )
+    if label_column:
+        kind = features.arrow_schema.field(label_column).type
+        if pa.types.is_null(kind) and not named:
+            return image_column, None
+        if not pa.types.is_integer(kind) and not (named and is_text(kind)):
+            raise ValueError(_without_indices(label_column, features[label_column], kind))
     return image_column, label_column or None
+
+
+def _without_indices(column: str, feature: Any, kind: Any) -> str:
+    remedy = "name another column, or use no labels with label_column='' (--label_column_name '')"
+    if is_text(kind):
+        remedy = (
+            f"name it, label_column={column!r} (--label_column_name {column}), to use its texts as the names of "
+            "classes, or use no labels with '' instead"
+        )
+    elif pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+        remedy += f", or turn it into a ClassLabel with dataset.class_encode_column({column!r}). {WRITE[:-1]}"
+    found = " ".join(str(feature).split())
+    found = found if len(found) <= 100 else f"{found[:100]}..."
+    return f"The label column {column!r} holds {found}, not class indices; {remedy}."
 
 
 def _without_images(columns: list[str], named: str | None, candidates: list[str]) -> str:
@@ -61,10 +122,52 @@ def _without_images(columns: list[str], named: str | None, candidates: list[str]
         found = "several image columns" if candidates else "no image column"
     remedy = "Name one with image_column (--image_column_name)."
     if not candidates:
-        remedy = "Name another data set, or turn a column into images: dataset.cast_column(NAME, datasets.Image())."
+        remedy = (
+            "Name another data set, or turn a column into images, one in each row: dataset.cast_column(NAME, "
+            f"datasets.Image()). {WRITE}"
+        )
     return (
         f"The data set has {found}; its columns are {columns}, of which {candidates or 'none'} hold images. {remedy}"
     )
+
+
+def prepare(
+    dataset: AnyDataset, image_column: str | None = None, label_column: str | None = None
+) -> tuple[AnyDataset, str, str | None]:
+    """A dataset as it is reinforced: without format, with class indices as labels, without what cannot be kept.
+
+    Args:
+        dataset: one split.
+        image_column: as `find_columns`.
+        label_column: as `find_columns`; its texts become class indices.
+
+    Returns:
+        The dataset, and the names of its image column and of its label column, None without labels.
+
+    Raises:
+        TypeError: if it is not one split.
+        ValueError: as `find_columns`; for a stream that does not know its columns, or whose labels are texts.
+    """
+    dataset = one_split(dataset)
+    if dataset.features is None:
+        raise ValueError("This stream does not know its columns; give it features with dataset.cast(Features(...)).")
+    image_column, label_column = find_columns(dataset.features, image_column, label_column)
+    if label_column is not None:
+        if isinstance(dataset, Dataset):
+            dataset = encode_texts(dataset, label_column)
+        elif is_text(dataset.features.arrow_schema.field(label_column).type):
+            raise ValueError(
+                f"The label column {label_column!r} of a stream must hold class indices: texts can be numbered only "
+                "when all are known. Load the dataset without streaming, or use no labels with label_column=''."
+            )
+    say_columns(dataset.features, image_column, label_column)
+    files = columns_of_files(dataset.features, image_column)
+    if files:
+        logger.warning("The columns %s refer to files, which are stored with the targets.", files)
+    left_out = columns_of_paths(dataset)
+    for name, value in left_out.items():
+        logger.warning("The column %r is left out, because it holds paths of this machine, such as %r.", name, value)
+    return dataset.remove_columns(list(left_out)) if left_out else dataset, image_column, label_column
 
 
 class ImageSource:
@@ -73,13 +176,27 @@ class ImageSource:
     Args:
         dataset: a map-style data set.
         image_column: its image column.
-        label_column: its integer label column; None without labels.
+        label_column: its label column, of integers or texts; None without labels.
+        class_names: of the classes that texts name, default the texts themselves, sorted.
+
+    Raises:
+        TypeError: if it is not one split.
+        ValueError: if it lacks a column.
     """
 
-    def __init__(self, dataset: Dataset, image_column: str, label_column: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_column: str,
+        label_column: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        dataset = one_split(dataset)
         for column in filter(None, (image_column, label_column)):
             if column not in dataset.column_names:
                 raise ValueError(f"The data set has no column {column!r}; its columns are {dataset.column_names}.")
+        if label_column:
+            dataset = encode_texts(dataset, label_column, class_names)
         feature = dataset.features[label_column] if label_column else None
         self.class_names: tuple[str, ...] | None = tuple(feature.names) if isinstance(feature, ClassLabel) else None
         self._dataset, self._columns = dataset, (image_column, label_column)
@@ -93,13 +210,25 @@ class ImageSource:
         return type(self), (self._dataset, *self._columns)  # the bytes stay in the file that is mapped
 
     @classmethod
-    def of(cls, dataset: Dataset, image_column: str | None = None, label_column: str | None = None) -> "ImageSource":
-        """An image source whose columns are found by themselves where they are unambiguous.
+    def of(
+        cls,
+        dataset: Dataset,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> "ImageSource":
+        """An image source whose columns are found by themselves where they are unambiguous; the log names them.
 
         Raises:
-            ValueError: as `find_columns`.
+            TypeError: if it is not one split.
+            ValueError: as `find_columns`, or if a label is a text that is none of `class_names`.
         """
-        return cls(dataset, *find_columns(dataset.features, image_column, label_column))
+        dataset = one_split(dataset)
+        image_column, label_column = find_columns(dataset.features, image_column, label_column)
+        if label_column is not None:
+            dataset = encode_texts(dataset, label_column, class_names, strict=True)
+        say_columns(dataset.features, image_column, label_column)
+        return cls(dataset, image_column, label_column)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -129,5 +258,29 @@ class ImageSource:
         return rows if self._indices is None else self._indices[rows].astype(np.int64)
 
     def label(self, row: int) -> int | None:
-        """The label of an image, None without labels."""
-        return None if self._labels is None else int(self._labels(row))
+        """The label of an image, None without one."""
+        found = None if self._labels is None else self._labels(row)
+        return None if found is None else int(found)
+
+    def check_labels(self, num_classes: int | None = None, name: str = "The dataset") -> None:
+        """Refuses labels that are missing or no class, which otherwise shows at the row that has it.
+
+        Args:
+            num_classes: of the model, default those that the label column names.
+            name: of the dataset, for the message.
+
+        Raises:
+            ValueError: if there are such labels, or none at all.
+        """
+        column = self._columns[1]
+        if column is None:
+            raise ValueError(
+                f"{name} has no labels, which are needed here; name their column with label_column "
+                f"(--label_column_name). The columns are {self._dataset.column_names}."
+            )
+        if num_classes is None and self.class_names is not None:
+            num_classes = len(self.class_names)
+        try:
+            check_labels(column_values(self._dataset, column), num_classes)
+        except ValueError as error:
+            raise ValueError(f"{name}, column {column!r}: {error}") from error

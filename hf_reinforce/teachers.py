@@ -5,15 +5,19 @@ way, on its own device, so networks of different preprocessing can answer togeth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_reinforce.classifiers import Member, architecture, module_member, named_member
+from hf_reinforce.class_words import some
+from hf_reinforce.classifiers import Member, module_member, named_member
+from hf_reinforce.ensembles import align, classes_of, find_entries, match, other_classes
 from hf_reinforce.licenses import read_license, recorded_name
+from hf_reinforce.network_records import architecture
 from hf_reinforce.preprocessing import Preprocessing
 
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
@@ -43,29 +47,62 @@ class Teacher:
         self.members = tuple(members)
         self.temperature = temperature
         self.class_map = None if class_map is None else tuple(class_map)
-        counts = [self._count(member) for member in members]
+        counts = [member.count_classes() for member in members]
         if len(set(counts)) > 1:
             found = ", ".join(f"{member.name}: {count}" for member, count in zip(members, counts, strict=True))
             raise ValueError(f"The members of a teacher must have the same classes; their class counts are {found}.")
         self._own_classes = counts[0]
-
-    @staticmethod
-    def _count(member: Member) -> int:
-        device = next(member.model.parameters(), torch.empty(0)).device
-        size = member.preprocessing.image_size
-        with torch.inference_mode():
-            return int(member.logits(torch.zeros(1, 3, size, size, device=device)).shape[-1])
+        self.fitted = False  # whether its classes are those of a data set
+        self._clash = ""  # why nobody can tell which classes of the members are the same
 
     @property
     def num_classes(self) -> int:
         """Classes that the targets tell apart."""
-        return self._own_classes if self.class_map is None else len(self.class_map)
+        return len(self._maps()[0])
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes of the targets, from the first member that knows any."""
-        names = next((member.class_names for member in self.members if member.class_names), None)
-        return names if names is None or self.class_map is None else tuple(names[index] for index in self.class_map)
+        """Names of the classes of the targets, from the first member that knows any.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        self._check_clash()
+        named = [place for place, member in enumerate(self.members) if classes_of(member, self._own_classes).names]
+        first = next(iter(named), 0)
+        names = self.members[first].class_names
+        return None if names is None else tuple(names[index] for index in self._maps()[first])
+
+    def _maps(self) -> list[list[int]]:
+        """For each member its class for each class of the targets."""
+        own = [list(member.class_map or range(self._own_classes)) for member in self.members]
+        return own if self.class_map is None else [[each[index] for index in self.class_map] for each in own]
+
+    def _with_maps(
+        self, maps: Sequence[Sequence[int]], clash: str = "", fitted: bool = True, listed: bool = False
+    ) -> "Teacher":
+        """This teacher with other `_maps`, in the simplest form: one for all members where they are the same, and none
+        where it says nothing, unless the user has `listed` it."""
+        same = all(list(each) == list(maps[0]) for each in maps)
+        plain = list(range(self._own_classes))
+        own = [None if same or list(each) == plain else tuple(each) for each in maps]
+        found = copy(self)
+        found.members = tuple(replace(m, class_map=each) for m, each in zip(self.members, own, strict=True))
+        found.class_map = tuple(maps[0]) if same and (listed or list(maps[0]) != plain) else None
+        found.fitted, found._clash = fitted, clash
+        return found
+
+    def _check_clash(self) -> None:
+        if self._clash:
+            raise ValueError(self._clash)
+
+    def aligned(self) -> "Teacher":
+        """The teacher with its members' classes in the order of the first one that names them.
+
+        Where they cannot be matched by name, the teacher answers only after `with_classes` has said how the classes
+        correspond. A module without names (`kind` is `"module"`) is taken to have them in that order.
+        """
+        return self._with_maps(*align(self.members, self._own_classes, self._maps()), fitted=False)
 
     def to(self, device: torch.device | str, dtype: str | None = None) -> "Teacher":
         """Moves the networks; with `bfloat16` or `float16` also casts them, see docs/guide.md for what that costs."""
@@ -86,13 +123,18 @@ class Teacher:
 
         Returns:
             float32 [B, C], log-probabilities.
+
+        Raises:
+            ValueError: if members have other classes, or some without names, and `with_classes` has not been told how
+                they correspond.
         """
+        self._check_clash()
         total = sum(member.weight for member in self.members)
         answers = []
         for member in self.members:
             logits = member.logits(images)
-            if self.class_map is not None:
-                logits = logits[:, list(self.class_map)]
+            for chosen in (member.class_map, self.class_map):
+                logits = logits if chosen is None else logits[:, list(chosen)]
             share = torch.tensor(member.weight / total, device=logits.device).log()
             answers.append(F.log_softmax(logits / self.temperature, dim=-1) + share)
         return torch.stack(answers).logsumexp(0)
@@ -108,14 +150,15 @@ class Teacher:
                 "weight_hash": member.weight_hash,
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
                 "weight": member.weight,
-                "preprocessing": asdict(member.preprocessing),
+                "preprocessing": member.preprocessing.record(),
+                **({} if member.class_map is None else {"class_map": list(member.class_map)}),
                 **_license(member),
             }
             for member in self.members
         ]
 
     def with_classes(self, names: Sequence[str] | None, class_map: ClassMap | None = None) -> "Teacher":
-        """Fits the teacher to the classes of a data set.
+        """Fits the teacher to the classes of a data set: each member's are brought into its order by name.
 
         Args:
             names: the data set's ClassLabel names in order; None for a data set without labels, whose targets are then
@@ -126,75 +169,60 @@ class Teacher:
         Raises:
             ValueError: if the classes do not match and no class_map says how they correspond.
         """
-        if names is None:
-            if class_map is not None and not isinstance(class_map, Sequence):
-                raise ValueError("A class_map by name needs a data set with ClassLabel names; give a list of indices.")
-            indices = None if class_map is None or isinstance(class_map, str) else list(class_map)
-        else:
-            indices = self._indices(tuple(names), class_map)
-        return Teacher(self.members, self.temperature, indices)
-
-    def _indices(self, names: tuple[str, ...], class_map: ClassMap | None) -> list[int] | None:
-        if class_map is None or class_map == "identity":
-            for member in self.members:
-                check_classes(names, member, self._own_classes, compare_names=class_map is None)
-            return None
-        if isinstance(class_map, Mapping):
-            missing = [name for name in names if name not in class_map]
-            if missing:
-                raise ValueError(f"class_map has no entry for the data set's classes {_short(missing)}.")
-            class_map = [self._index(class_map[name]) for name in names]
-        if isinstance(class_map, str):
+        if isinstance(class_map, str) and class_map != "identity":
             raise ValueError(f"class_map must be 'identity', a list of indices or a mapping, not {class_map!r}.")
-        if len(class_map) != len(names) or not all(0 <= index < self._own_classes for index in class_map):
+        if class_map is None:
+            if names is not None:
+                return self._with_maps(match(self.members, self._own_classes, tuple(names)))
+            self._check_clash()
+            return self
+        if names is None and isinstance(class_map, Mapping):
+            raise ValueError("A class_map by name needs a data set with ClassLabel names; give a list of indices.")
+        if class_map == "identity":
+            if names is not None and len(names) != self.num_classes:
+                raise other_classes(tuple(names), self.members[0], self.num_classes)
+            return self._with_maps(self._maps())
+        if isinstance(class_map, Mapping):
+            missing = [name for name in names or () if name not in class_map]
+            if missing:
+                raise ValueError(f"class_map has no entry for the data set's classes {some(missing)}.")
+            entries: list[int | str] = [class_map[name] for name in names or ()]
+        else:
+            entries = list(class_map)
+        valid = [not isinstance(e, bool) and (isinstance(e, str) or 0 <= e < self.num_classes) for e in entries]
+        if (names is not None and len(entries) != len(names)) or not all(valid):
             raise ValueError(
-                f"class_map must give one teacher class in [0, {self._own_classes}) for each of the data set's "
-                f"{len(names)} classes; it has {len(class_map)} entries: {_short(class_map)}."
+                f"class_map must give one teacher class in [0, {self.num_classes}) for each of the data set's "
+                f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}."
             )
-        return list(class_map)
+        return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries), listed=True)
 
-    def _index(self, entry: int | str) -> int:
-        if isinstance(entry, int):
-            return entry
-        names = next((member.class_names for member in self.members if entry in (member.class_names or ())), None)
-        if names is None:
-            raise ValueError(f"class_map names the class {entry!r}, which no member of the teacher has.")
-        return names.index(entry)
+    def check_processes(self) -> None:
+        """Refuses, in a run of several processes, a teacher that is not the same in all of them.
+
+        Raises:
+            ValueError: naming the member and the process.
+        """
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        if PartialState().num_processes == 1:
+            return
+        own = [(member.name, member.weight_hash) for member in self.members]
+        for rank, theirs in enumerate(everyone := gather_object([own])):
+            for (name, expected), found in zip(everyone[0], theirs, strict=False):
+                if found[1] != expected:
+                    raise ValueError(
+                        f"The processes have different teachers: {name} has the weights {expected} in process 0, but "
+                        f"{found[0]} has {found[1]} in process {rank}. Give all of them the same files; in Python, "
+                        "the same module."
+                    )
 
 
 def _license(member: Member) -> dict[str, str]:
     named = member.kind != "module" and member.checkpoint is None
     found = read_license(member.name, "model", member.revision) if named else None
     return {"license": found} if found else {}
-
-
-def check_classes(names: tuple[str, ...], member: Member, count: int, compare_names: bool = True) -> None:
-    """Refuses a member whose classes are not the data set's.
-
-    Raises:
-        ValueError: if the counts differ, or (unless `compare_names` is False) both sides have names and those differ.
-    """
-    theirs = member.class_names
-    known = theirs is not None and not all(name.startswith("LABEL_") for name in theirs)
-    same = len(names) == count and (
-        not compare_names or not known or [_plain(name) for name in names] == [_plain(name) for name in theirs or ()]
-    )
-    if not same:
-        raise ValueError(
-            f"The classes of the data set and of the teacher {member.name} differ. "
-            f"Data set ({len(names)}): {_short(names)}. Teacher ({count}): {_short(theirs) if known else 'no names'}. "
-            "Pass class_map: 'identity' if they are the same classes in the same order, else the teacher's class "
-            "for each class of the data set."
-        )
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", " ").strip()
-
-
-def _short(items: Sequence[Any] | None, most: int = 8) -> str:
-    items = list(items or [])
-    return ", ".join(map(str, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")
 
 
 def load_teacher(
@@ -218,16 +246,20 @@ def load_teacher(
         temperature: see `Teacher`.
 
     Raises:
-        ValueError: if a member cannot be found or read, or its preprocessing is unknown.
+        ValueError: if a member cannot be found or read, its weights are not those of its network, or its
+            preprocessing is unknown.
     """
     entries = [name_or_path] if isinstance(name_or_path, (str, nn.Module)) else list(name_or_path)
     if weights is not None and len(weights) != len(entries):
         raise ValueError(f"weights must have one entry per member: {len(entries)} members, {len(weights)} weights.")
     members = []
     for entry, weight in zip(entries, weights or [1.0] * len(entries), strict=True):
-        member = module_member(entry) if isinstance(entry, nn.Module) else named_member(entry, checkpoint, revision)
+        if isinstance(entry, nn.Module):
+            member = module_member(entry)
+        else:
+            member = named_member(entry, checkpoint, revision, preprocessing)
         chosen = preprocessing or member.preprocessing
         if chosen is None:
             raise ValueError(f"The preprocessing of the teacher {member.name} is unknown; pass preprocessing=.")
         members.append(replace(member, preprocessing=chosen, weight=float(weight)))
-    return Teacher(members, temperature)
+    return Teacher(members, temperature).aligned()

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hf_reinforce.dataset import batch_targets
+from hf_reinforce.dataset import ReinforcedDataset, batch_targets
 from hf_reinforce.ema import WeightAverage
+from hf_reinforce.fitting import check_fit, student_logits
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.preprocessing import Preprocessing
@@ -38,12 +39,15 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args: see `KDTrainingArguments`.
         train_dataset: a `ReinforcedDataset` or `ReinforcedStream`, or an `AugmentedDataset` for `plain` and `online`.
         eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
-        teacher: for `method="online"`.
+        teacher: for `method="online"`; its classes are brought into the order of the dataset's, by name.
         preprocessing: the student's normalisation and input size, default its own at the size of the views.
         kwargs: as `transformers.Trainer`.
 
     Raises:
-        ValueError: if the method lacks its teacher, its targets or its labels.
+        TypeError: for a dataset of another kind.
+        ValueError: if the method lacks its teacher, its targets or its labels, or a label that it needs is no class;
+            if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`; or if the
+            teacher has other weights in another process.
     """
 
     loss_is_scaled_for_ga = False
@@ -64,9 +68,15 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         if args.method == "online" and teacher is None:
             raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
+        _check_datasets(train_dataset, eval_dataset, args)
+        if teacher is not None:
+            names = getattr(getattr(train_dataset, "source", None), "class_names", None)
+            teacher = teacher if teacher.fitted else teacher.with_classes(names)
+            teacher.check_processes()
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
+        check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
         self._resident = None
         if args.images_on_device and train_dataset is not None:
             if isinstance(train_dataset, ReinforcedStream):
@@ -86,6 +96,9 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
+        if preprocessing is not None:  # what cannot be saved is noticed before it is trained
+            record_preprocessing(model, preprocessing)
+            image_processor(model)
         self.add_callback(TrainingTime())
         self.teacher = None if teacher is None else teacher.to(args.device)
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
@@ -133,10 +146,8 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         return images
 
     def _logits(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
-        student = self.accelerator.unwrap_model(model)
-        preprocessing = self._preprocessing or student_preprocessing(student, images.shape[-1])
-        outputs: Any = model(preprocessing(images).contiguous(memory_format=torch.channels_last))
-        return (outputs.logits if hasattr(outputs, "logits") else outputs), outputs
+        logits, outputs = student_logits(model, self.accelerator.unwrap_model(model), images, self._preprocessing)
+        return logits, outputs
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -249,6 +260,24 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.ema is not None:
             self.ema.load(resume_from_checkpoint)
+
+
+def _check_datasets(train_dataset: Any, eval_dataset: Any, args: KDTrainingArguments) -> None:
+    """Refuses other kinds of datasets, and before anything is spent labels that are needed and are no class."""
+    for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+        if type(dataset).__module__.partition(".")[0] == "datasets":
+            raise TypeError(
+                f"{name} is a {type(dataset).__name__}; pass what load_reinforced returns, or "
+                "AugmentedDataset(ImageSource.of(SPLIT), POLICY) of one split."
+            )
+    if isinstance(train_dataset, AugmentedDataset) and (args.method == "plain" or args.hard_label_weight):
+        source = train_dataset.source
+        if isinstance(train_dataset, ReinforcedDataset):
+            source = train_dataset.image_source()
+        if source.has_labels:
+            source.check_labels(name="The training set")
+    if isinstance(eval_dataset, AugmentedDataset) and eval_dataset.source.has_labels:
+        eval_dataset.source.check_labels(name="The evaluation set")
 
 
 class _RunningMetrics:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images
+from hf_reinforce.labels import NO_LABEL
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions, shuffled_rows
 from hf_reinforce.sources import ImageSource
@@ -54,8 +55,8 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         image_size: side of the views in pixels, default the policy's.
         seed: seed of the augmentations.
 
-    Each sample is a dict: `pixel_values` uint8 [3, S, S]; `labels`, where there are any; for policies that mix
-    `mix_params`, `partner_pixel_values` and `partner_labels`. `collate` batches them.
+    Each sample is a dict: `pixel_values` uint8 [3, S, S]; `labels`, where there are any (`NO_LABEL` for null); for
+    policies that mix `mix_params`, `partner_pixel_values` and `partner_labels`. `collate` batches them.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _label(self, position: int) -> dict[str, int]:
         label = self.source.label(position)
-        return {} if label is None else {"labels": label}
+        return {"labels": NO_LABEL if label is None else label} if self.source.has_labels else {}
 
     def _partner(self, batch: "BatchViews", view: View) -> View | None:
         if not self.policy.mixes(view.params):
@@ -296,5 +297,4 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         size, part = len(self.dataset), len(self.dataset) // self.repeats
         first, turn = self.epoch // self.repeats * self.repeats, self.epoch % self.repeats
         positions = self._shuffled(first)[turn * part : (turn + 1) * part]
-        epochs = first + np.arange(self.repeats)
-        return (epochs[None, :] * size + positions[:, None]).reshape(-1)
+        return ((first + np.arange(self.repeats)) * size + positions[:, None]).reshape(-1)

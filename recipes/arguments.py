@@ -1,6 +1,5 @@
 """Command lines of the recipes: flags, or a YAML file and flags that override it."""
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -8,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from checks import check_values, known_flags
 
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -39,24 +40,54 @@ def parse(
     if "-h" in argv or "--help" in argv:
         print(_help(description, classes, further_help))
         raise SystemExit(0)
-    from transformers import HfArgumentParser
-
-    usage = f"{Path(sys.argv[0]).name} [FILE.yaml] [--flag value ...]; --help lists the flags"
-    parser = HfArgumentParser([*classes, *further()], allow_abbrev=False, usage=usage)
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        argv = [*_flags_of_file(argv[0], parser), *argv[1:]]
+    parser = flag_parser([*classes, *further()])
     own = all(action.dest != "log_level" for action in parser._actions)  # transformers.TrainingArguments has it too
     if own:
         parser.add_argument("--log_level", choices=_LOG_LEVELS)
-    parsed = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    parsed = parser.parse_args_into_dataclasses(args=known_words(argv, parser), look_for_args_file=False)
+    check_values(parsed)
     levels = next(values for values in parsed if hasattr(values, "log_level"))
     start_logging(levels.log_level, getattr(levels, "log_level_replica", "warning"))
     return parsed[:-1] if own else parsed
 
 
+def flag_parser(classes: Sequence[type]) -> Any:
+    """A parser of the flags of dataclasses, that raises ValueError for what it cannot parse."""
+    from transformers import HfArgumentParser
+
+    def error(message: str) -> None:
+        raise ValueError(f"{message}; --help lists the flags.")
+
+    parser = HfArgumentParser(classes, allow_abbrev=False)
+    parser.error = error
+    return parser
+
+
+def known_words(argv: list[str], parser: Any) -> list[str]:
+    """The arguments with those of their file, all of whose flags the parser knows.
+
+    Raises:
+        ValueError: as `known_flags` and `with_file`.
+    """
+    if is_file(argv):
+        known_flags(_flags_of_file(argv[0]), parser, f" in {argv[0]}")
+    return known_flags(with_file(argv), parser)
+
+
+def given(first: str | None = None) -> set[str]:
+    """Names of the flags that the command line and its YAML file give."""
+    words = with_file(with_first_flag(sys.argv[1:], first))
+    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+
+
+def is_file(argv: Sequence[str]) -> bool:
+    """Whether the first argument is a YAML file of flags."""
+    return bool(argv) and argv[0].endswith((".yaml", ".yml"))
+
+
 def with_first_flag(argv: list[str], first: str | None) -> list[str]:
     """The arguments, with the flag `first` before words that no flag and no YAML file comes before."""
-    bare = argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
+    bare = argv and not argv[0].startswith("-") and not is_file(argv)
     return [f"--{first}", *argv] if first and bare else argv
 
 
@@ -95,16 +126,23 @@ def start_logging(level: str | None = None, replica_level: str = "warning") -> N
             logger.setLevel(general)
 
 
-def _flags_of_file(path: str, parser: argparse.ArgumentParser) -> list[str]:
-    import yaml
+def with_file(argv: list[str]) -> list[str]:
+    """The arguments, with the flags of a YAML file instead of its name.
 
-    if not Path(path).exists():
-        parser.error(f"there is no file {path}")
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    known = {action.dest for action in parser._actions}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        parser.error(f"{path} has unknown keys {unknown}; --help lists the flags")
+    Raises:
+        ValueError: if there is no such file, or it holds something else than flags.
+    """
+    return [*_flags_of_file(argv[0]), *argv[1:]] if is_file(argv) else argv
+
+
+def _flags_of_file(path: str) -> list[str]:
+    from hf_reinforce.documents import read_document
+
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
+    values = read_document(Path(path)) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold flags, a line `flag: value` for each, not a {type(values).__name__}.")
     flags = []
     for key, value in values.items():
         if value is None:
@@ -138,10 +176,12 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except (ValueError, OSError) as error:
             text = str(error)
+            if isinstance(error, OSError) and error.filename:
+                text = f"{error.filename}: {error.strerror}"
             if text.startswith("Caught "):  # a worker of a DataLoader sends its whole traceback as the message
                 text = text.strip().splitlines()[-1].partition(": ")[2]
             rank, world = process()
-            raise SystemExit(f"{f'[RANK {rank}] ' if world > 1 else ''}error: {text}") from error
+            raise SystemExit(f"{f'[RANK {rank}] ' if world > 1 else ''}error: {' '.join(text.split())}") from error
 
     return wrapped
 
@@ -154,34 +194,6 @@ def write_json(path: str | Path, content: Any) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)  # whoever reads it meanwhile sees all of it or nothing
-
-
-def check_same_run(output_dir: str | Path, asked: dict[str, Any], write: bool) -> None:
-    """Refuses to go on with what was begun with other settings.
-
-    Args:
-        output_dir: folder of the run; its `run.json` keeps the settings.
-        asked: settings of this run; those that the file lacks are not compared.
-        write: whether this process writes the file where there is none.
-
-    Raises:
-        ValueError: if a setting differs; the message names it.
-    """
-    import json
-
-    path = Path(output_dir) / "run.json"
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
-        ]
-        if different:
-            raise ValueError(
-                f"{output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
-                "the same."
-            )
-    elif write:
-        write_json(path, asked)
 
 
 def class_map(text: str | None) -> Any:
@@ -200,6 +212,23 @@ def class_map(text: str | None) -> Any:
         raise ValueError(f"--class_map must be identity, or a list or object in JSON, not {text!r}.") from error
     if not isinstance(found, (list, dict)):
         raise ValueError(f"--class_map must be identity, or a list or object in JSON, not {text!r}.")
+    return found
+
+
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """The value of a flag that holds a JSON object, empty where it is not given.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    import json
+
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"--{flag} must be an object in JSON, not {text!r} ({error}).") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--{flag} must be an object in JSON, not {text!r}.")
     return found
 
 

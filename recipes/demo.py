@@ -14,10 +14,11 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import option, parse
+from arguments import one_line_errors, option, parse
 
 METHODS = ("plain", "online", "reinforced")
 HELD_OUT = 600
+IN_TRAINING = 1797 - HELD_OUT
 
 
 @dataclass
@@ -32,10 +33,19 @@ class DemoArguments:
     teacher: str = option("timm architecture of the teacher.", "resnet18")
 
 
+@one_line_errors
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here; nothing is looked up
     (args,) = parse(__doc__, [DemoArguments])
+    import timm
     import transformers
+
+    unknown = [name for name in (args.student, args.teacher) if not timm.is_model(name)]
+    if unknown or args.train_size > IN_TRAINING:
+        raise ValueError(
+            f"--student and --teacher are timm architectures, and --train_size is at most {IN_TRAINING}; found "
+            f"{', '.join(unknown) or args.train_size}."
+        )
 
     from hf_reinforce import load_policy, load_reinforced, load_teacher, reinforce
 

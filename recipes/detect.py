@@ -4,10 +4,12 @@ python recipes/detect.py recipes/coco_detection/mask_rcnn.yaml --model_name_or_p
 python recipes/detect.py --model_name_or_path outputs/student --dataset_name rishitdagli/cppe-5 --output_dir outputs/d
 """
 
-import json
 from dataclasses import asdict, dataclass
 
-from arguments import check_same_run, one_line_errors, option, parse, required
+from arguments import given, json_object, one_line_errors, option, parse, required
+from checks import check_same_run
+from training import train_and_evaluate
+from unused import DETECT, say_unused
 
 
 @dataclass
@@ -56,6 +58,7 @@ def training_classes() -> list[type]:
 @one_line_errors
 def main() -> None:
     model, data, args = parse(__doc__, [BackboneArguments, DetectionArguments], training_classes, FURTHER)
+    say_unused(DETECT, (model, data, args), given())
     start(args)
     from hf_reinforce.transfer.boxes import collate
     from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
@@ -76,7 +79,7 @@ def main() -> None:
         anchor_scale=data.anchor_scale,
         fpn_channels=data.fpn_channels,
         fixed_batch_norm=data.fixed_batch_norm,
-        options=json.loads(data.detector_args or "{}"),
+        options=json_object("detector_args", data.detector_args),
     )
     new_metric = lambda: MeanAveragePrecision(train.class_names, masks)
     finish(detector, args, new_metric, train, test, collate, {**asdict(model), **asdict(data)})
@@ -92,7 +95,7 @@ def start(args) -> None:
 def backbone(model):
     from hf_reinforce.transfer.backbones import load_backbone
 
-    return load_backbone(model.model_name_or_path, json.loads(model.model_args or "{}"), model.model_revision)
+    return load_backbone(model.model_name_or_path, json_object("model_args", model.model_args), model.model_revision)
 
 
 def rows_of(name, config, split, limit, folder, annotations, read):
@@ -140,8 +143,6 @@ def dataset(data, train, masks, seed):
 
 def finish(model, args, new_metric, train, test, collate, asked) -> None:
     """Trains from the last checkpoint on, where there is one, evaluates, and prints the metrics."""
-    from train_kd import train_and_evaluate
-
     from hf_reinforce.transfer.trainer import TransferTrainer
 
     if test is not None:

@@ -9,7 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import class_map, one_line_errors, option, parse, required, write_json
+from arguments import class_map, given, one_line_errors, option, parse, required, write_json
+from checks import check_device
+from unused import EVALUATE, say_unused
 
 
 @dataclass
@@ -44,8 +46,8 @@ def main() -> None:
     (args,) = parse(__doc__, [EvaluateArguments])
     if (args.dataset_name is None) == (args.suite is None):
         raise ValueError("Name either a data set with --dataset_name, or a --suite.")
-    if args.output_json:
-        write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
+    check_device(args.device)
+    say_unused(EVALUATE, (args,), given())
     if args.output_dir:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 

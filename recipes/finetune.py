@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import train_kd
-from arguments import _flags_of_file, one_line_errors, option, parse, write_json
+from arguments import flag_parser, given, known_words, one_line_errors, option, parse, write_json
+from checks import check_values
 from train_kd import DataArguments, ModelArguments, training_classes
+from unused import FINETUNE, say_unused
 
 # The paper's, for CIFAR-100, Flowers-102 and Food-101, except for the number of epochs (1,000; 10,000 for Flowers).
 DEFAULTS = {
@@ -24,6 +26,8 @@ DEFAULTS = {
     "per_device_train_batch_size": 256,
     "num_train_epochs": 100,
 }
+INSTEAD = {"timm_optimizer": "optim", "lr_scheduler_type": "timm_scheduler", "num_train_epochs": "max_steps"}
+"""Defaults that are left out where another flag is given."""
 
 
 @dataclass
@@ -67,13 +71,14 @@ def read_flags(argv, classes):
 
     from hf_reinforce.hub import is_reinforced
 
-    parser = HfArgumentParser([*classes, *training_classes()], allow_abbrev=False)
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        argv = [*_flags_of_file(argv[0], parser), *argv[1:]]
-    given = {flag[2:].partition("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
-    defaults = {name: value for name, value in DEFAULTS.items() if name not in given}
+    parser, asked = flag_parser([*classes, *training_classes()]), given()
+    argv = known_words(argv, parser)
+    replaced = {name for name, other in INSTEAD.items() if other in asked}
+    defaults = {name: value for name, value in DEFAULTS.items() if name not in asked | replaced}
     argv = [*argv, *(word for name, value in defaults.items() for word in (f"--{name}", str(value)))]
     own, data, model, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    check_values((own, data, model, args))
+    say_unused(FINETUNE, (own, args), asked)
     if "/" not in model.model_name_or_path and not Path(model.model_name_or_path).exists():
         raise ValueError(
             f"{model.model_name_or_path!r} is an architecture without weights; fine-tune a Hub id or a folder, or "
@@ -82,7 +87,7 @@ def read_flags(argv, classes):
     flags = HfArgumentParser([FinetuneArguments]).parse_args_into_dataclasses(
         args=argv, look_for_args_file=False, return_remaining_strings=True
     )[1]
-    if "method" not in given:
+    if "method" not in asked:
         flags += ["--method", "reinforced" if is_reinforced(data.dataset_name) else "plain"]
     return own, data, flags, args
 

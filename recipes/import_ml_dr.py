@@ -11,7 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import one_line_errors, option, parse, required
+from arguments import given, one_line_errors, option, parse, required
+from unused import IMPORT, say_unused
 
 
 @dataclass
@@ -39,6 +40,7 @@ class ImportArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
+    say_unused(IMPORT, (args,), given())
     from hf_reinforce import load_policy
     from hf_reinforce.hub import load_source
     from hf_reinforce.ml_dr import import_ml_dr

@@ -1,6 +1,6 @@
 """Describes a reinforced data set: targets by operation, likely label errors, duplicates.
 
-    python recipes/inspect_dataset.py outputs/cifar100-plus --output_dir outputs/cifar100-inspection
+    python recipes/inspect_dataset.py outputs/cifar100-plus
     python recipes/inspect_dataset.py outputs/cifar100-plus --verify True
 
 With --verify it only compares every shard with its checksum; the exit code is 1 if one is damaged or missing.
@@ -8,8 +8,10 @@ Its name is not inspect.py, which would hide the module `inspect` of Python from
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from arguments import one_line_errors, option, parse, required
+from arguments import given, one_line_errors, option, parse, required
+from unused import INSPECT, say_unused
 
 FIRST = "dataset_name"  # the flag that may be left out
 
@@ -19,7 +21,9 @@ class InspectArguments:
     dataset_name: str = required(
         "Hub id or folder of a reinforced data set; the flag may be left out if it comes first."
     )
-    output_dir: str | None = option("Folder for inspection.json, inspection.md and the pictures.")
+    output_dir: str | None = option(
+        "Folder for inspection.json, inspection.md and the pictures, default outputs/NAME-inspection."
+    )
     verify: bool = option("Only compare every shard with its checksum.", False)
     dataset_config_name: str | None = option("Its configuration, default the only one.")
     dataset_revision: str | None = option("Its Hub revision: branch, tag or commit, default main.")
@@ -30,17 +34,17 @@ class InspectArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [InspectArguments], first=FIRST)
+    say_unused(INSPECT, (args,), given(FIRST))
     from hf_reinforce.inspection import inspect_dataset, operations_table, summary_table, verify_shards
 
     if args.verify:
         count, problems = verify_shards(args.dataset_name, args.dataset_config_name, revision=args.dataset_revision)
         print("\n".join(problems) or f"All {count} shards of {args.dataset_name} are as they were written.")
         raise SystemExit(1 if problems else 0)
-    if args.output_dir is None:
-        raise ValueError("--output_dir is missing: the folder for the description. Or check the shards: --verify True")
+    output_dir = args.output_dir or f"outputs/{Path(args.dataset_name).resolve().name}-inspection"
     content = inspect_dataset(
         args.dataset_name,
-        args.output_dir,
+        output_dir,
         args.dataset_config_name,
         revision=args.dataset_revision,
         source=args.source_name_or_path,
@@ -51,7 +55,7 @@ def main() -> None:
         print(f"\n{operations_table(content)}")
     for note in content["notes"]:
         print(f"\n{note}")
-    print(f"\nWritten to {args.output_dir}.")
+    print(f"\nWritten to {output_dir}.")
 
 
 if __name__ == "__main__":

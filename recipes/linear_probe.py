@@ -5,7 +5,9 @@ python recipes/linear_probe.py --model_name_or_path outputs/student --dataset_na
 
 from dataclasses import dataclass, replace
 
-from arguments import one_line_errors, option, parse, required, write_json
+from arguments import given, one_line_errors, option, parse, required, write_json
+from checks import check_device
+from unused import PROBE, say_unused
 
 
 @dataclass
@@ -34,8 +36,10 @@ class ProbeArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ProbeArguments])
-    if args.output_json:
-        write_json(args.output_json, [])  # a file that cannot be written is noticed before the work
+    check_device(args.device)
+    say_unused(PROBE, (args,), given())
+    if any(strength <= 0 for strength in args.strengths):
+        raise ValueError(f"--strengths are values of C > 0, not {args.strengths}.")
     from hf_reinforce.transfer.extras import optional
 
     optional("sklearn.linear_model")  # a missing package, too
@@ -62,12 +66,14 @@ def splits(args):
         rows = load_source(args.dataset_name, args.dataset_config_name, split)
         if limit is not None and limit < len(rows):
             rows = rows.shuffle(args.seed).select(range(limit)) if not sources else rows.select(range(limit))
-        source = ImageSource.of(rows, args.image_column_name, args.label_column_name)
+        names = sources[0].class_names if sources else None
+        source = ImageSource.of(rows, args.image_column_name, args.label_column_name, names)
         if not len(source) or not source.has_labels or not source.class_names:
             raise ValueError(
                 f"{args.dataset_name}, split {split!r}, has no rows or no ClassLabel column to probe with; name "
                 "another split, or one with --label_column_name."
             )
+        source.check_labels(name=f"{args.dataset_name}, split {split!r}")
         sources.append(source)
     names = [source.class_names for source in sources]
     if names[0] != names[1]:
@@ -86,11 +92,15 @@ def probe(args, name, train, test):
     from hf_reinforce.policies import evaluation_policy
     from hf_reinforce.transfer.probe import STRENGTHS, extract_features, fit_probe
 
-    member = named_member(name, args.model_checkpoint, args.model_revision)
+    member = named_member(name, args.model_checkpoint, args.model_revision, head=False)
     own = member.preprocessing
+    if own is None:
+        raise ValueError(
+            f"{name} does not say how it wants its images; put its preprocessor_config.json beside its weights."
+        )
     size = args.image_size or own.image_size
     member = replace(member, preprocessing=replace(own, image_size=size))
-    policy = evaluation_policy(size, args.crop_pct or own.crop_pct, own.interpolation)
+    policy = evaluation_policy(**own.framing(size, args.crop_pct))
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     (features, labels), (test_features, test_labels) = (
         extract_features(member, AugmentedDataset(source, policy), args.batch_size, args.num_workers, device)

@@ -11,7 +11,9 @@ Run the same command again to continue after an interruption, or with a larger -
 import logging
 from dataclasses import dataclass
 
-from arguments import class_map, one_line_errors, option, parse, required
+from arguments import class_map, given, one_line_errors, option, parse, required
+from checks import check_device
+from unused import REINFORCE, say_unused
 
 
 @dataclass
@@ -21,9 +23,9 @@ class ReinforceArguments:
     output_dir: str = required("Folder of the Hub repository to write; the policy's name becomes its configuration.")
     dataset_config_name: str | None = option("Hub configuration of the data set.")
     dataset_revision: str | None = option("Hub revision of the data set.")
-    split: str = option("Split to reinforce.", "train")
+    split: str = option("Split to reinforce, or a part: train[:50%], train[5:15], train+test.", "train")
     image_column_name: str | None = option("Image column, default the only one.")
-    label_column_name: str | None = option("Label column, default the only ClassLabel column; '' for none.")
+    label_column_name: str | None = option("Label column, also of texts; default the only ClassLabel; '' for none.")
     teacher_checkpoint: str | None = option("Weights of a teacher that is a bare timm architecture.")
     teacher_revision: str | None = option("Hub revision of the teachers.")
     teacher_weights: list[float] = option("Weights of an ensemble, default equal.", [])
@@ -33,7 +35,7 @@ class ReinforceArguments:
     policy: str = option("Named policy, or a YAML file.", "randaug")
     image_size: int = option("Side of a view in pixels, for a named policy.", 224)
     num_samples: int = option("N, reinforcements per image.", 50)
-    top_k: int = option("K, stored classes per reinforcement.", 10)
+    top_k: int | None = option("K, stored classes per reinforcement, default 10, or all where there are fewer.")
     seed: int = option("Seed of the augmentation parameters.", 0)
     max_samples: int | None = option("Reinforce the first so many rows.")
     shard_size: int = option("Rows per Parquet file.", 4096)
@@ -48,6 +50,8 @@ class ReinforceArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
+    check_device(args.device)
+    say_unused(REINFORCE, (args,), given())
     from hf_reinforce import load_policy, load_teacher, reinforce
     from hf_reinforce.estimate import estimate
     from hf_reinforce.hub import load_source
@@ -107,17 +111,22 @@ def first_images(source, args):
     from hf_reinforce.hub import load_source, stream_source
     from hf_reinforce.randomness import PARTNER_BLOCK
     from hf_reinforce.sources import find_columns
+    from hf_reinforce.splits import count_rows, split_names
 
-    stream = load_source(*source, streaming=True)
-    if stream.features is not None:
-        name, config, split, revision = source
+    name, config, split, revision = source
+    splits = split_names(split)
+    stream = load_source(name, config, splits[0], revision, streaming=True) if splits != ("all",) else None
+    if stream is not None and stream.features is not None:
         image, _ = find_columns(stream.features, args.image_column_name, args.label_column_name)
-        recorded = (stream.info.splits or {}).get(split)
-        rows = recorded.num_examples if recorded else stream_source(name, [image], config, split, revision)
-        if recorded or hasattr(rows, "__len__"):
+        sizes = {}
+        for part in splits:
+            recorded = (stream.info.splits or {}).get(part)
+            rows = None if recorded else stream_source(name, [image], config, part, revision)
+            sizes[part] = recorded.num_examples if recorded else len(rows) if hasattr(rows, "__len__") else None
+        if None not in sizes.values():
             stream = stream.cast_column(image, Image(decode=False))
             few = Dataset.from_list(list(stream.take(PARTNER_BLOCK)), features=stream.features)
-            return few, rows if recorded else len(rows)
+            return few, count_rows(split, sizes)
     logging.warning("%s does not say how many rows it has, so the whole of it is loaded.", source[0])
     return load_source(*source), None
 

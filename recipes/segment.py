@@ -5,8 +5,9 @@ python recipes/segment.py recipes/ade20k_segmentation/deeplabv3.yaml --model_nam
 
 from dataclasses import asdict, dataclass
 
-from arguments import one_line_errors, option, parse
+from arguments import given, one_line_errors, option, parse
 from detect import FURTHER, BackboneArguments, backbone, finish, rows_of, start, training_classes
+from unused import SEGMENT, say_unused
 
 
 @dataclass
@@ -34,6 +35,7 @@ class SegmentationArguments:
 @one_line_errors
 def main() -> None:
     model, data, args = parse(__doc__, [BackboneArguments, SegmentationArguments], training_classes, FURTHER)
+    say_unused(SEGMENT, (model, data, args), given())
     if args.per_device_train_batch_size < 2:
         raise ValueError("DeepLabV3 normalises over the batch; give --per_device_train_batch_size 2 or more.")
     args.dataloader_drop_last = True  # the last batch could hold a single image

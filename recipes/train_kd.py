@@ -6,15 +6,15 @@ python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path 
 
 import functools
 import json
-import logging
 import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import check_same_run, class_map, one_line_errors, option, parse, required
-
-logger = logging.getLogger("hf_reinforce.train_kd")
+from arguments import class_map, given, json_object, one_line_errors, option, parse, required
+from checks import check_same_run
+from training import train_and_evaluate
+from unused import STUDENT, say_unused
 
 
 @dataclass
@@ -29,7 +29,7 @@ class DataArguments:
     eval_dataset_config_name: str | None = option("Its configuration, default the source's.")
     eval_split: str | None = option("Split to evaluate on, e.g. test; none without it.")
     image_column_name: str | None = option("Image column, default the only one.")
-    label_column_name: str | None = option("Label column, default the only ClassLabel column.")
+    label_column_name: str | None = option("Label column, also of texts; default the only ClassLabel column.")
     max_train_samples: int | None = option("Train on the first so many rows.")
     max_eval_samples: int | None = option("Evaluate on the first so many rows.")
     policy: str | None = option("Named policy or YAML file, for a data set that is not reinforced.")
@@ -78,10 +78,16 @@ def main() -> None:
     replayed = args.method == "reinforced" or data.stored_views
     train = training_data(data, replayed, args.seed, commit)
     stored = train.config if replayed else None
+    reinforced = getattr(train, "config", None)
+    facts = {"is_reinforced": reinforced is not None, "embedded": bool(reinforced and reinforced.embed_images)}
+    say_unused(STUDENT, (data, model_args, args), given(), **facts)
     names = stored.class_names if stored else train.source.class_names
     num_labels = stored.num_classes if stored else len(names or [])
     if not num_labels:
-        raise ValueError(f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it.")
+        raise ValueError(
+            f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it; name a column of "
+            "texts with --label_column_name, if there is one."
+        )
     view_size = data.image_size or train.policy.image_size
     input_size = model_args.input_size or view_size
     model = create_student(
@@ -89,14 +95,14 @@ def main() -> None:
         num_labels,
         input_size,
         names,
-        json.loads(model_args.model_args or "{}"),
+        json_object("model_args", model_args.model_args),
         model_args.model_revision,
     )
     trainer = KDTrainer(
         model,
         args,
         train_dataset=train,
-        eval_dataset=evaluation_data(data, train, names, student_preprocessing(model, view_size), commit),
+        eval_dataset=evaluation_data(data, train, names, num_labels, student_preprocessing(model, input_size), commit),
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
@@ -166,56 +172,6 @@ def online_teacher(model_args, names):
     return teacher.with_classes(names, class_map(model_args.class_map)).to("cpu", model_args.teacher_dtype)
 
 
-def train_and_evaluate(trainer, args) -> None:
-    """Trains from the last checkpoint on, where there is one, and evaluates.
-
-    SIGTERM and SIGINT end it with a checkpoint, and exit codes 143 and 130.
-    """
-    from hf_reinforce.resuming import is_finished, last_checkpoint, load_finished
-
-    # transformers turns do_eval on by itself where there is an eval_strategy
-    if args.do_train or not args.do_eval or args.eval_strategy != "no":
-        checkpoint = args.resume_from_checkpoint or last_checkpoint(args)
-        if checkpoint and is_finished(checkpoint, args):
-            logger.info("The run is finished already; its last checkpoint, %s, is evaluated.", checkpoint)
-            metrics = load_finished(trainer, checkpoint)
-        else:
-            if checkpoint:
-                logger.info("Resuming from %s.", checkpoint)
-            metrics = train(trainer, checkpoint)
-        if metrics is not None:
-            trainer.save_model()
-            trainer.log_metrics("train", metrics)
-            trainer.save_metrics("train", metrics)
-            trainer.save_state()
-    if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-
-
-def train(trainer, checkpoint):
-    """Trains and returns the metrics; ends the program if a signal asks for it."""
-    from hf_reinforce.resuming import StopTraining
-    from hf_reinforce.stopping import StopSignals
-
-    with StopSignals() as signals:
-        stop = StopTraining(signals)
-        trainer.add_callback(stop)
-        try:
-            metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ValueError(
-                f"{error} The same command goes on from the last checkpoint; if memory ran out, give it fewer "
-                "--dataloader_num_workers."
-            ) from error
-    if stop.stopped:
-        raise SystemExit(signals.exit_code)
-    return metrics
-
-
 def training_data(data, replayed, seed, commit):
     """The training set: stored reinforcements, or fresh augmentations of the same policy."""
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
@@ -249,13 +205,13 @@ def training_data(data, replayed, seed, commit):
             "--method plain or online with a --policy."
         )
     rows = load_source(data.dataset_name, data.dataset_config_name, data.train_split, commit)
-    if data.max_train_samples:
+    if data.max_train_samples is not None:
         rows = rows.select(range(min(data.max_train_samples, len(rows))))
     source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
     return AugmentedDataset(source, load_policy(data.policy, data.image_size or 224), data.image_size, seed)
 
 
-def evaluation_data(data, train, names, preprocessing, commit):
+def evaluation_data(data, train, names, num_labels, preprocessing, commit):
     """The evaluation set, None without `eval_split`; its classes must be the student's."""
     from hf_reinforce import AugmentedDataset, ImageSource
     from hf_reinforce.hub import load_source
@@ -269,16 +225,23 @@ def evaluation_data(data, train, names, preprocessing, commit):
             f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."
         )
     rows = load_source(name, config, data.eval_split, revision, alone=data.streaming)
-    if data.max_eval_samples:
+    if data.max_eval_samples is not None:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
-    policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
-    source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
+    policy = evaluation_policy(**preprocessing.framing())
+    record = train.config.source if hasattr(train, "config") else None
+    image, label = data.image_column_name, data.label_column_name
+    if record and image is None and record.image_column in rows.column_names:  # the columns that were reinforced
+        image = record.image_column
+    if record and label is None and record.label_column in rows.column_names:
+        label = record.label_column
+    source = ImageSource.of(rows, image, label, names)
     if names and source.class_names and list(source.class_names) != list(names):
         raise ValueError(
             f"{name}, split {data.eval_split!r}, has {len(source.class_names)} classes ({source.class_names[0]}, ...) "
             f"that are not the student's {len(names)} ({names[0]}, ...); choose another --eval_dataset_name, or "
             "evaluate with recipes/evaluate.py and a --class_map."
         )
+    source.check_labels(num_labels, f"{name}, split {data.eval_split!r}")
     return AugmentedDataset(source, policy)
 
 

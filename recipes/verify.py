@@ -8,7 +8,9 @@ cost 1e-4; more means that the target does not belong to the pixels.
 
 from dataclasses import dataclass, replace
 
-from arguments import one_line_errors, option, parse, required, write_json
+from arguments import given, one_line_errors, option, parse, required, write_json
+from checks import check_device
+from unused import VERIFY, say_unused
 
 
 @dataclass
@@ -28,8 +30,7 @@ class VerifyArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [VerifyArguments])
-    if args.output_json:
-        write_json(args.output_json, {})  # a file that cannot be written is noticed before the work
+    check_device(args.device)
     result = verify(args)
     for name, value in result.items():
         print(f"{name:14} {value}")
@@ -40,11 +41,13 @@ def main() -> None:
 
 
 def verify(args):
+    import numpy as np
     import torch
     from tqdm.auto import tqdm
 
     from hf_reinforce import Teacher, load_reinforced
-    from hf_reinforce.classifiers import named_member, preprocessing_from
+    from hf_reinforce.classifiers import named_member
+    from hf_reinforce.preprocessing import preprocessing_from
     from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
     dataset = load_reinforced(
@@ -55,18 +58,23 @@ def verify(args):
         accept_pixel_mismatch=args.accept_pixel_mismatch,
     )
     config = dataset.config
+    say_unused(VERIFY, (args,), given(), embedded=config.embed_images)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not all(teacher["weight_hash"] for teacher in config.teachers):
         raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
     names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
-    members = [
-        replace(
-            named_member(name, args.teacher_checkpoint, teacher["revision"]),
-            preprocessing=preprocessing_from(teacher["preprocessing"]),
-            weight=teacher["weight"],
+    if len(names) != len(config.teachers):
+        raise ValueError(
+            f"{args.dataset_name} has the answers of {len(config.teachers)} teachers, but --teacher_name_or_path "
+            f"names {len(names)}; name as many, in the same order."
         )
-        for name, teacher in zip(names, config.teachers, strict=True)
-    ]
+    members = []
+    for name, teacher in zip(names, config.teachers, strict=True):
+        own = preprocessing_from(teacher["preprocessing"])
+        member = named_member(name, args.teacher_checkpoint, teacher["revision"], own)
+        members.append(
+            replace(member, preprocessing=own, weight=teacher["weight"], class_map=teacher.get("class_map"))
+        )
     found = [member.weight_hash for member in members]
     if found != [teacher["weight_hash"] for teacher in config.teachers]:
         raise ValueError(f"These are other weights than those that answered: {found}.")
@@ -80,7 +88,7 @@ def verify(args):
         answer = teacher(views).cpu().double()
         stored = [dataset.target(position, slot) for position, slot in pairs]
         target = Targets(
-            *(torch.tensor([item[f"target_{key}"] for item in stored]) for key in ("label", "value", "tail"))
+            *(torch.from_numpy(np.stack([s[f"target_{key}"] for s in stored])) for key in ("label", "value", "tail"))
         )
         top = answer.gather(-1, target.label)
         rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)

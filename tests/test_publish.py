@@ -23,11 +23,11 @@ import torch
 import yaml
 from hub_server import Fault
 from hub_storage import is_reference
-from huggingface_hub import CommitOperationAdd
+from huggingface_hub import CommitOperationAdd, HfApi
 from test_ml_dr import Original
 from tiny import tiny_dataset, tiny_teacher
 
-from hf_reinforce import ReinforcementConfig, load_policy, push_to_hub, reinforce
+from hf_reinforce import ReinforcementConfig, load_policy, publish, push_to_hub, reinforce
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.ml_dr import import_ml_dr
 from hf_reinforce.shards import check_source_rows
@@ -419,11 +419,23 @@ def test_a_tag_or_commit_is_no_branch(hub, client, folder, dry_run):
     assert not hub.seen("POST|PUT") and repository.branches == {"main": commit}
 
 
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_publishing_without_the_hub_is_explained(folder, monkeypatch, dry_run):
+def test_publishing_without_the_hub_is_explained(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="^HF_HUB_OFFLINE forbids to ask the Hub; unset it to publish me/offline.$"):
-        push_to_hub(folder, "me/offline", dry_run=dry_run)
+        push_to_hub(folder, "me/offline")
+
+
+@pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "no server"])
+def test_a_dry_run_without_the_hub_lists_every_file_as_new(folder, monkeypatch, caplog, how):
+    if how == "no server":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(publish, "HfApi", lambda token=None: HfApi("http://127.0.0.1:9", token=token))
+    else:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    result = push_to_hub(folder, "me/offline", dry_run=True)
+    assert {change.path for change in result.changes} == {"README.md", *local_names(folder)}
+    assert {change.reason for change in result.changes} == {"new"} and result.commit_url is None
+    assert "The Hub cannot be asked" in caplog.text
 
 
 def test_links_are_refused(copy, tmp_path):

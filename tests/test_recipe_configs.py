@@ -43,7 +43,7 @@ def read(monkeypatch):
         else:
             classes = [load_recipe("reinforce").ReinforceArguments]
         parser = HfArgumentParser(classes, allow_abbrev=False)
-        flags = arguments._flags_of_file(str(path), parser)
+        flags = arguments.with_file([str(path)])
         parsed = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
         return parsed if path.name in TRAINING else parsed[0]
 

@@ -70,10 +70,10 @@ def describe(folder: str | Path, config_names: Collection[str] | None = None) ->
     for path in sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG_FILE}")):
         config = ReinforcementConfig.load(path)
         if config.complete and (config_names is None or path.name in config_names):
-            shards = shard_files(path, config.source.split)
+            shards = shard_files(path, config.split)
             if not shards:
                 raise ValueError(
-                    f"{path} has no shards of the split {config.source.split!r}; run the command that reinforces this "
+                    f"{path} has no shards of the split {config.split!r}; run the command that reinforces this "
                     "data set again."
                 )
             described[path.name] = Configuration(config, measure(shards, config), _version(path, config))
@@ -109,7 +109,7 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
         remarks=remarks,
         described=described,
         shown=shown,
-        split=configs[shown].source.split,
+        split=configs[shown].split,
         joined=joined,
         imagenet=any(is_imagenet(config.source.name) for config in configs.values()),
         sources=tables.source_texts(configs.values()),
@@ -145,7 +145,7 @@ def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardD
                 "data_files": [{"split": split, "path": f"{key}/{split}-*.parquet"}],
             }
             for key, item in described.items()
-            for split in [item.config.source.split]
+            for split in [item.config.split]
         ],
         **_license([item.config for item in described.values()]),
     )

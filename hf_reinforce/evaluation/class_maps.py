@@ -1,7 +1,7 @@
 """From a model's classes to those of a data set: by names, WordNet ids, a published table, indices, or a file."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_reinforce.class_words import printable
+from hf_reinforce.class_matching import ModelClasses
+from hf_reinforce.class_words import some
 from hf_reinforce.documents import read_document, shortened
-from hf_reinforce.evaluation.imagenet import imagenet_classes, plain, wordnet_ids
+from hf_reinforce.evaluation.imagenet import plain
 
 TABLES = Path(__file__).parent / "class_tables"
 SCORINGS = ("restricted", "full")
@@ -98,7 +99,7 @@ def make_class_map(
             f"scoring must be one of {', '.join(SCORINGS)} and merge one of {', '.join(MERGES)}, "
             f"not {scoring!r} and {merge!r}."
         )
-    found = _Model(model_names, num_classes)
+    found = ModelClasses(model_names, num_classes)
     display, members, words = _members(found, data_names, labels, classes, declared)
     by_occurrence = classes in (None, "index") and (data_names is None or not declared)
     order = sorted(members)
@@ -126,44 +127,8 @@ def make_class_map(
     )
 
 
-class _Model:
-    """The classes of a model, to be found by index, name or WordNet id."""
-
-    def __init__(self, names: Sequence[str] | None, count: int) -> None:
-        known = names is not None and not all(name.startswith("LABEL_") for name in names)
-        self.names, self.count = tuple(names or ()) if known else (), count
-        self.by_name = _places(map(plain, self.names))
-        # Every classifier of ImageNet has its classes in the order of their ids.
-        unnamed = imagenet_classes() if not known and count == 1000 else ()
-        self.by_wordnet = _places(wordnet_ids(self.names) or unnamed)
-
-    def display_names(self) -> tuple[str, ...]:
-        return self.names or tuple(map(str, range(self.count)))
-
-    def find(self, entry: Any) -> tuple[int, ...]:
-        """The model's classes that an entry of a list, mapping or table names."""
-        if isinstance(entry, (list, tuple)) and entry and not any(isinstance(item, (list, tuple)) for item in entry):
-            return tuple(index for item in entry for index in self.find(item))
-        if isinstance(entry, int) and not isinstance(entry, bool):
-            if not 0 <= entry < self.count:
-                raise ValueError(
-                    f"The model has classes 0 to {self.count - 1}, but the class map names {shortened(entry)}."
-                )
-            return (entry,)
-        index = None
-        if isinstance(entry, str):
-            index = self.by_name.get(plain(entry))
-            index = self.by_wordnet.get(wordnet_ids([entry])[0]) if index is None else index
-        if index is None:
-            known = _short(self.names) if self.names else f"no names, only indices 0 to {self.count - 1}"
-            raise ValueError(
-                f"The class map names {shortened(entry)}, which is no class of the model; it has {known}."
-            )
-        return (index,)
-
-
 def _members(
-    model: _Model, data_names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec, declared: bool
+    model: ModelClasses, data_names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec, declared: bool
 ) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
     """Name and the model's classes for each label, and where they come from."""
     if isinstance(classes, str) and classes != "index":
@@ -172,7 +137,8 @@ def _members(
     else:
         table, words = classes, "classes from a given map"
     if table is None and data_names is not None:
-        return _matched(model, data_names)
+        places, words = model.match(data_names)
+        return dict(enumerate(data_names)), {label: (index,) for label, index in enumerate(places)}, words
     if table is None or table == "index":
         return _indexed(model, data_names, labels)
     if isinstance(table, Mapping):
@@ -185,8 +151,8 @@ def _members(
         missing = [name for name in data_names if plain(name) not in entries]
         if missing:
             raise ValueError(
-                f"The class map has no entry for {len(missing)} classes of the data set: {_short(missing)}; it has "
-                f"{_short(list(table))}. Add them, or name another map."
+                f"The class map has no entry for {len(missing)} classes of the data set: {some(missing)}; it has "
+                f"{some(list(table))}. Add them, or name another map."
             )
         found = {label: model.find(entries[plain(name)]) for label, name in enumerate(data_names)}
         names = dict(enumerate(data_names))
@@ -205,34 +171,12 @@ def _members(
     return names, found, words
 
 
-def _matched(model: _Model, names: Sequence[str]) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
-    display = dict(enumerate(names))
-    simple = [plain(name) for name in names]
-    if len(names) == model.count and (not model.names or simple == [plain(name) for name in model.names]):
-        words = "the same class names" if model.names else "the same number of classes, taken in the same order"
-        return display, {label: (label,) for label in display}, words
-    by_name = [model.by_name.get(name) for name in simple]
-    by_wordnet = [model.by_wordnet.get(name) for name in wordnet_ids(names)]
-    for found, words in ((by_name, "class names"), (by_wordnet, "WordNet ids")):
-        indices = [index for index in found if index is not None]
-        if len(indices) == len(names) and len(set(indices)) == len(names):
-            return display, {label: (index,) for label, index in enumerate(indices)}, f"classes by {words}"
-    missing = [name for name, *found in zip(names, by_name, by_wordnet, strict=True) if found == [None, None]]
-    theirs = _short(model.names) if model.names else "no names"
-    raise ValueError(
-        f"The classes of the data set and of the model differ: {len(missing) or 'some'} of the data set's "
-        f"{len(names)} classes ({_short(missing or names)}) are not found, or not apart from each other, among the "
-        f"model's {model.count} ({theirs}). Say how they correspond: classes_from with a column of the model's class "
-        "indices or a file, or class_map."
-    )
-
-
 def _indexed(
-    model: _Model, names: Sequence[str] | None, labels: Sequence[int]
+    model: ModelClasses, names: Sequence[str] | None, labels: Sequence[int]
 ) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
     wrong = [name for name in names or () if not name.strip().isdecimal()]
     if wrong:
-        raise ValueError(f"classes: index needs class names that are numbers, such as '17'; found {_short(wrong)}.")
+        raise ValueError(f"classes: index needs class names that are numbers, such as '17'; found {some(wrong)}.")
     values = {label: int(names[label]) for label in range(len(names))} if names else {int(v): int(v) for v in labels}
     largest = max(values.values(), default=0)
     if largest >= model.count:
@@ -285,15 +229,3 @@ def load_table(name_or_path: str) -> Any:
             f"{path} must hold a list of classes or a mapping from names to classes, not {shortened(content)}."
         )
     return content
-
-
-def _places(names: Iterable[str | None]) -> dict[str | None, int]:
-    """Where each name is that comes once."""
-    places: dict[str | None, list[int]] = {}
-    for index, name in enumerate(names):
-        places.setdefault(name, []).append(index)
-    return {name: found[0] for name, found in places.items() if len(found) == 1 and name is not None}
-
-
-def _short(items: Sequence[Any], most: int = 6) -> str:
-    return ", ".join(map(printable, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")

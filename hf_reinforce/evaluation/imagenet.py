@@ -41,7 +41,7 @@ def wordnet_ids(names: Sequence[str]) -> list[str | None]:
     known = _imagenet_names()
     ids = [_WORDNET_ID.search(name) for name in names]  # transformers writes "crane (n02012849)"
     found = [
-        frozenset([stated.group()]) if stated else known.get(plain(name), frozenset())
+        frozenset([stated.group()]) if stated else known.get(plain(name)) or known.get(_unnumbered(name), frozenset())
         for name, stated in zip(names, ids, strict=True)
     ]
     if len(names) == 1000 and all(own in fits for own, fits in zip(imagenet_classes(), found, strict=True)):
@@ -57,6 +57,11 @@ def real_labels() -> list[list[int]]:
     text = (files("timm") / "data" / "_info" / "imagenet_real_labels.json").read_text(encoding="utf-8")
     found: list[list[int]] = json.loads(text)
     return found
+
+
+def _unnumbered(name: str) -> str:
+    """A name without the number that keeps the second of two equal names apart, such as `crane2`."""
+    return plain(name).rstrip("0123456789").rstrip()
 
 
 def plain(name: str) -> str:

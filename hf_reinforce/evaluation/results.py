@@ -141,7 +141,8 @@ class DatasetResult:
         corruption: how the images are corrupted, None for images as they are.
         notes: what a reader should know, such as what differs from the published data set.
         settings: what the figures depend on beside the images: `seed`, `image_size`, `crop_pct`, `interpolation`,
-            `dtype`, `max_samples`, `scoring`, `merge`; empty in files of before they were recorded.
+            `dtype`, `max_samples`, `scoring`, `merge`, and of `crop_mode`, `crop_rounding` and `fill` (see
+            `EvaluationView`) those that are not the default; empty in files of before they were recorded.
     """
 
     title: str

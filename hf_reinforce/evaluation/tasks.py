@@ -17,7 +17,7 @@ from hf_reinforce.evaluation.corruptions import CORRUPTIONS
 from hf_reinforce.evaluation.imagenet import real_labels
 from hf_reinforce.evaluation.results import Corruption
 from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
-from hf_reinforce.hub import load_source
+from hf_reinforce.loading import load_source
 from hf_reinforce.local import resolve
 from hf_reinforce.remote import dataset_commit
 from hf_reinforce.sources import ImageSource, find_columns
@@ -93,7 +93,7 @@ def open_rows(
 ) -> tuple[Dataset, str | None]:
     """A split of a data set, and the commit of the Hub that it is of; None for a folder.
 
-    Arguments and errors as `hf_reinforce.hub.load_source`.
+    Arguments and errors as `hf_reinforce.loading.load_source`.
     """
     commit = None if Path(resolve(name)).exists() else dataset_commit(name, revision)
     try:
@@ -171,9 +171,12 @@ def _labels(
         or pa.types.is_large_list(values.type)
         or pa.types.is_fixed_size_list(values.type)
     ):
-        return None, values.to_pylist(), False
+        items = values.flatten()
+        if pa.types.is_integer(items.type) and not items.null_count:
+            return None, values.to_pylist(), False
     raise ValueError(
-        f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices."
+        f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices. Name "
+        "another with --label_column_name (label_column in the file of a suite)."
     )
 
 

@@ -37,7 +37,7 @@ def verify_shards(
         remedy = "Import the archives again, into another folder."
     elif repository.commit is not None:
         remedy = "Delete it there to download it again."
-    there = {Path(path).name: path for path in repository.shards(config_name, config.source.split)}
+    there = {Path(path).name: path for path in repository.shards(config_name, config.split)}
     problems = []
     for name in tqdm(sorted(config.checksums), desc="Verifying", unit="shard"):
         path = there.pop(name, None)

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Image
 from torch import Tensor
 
 from hf_reinforce import images
 from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.hub import stream_source
 from hf_reinforce.images import ImageError
 from hf_reinforce.inspection.measure import Disagreement
-from hf_reinforce.streaming.rows import ParquetRows, StreamRows
+from hf_reinforce.loading import load_source, stream_source
+from hf_reinforce.splits import is_part
+from hf_reinforce.streaming.rows import DatasetRows, ParquetRows, Rows
 
 OPERATIONS_FILE = "operations.png"
 DISAGREEMENTS_FILE = "disagreements.png"
@@ -102,7 +104,7 @@ def read_images(
         ValueError: if the source is not known or cannot be read; the message says what to do.
     """
     record = config.source
-    rows: ParquetRows | StreamRows
+    rows: Rows
     if config.embed_images:
         rows = ParquetRows(shards, [record.image_column])
     else:
@@ -110,7 +112,13 @@ def read_images(
         if name is None:
             raise ValueError("where the images are is not recorded; name them with --source_name_or_path.")
         revision = record.revision if source is None else None
-        rows = stream_source(name, [record.image_column], record.config_name, record.split, revision)
+        where = (record.config_name, record.split, revision)
+        if is_part(record.split):  # no stream of it
+            rows = DatasetRows(
+                load_source(name, *where).cast_column(record.image_column, Image(decode=False)), [record.image_column]
+            )
+        else:
+            rows = stream_source(name, [record.image_column], *where)
     cursor = rows.cursor()
     found: dict[int, tuple[Tensor | None, str | None]] = {}
     for item in sorted(disagreements, key=lambda item: item.position if config.embed_images else item.row):

@@ -59,7 +59,7 @@ def inspect_dataset(
         raise ValueError(f"{name_or_path} is not finished; run the command that reinforces it again to complete it.")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = repository.shards(config_name, config.source.split)
+    shards = repository.shards(config_name, config.split)
     measured = measure(shards, config, num_images)
     doubtful = measured["disagreements"]
     if not draw_operations(measured, folder / OPERATIONS_FILE):

@@ -243,7 +243,7 @@ class Import:
         self.config.save(self.folder)
         rows = np.flatnonzero(self.facts.usable)
         count = -(-len(self.dataset) // size)
-        shards = [self.folder / shard_name(self.config.source.split, index, count) for index in range(count)]
+        shards = [self.folder / shard_name(self.config.split, index, count) for index in range(count)]
         for index, path in enumerate(tqdm(shards, desc="Writing", unit="shard")):
             if not path.exists():
                 first, last = np.searchsorted(rows, [index * size, (index + 1) * size])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hf_reinforce.classifiers import Member, named_member
 from hf_reinforce.local import resolve
-from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing
+from hf_reinforce.preprocessing import Preprocessing
+from hf_reinforce.processors import processor_preprocessing
 from hf_reinforce.students import student_preprocessing
 
 FINEST_STRIDE = 4
@@ -96,7 +97,7 @@ def load_backbone(
             )
         own = Preprocessing(224)
         return Backbone(BackboneSpec("timm", name_or_path, given, own.mean, own.std))
-    member = named_member(name_or_path, None, revision)
+    member = named_member(name_or_path, None, revision, head=False)
     network: Any = getattr(member.model, "timm_model", member.model)
     if not getattr(network, "pretrained_cfg", None):
         if given:
@@ -137,6 +138,8 @@ def _load_transformers(member: Member, path: str, revision: str | None) -> Backb
     prefix = f"{model.base_model_prefix}."
     weights = {name.removeprefix(prefix): value for name, value in model.state_dict().items()}
     own = processor_preprocessing(path, revision) or Preprocessing(224)
+    if own.channels != "RGB":
+        raise ValueError(f"{path} wants its channels as {own.channels}, which detectors and segmenters don't give it.")
     return Backbone(BackboneSpec("transformers", config.model_type, config.to_dict(), own.mean, own.std), weights)
 
 
@@ -147,7 +150,8 @@ def _transformers_network(
 
     arguments = {key: value for key, value in spec.arguments.items() if key != "model_type"}
     try:
-        network: Any = AutoBackbone.from_config(AutoConfig.for_model(spec.architecture, **arguments))
+        config = AutoConfig.for_model(spec.architecture, **arguments)
+        network: Any = AutoBackbone.from_config(config, trust_remote_code=False)
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{spec.architecture!r} is no backbone that transformers knows, so it has no feature maps; take a timm "

@@ -1,8 +1,8 @@
 """Linear probe: multinomial logistic regression on the features of a frozen network."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,35 +19,91 @@ from hf_reinforce.views import AugmentedDataset
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the L2 penalty that are tried, on standardised features."""
 
+_Call: TypeAlias = tuple[nn.Module, Tensor, Tensor]
+
 HELD_OUT = 0.2
 """Share of the training images on which C is chosen."""
 
 
-def classification_layer(model: nn.Module) -> nn.Linear:
-    """The last linear layer of a classifier; what goes into it are the network's pooled features.
+class _Pooled(nn.Module):
+    """A network of timm that answers with its pooled features."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pooled: Tensor = self.network.forward_head(self.network.forward_features(inputs), pre_logits=True)
+        return pooled.flatten(1)
+
+
+class PooledFeatures:
+    """What goes into the classifier of a network: its features after pooling.
+
+    For a network of timm, what `forward_head(pre_logits=True)` makes of its feature maps. For any other, what goes
+    into the layer that answers with the logits, or the mean over several layers where the logits are their mean (a
+    distilled DeiT); one forward pass tells which layers. A network without a classifier answers with its features.
 
     Args:
-        model: a timm network, or a classifier of transformers.
+        member: the network.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if no layer answers with the logits.
     """
-    network: Any = getattr(model, "timm_model", model)
-    layer = network.get_classifier() if hasattr(network, "get_classifier") else None
-    if not isinstance(layer, nn.Linear):
-        layer = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    if layer is None:
+
+    def __init__(self, member: Member) -> None:
+        network: Any = getattr(member.model, "timm_model", member.model)
+        pools = hasattr(network, "forward_head")
+        self._member = replace(member, model=_Pooled(network), class_names=None) if pools else member
+        self._heads = [] if pools else self._find_heads()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features float32 [B, D] of views [B, 3, S, S] with values 0 to 255."""
+        answer, calls = self._watched(self._heads, images)
+        if not self._heads:
+            return answer
+        return torch.stack([given.flatten(1).float() for _, given, _ in calls]).mean(0)
+
+    def _watched(self, layers: Iterable[nn.Module], images: Tensor) -> tuple[Tensor, list[_Call]]:
+        """The logits, and each call of the layers: the layer, what went in and what came out."""
+        calls: list[_Call] = []
+
+        def note(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+            if given and isinstance(given[0], Tensor) and isinstance(answer, Tensor):
+                calls.append((layer, given[0], answer))
+
+        handles = [layer.register_forward_hook(note) for layer in layers]
+        try:
+            return self._member.logits(images), calls
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.inference_mode()
+    def _find_heads(self) -> list[nn.Module]:
+        model, size = self._member.model, self._member.preprocessing.image_size
+        device = next(model.parameters(), torch.empty(0)).device
+        images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).mul(255).to(device)
+        layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Identity))]
+        logits, calls = self._watched(layers, images)
+        answers = [call for call in calls if call[2].numel() == logits.numel() and len(call[2]) == len(logits)]
+        for found in ([call] for call in reversed(answers)):
+            if torch.equal(found[0][2].flatten(1).float(), logits):
+                return [found[0][0]]
+        heads = [call for call in answers if isinstance(call[0], nn.Linear)]
+        if heads and torch.allclose(torch.stack([call[2].flatten(1).float() for call in heads]).mean(0), logits):
+            return [layer for layer, _, _ in heads]
         raise ValueError(
-            f"{type(network).__name__} has no linear classification layer, so it has no pooled features to probe; "
-            "choose another network."
+            f"{self._member.name} ({type(model).__name__}) has no linear layer that answers with its logits, so its "
+            "pooled features are unknown; choose another network to probe."
         )
-    return layer
 
 
 def extract_features(
     member: Member, dataset: AugmentedDataset, batch_size: int = 64, num_workers: int = 0, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features and labels of a data set, each image seen once.
+    """Features and labels of a dataset, each image seen once.
 
     Args:
         member: the frozen network.
@@ -57,21 +113,19 @@ def extract_features(
         device: where the network runs.
 
     Returns:
-        features float32 [R, D], what goes into the network's last linear layer; labels int64 [R].
+        features float32 [R, D], see `PooledFeatures`; labels int64 [R].
+
+    Raises:
+        ValueError: if it has none.
     """
-    model, inputs = member.model.to(device), []
-    handle = classification_layer(model).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    member.model.to(device)
+    pooled = PooledFeatures(member)
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=dataset.collate)
     features: list[Tensor] = []
     labels: list[Tensor] = []
-    try:
-        with torch.inference_mode():
-            for batch in tqdm(loader, desc="Extracting features", unit="batch"):
-                member.logits(batch["pixel_values"].to(device))
-                features.append(inputs.pop().flatten(1).float().cpu())
-                labels.append(batch["labels"])
-    finally:
-        handle.remove()
+    for batch in tqdm(loader, desc="Extracting features", unit="batch"):
+        features.append(pooled(batch["pixel_values"].to(device)).cpu())
+        labels.append(batch["labels"])
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 
