@@ -85,9 +85,10 @@ def made(operation, tmp_path, monkeypatch):
     return reinforce(data, tiny_teacher(), policy, tmp_path / "plus", **options), data
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    return made(GaussianBlur, tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield made(GaussianBlur, tmp_path_factory.mktemp("blurred"), patch)
 
 
 def drawn(folder):

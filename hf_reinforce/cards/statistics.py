@@ -128,12 +128,22 @@ class StoredTargets:
         """Whether the most likely class is the label: [B, N]."""
         return np.asarray(self.top[..., 0] == self.label[:, None])
 
-    def mean(self, views: Mask | None = None) -> NDArray[np.float64]:
-        """The mean of each image's targets, or of those of some views, bool [B, N], each with one: [B, C]."""
-        masses = self.masses[..., :-1] if views is None else self.masses[..., :-1] * views[..., None]
-        mean = np.zeros((len(masses), self.num_classes))
-        np.add.at(mean, (np.arange(len(masses))[:, None, None], self.top), masses)
-        return np.asarray(mean / (self.top.shape[1] if views is None else views.sum(axis=1, keepdims=True)))
+    @cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean of each image's targets: [B, C]."""
+        return self._summed(self.masses[..., :-1], self.top.shape[1])
+
+    def mean_of(self, views: Mask) -> NDArray[np.float64]:
+        """The mean of each image's targets for some of its views, bool [B, N]; 0 where it has none of them: [B, C]."""
+        if views.all():
+            return self.mean
+        return self._summed(self.masses[..., :-1] * views[..., None], np.maximum(views.sum(axis=1, keepdims=True), 1))
+
+    def _summed(self, masses: NDArray[np.float64], counts: Any) -> NDArray[np.float64]:
+        shape = len(masses), self.num_classes
+        cells = np.arange(len(masses))[:, None, None] * self.num_classes + self.top
+        sums = np.bincount(cells.ravel(), masses.ravel(), minlength=shape[0] * shape[1])
+        return np.asarray(sums.reshape(shape) / counts)
 
 
 class Sums:
@@ -160,7 +170,7 @@ class Sums:
         if not len(label):
             return
         self.confidence_hits += _histogram(targets.confidence[targets.hit])
-        self.hits_of_mean += int((targets.mean().argmax(axis=1)[known] == label).sum())
+        self.hits_of_mean += int((targets.mean.argmax(axis=1)[known] == label).sum())
         self.class_rows += np.bincount(label, minlength=classes)
         self.class_hits += np.bincount(label, targets.hit.sum(axis=1)[known], minlength=classes).astype(np.int64)
 

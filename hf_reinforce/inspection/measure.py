@@ -123,9 +123,7 @@ class _Sums(Sums):
         """Counts and keeps the images whose mean target contradicts their label."""
         chosen = np.flatnonzero((targets.label >= 0) & unmixed.any(axis=1))
         label = targets.label[chosen]
-        mean = StoredTargets(label, targets.top[chosen], targets.masses[chosen], targets.num_classes).mean(
-            unmixed[chosen]
-        )
+        mean = targets.mean_of(unmixed)[chosen]
         prediction, index = mean.argmax(axis=1), np.arange(len(chosen))
         probability, own = mean[index, prediction], mean[index, label]
         wrong = np.flatnonzero(prediction != label)
