@@ -108,19 +108,19 @@ class BothImages(torch.utils.data.Dataset[Tensor]):
             return pixels
         partner_row = params[schema.PARTNER_ROW]
         partner = self._view(partner_row, self.records.params(partner_row, slot))
-        if params[schema.MIXUP] is not None:
-            lam = params[schema.MIXUP]["lam"]
+        if params["mixup"] is not None:
+            lam = params["mixup"]["lam"]
             pixels = lam * pixels + (1 - lam) * partner
-        if params[schema.CUTMIX] is not None:
-            top, left, height, width = (params[schema.CUTMIX][key] for key in ("top", "left", "height", "width"))
+        if params["cutmix"] is not None:
+            top, left, height, width = (params["cutmix"][key] for key in ("top", "left", "height", "width"))
             box = (slice(None), slice(top, top + height), slice(left, left + width))
             pixels[box] = partner[box]
         return pixels
 
     def _view(self, index: int, params: dict[str, Any]) -> Tensor:
-        crop = [params[schema.CROP][key] for key in ("top", "left", "height", "width")]
+        crop = [params["crop"][key] for key in ("top", "left", "height", "width")]
         image = F.resized_crop(default_loader(self.files[index]), *crop, [self.image_size, self.image_size])
-        pixels: Tensor = F.to_tensor(F.hflip(image) if params[schema.HFLIP] else image)
+        pixels: Tensor = F.to_tensor(F.hflip(image) if params["hflip"] else image)
         return pixels
 
 

@@ -131,10 +131,10 @@ def simulate(folder: Path, rows: int, shard_size: int, num_samples: int) -> None
     kind = Features({"params": policy.feature}).arrow_schema.field("params").type
     rng = np.random.default_rng(0)
     columns = {
-        schema.CROP: rng.integers(1, 200, (count, 4)),
-        f"{schema.CROP}?": np.ones(count, bool),
-        schema.HFLIP: rng.random(count) < 0.5,
-        f"{schema.HFLIP}?": np.ones(count, bool),
+        "crop": rng.integers(1, 200, (count, 4)),
+        "crop?": np.ones(count, bool),
+        "hflip": rng.random(count) < 0.5,
+        "hflip?": np.ones(count, bool),
     }
     blank, drawn = [""] * shard_size, params_array(columns, kind)
     made_up = reinforced_table(policy, num_samples, range(shard_size), blank, drawn, made_up_targets(count, 0))

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op  # as the original does
 
-from hf_reinforce import schema
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 
 Record = dict[str, Any]
 
@@ -23,10 +23,10 @@ Record = dict[str, Any]
 def to_record(params: Mapping[str, Any], probs: list[float], labels: list[int]) -> Record:
     """One reinforcement in the compressed form of the published archives: values by position, for `rrc`, `randaug`."""
     box = lambda field: tuple(params[field][key] for key in ("top", "left", "height", "width"))
-    values: list[Any] = [box(schema.CROP), bool(params[schema.HFLIP])]
-    if schema.RAND_AUGMENT in params:
-        values.append([(step["op"], step["magnitude"]) for step in params[schema.RAND_AUGMENT]])
-        values.append(None if params[schema.ERASE] is None else box(schema.ERASE))
+    values: list[Any] = [box("crop"), bool(params["hflip"])]
+    if "rand_augment" in params:
+        values.append([(step["op"], step["magnitude"]) for step in params["rand_augment"]])
+        values.append(None if params["erase"] is None else box("erase"))
     return {"params": values, "prob": (probs, labels)}
 
 
@@ -64,7 +64,7 @@ class OriginalDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if flip:
             image = F.hflip(image)
         for op, magnitude in rest[0] if rest else ():
-            name = schema.RAND_AUGMENT_OPERATIONS[op]
+            name = OPERATIONS[op]
             image = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, None)
         pixels: Tensor = F.to_tensor(image)
         if rest and rest[1] is not None:

@@ -20,9 +20,9 @@ from benchmarks import photos
 from benchmarks.generation import random_teacher
 from benchmarks.measure import Settings, timed
 from benchmarks.records import CLASSES, TOP_K, both_formats, encoded_photos, made_up_targets, reinforced_table
-from hf_reinforce import AugmentationPolicy, ReinforcedDataset, images, jpeg, load_policy, load_reinforced, schema
+from hf_reinforce import AugmentationPolicy, ReinforcedDataset, images, jpeg, load_policy, load_reinforced
 from hf_reinforce.augmentations.base import ViewAugmentation
-from hf_reinforce.augmentations.rand_augment import SIGNED, RandAugment, magnitude_of
+from hf_reinforce.augmentations.rand_augment import OPERATIONS, SIGNED, RandAugment, magnitude_of
 from hf_reinforce.storage import write_shard
 from hf_reinforce.targets import encode, top_k_targets
 
@@ -125,7 +125,7 @@ def operations(settings: Settings) -> str:
     policy, lines = load_policy("rrc", settings.image_size), ["| operation | Pillow, us | ours, us |", "|---|---|---|"]
     decoded = [images.decode(photo) for photo in encoded_photos(settings.photos, 16)]
     views = [policy.apply(image, policy.sample(0, row, 0, *image.shape[1:])) for row, image in enumerate(decoded)]
-    for index, op in enumerate(schema.RAND_AUGMENT_OPERATIONS):
+    for index, op in enumerate(OPERATIONS):
         spent = {"pillow": 0.0, "ours": 0.0}
         for view, sign in product(views, (1, -1)):
             magnitude = magnitude_of(op, 9, settings.image_size) * (sign if op in SIGNED else 1)

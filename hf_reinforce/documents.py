@@ -21,6 +21,7 @@ _KINDS = {
     int: f"a whole number up to {_MOST}",
     float: f"0 or a number from {_LEAST:g} to {_MOST}",
     str: "a text",
+    bool: "true or false",
     tuple[float, float]: f"two numbers from {_LEAST:g} to {_MOST}",
 }
 
@@ -66,8 +67,8 @@ def read_operation(item: Any) -> ViewAugmentation | MixAugmentation:
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether an option has the type that its field is declared with; numbers are moderate; True is none."""
-    if kind is str:
-        return isinstance(value, str)
+    if kind in (str, bool):
+        return isinstance(value, kind)
     if kind == tuple[float, float]:
         return isinstance(value, tuple) and len(value) == 2 and all(_fits(item, float) for item in value)
     number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)

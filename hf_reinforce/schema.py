@@ -7,7 +7,7 @@ same thing for somebody who has the Parquet files and not this package.
 
 from typing import Any
 
-from datasets import ClassLabel, Features, List, Value
+from datasets import Features, List, Value
 
 from hf_reinforce.splits import WRITE
 
@@ -20,13 +20,7 @@ AUGMENTATION_PARAMS = "augmentation_params"
 TEACHER_LOGITS = "teacher_logits"
 REINFORCEMENT_COLUMNS = (SOURCE_ROW, IMAGE_HASH, AUGMENTATION_PARAMS, TEACHER_LOGITS)
 
-# Fields of one `augmentation_params` struct. Each operation of the policy owns one of the first group.
-CROP = "crop"
-HFLIP = "hflip"
-RAND_AUGMENT = "rand_augment"
-ERASE = "erase"
-MIXUP = "mixup"
-CUTMIX = "cutmix"
+# Fields of one `augmentation_params` struct beside those that the operations of the policy own.
 PARTNER_ROW = "partner_row"
 PARTNER_PARAMS = "partner_params"
 
@@ -39,28 +33,6 @@ BOX = {name: Value("int16") for name in ("top", "left", "height", "width")}
 """A box in pixels. int16 bounds the side of an image to 32,767 pixels."""
 
 MAX_IMAGE_SIDE = 2**15 - 1
-
-RAND_AUGMENT_OPERATIONS = (
-    "Identity",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)
-
-
-def rand_augment_feature(num_ops: int) -> List:
-    """The operations that RandAugment drew, in the order of their application."""
-    return List({"op": ClassLabel(names=list(RAND_AUGMENT_OPERATIONS)), "magnitude": Value("float32")}, length=num_ops)
 
 
 def params_feature(view_fields: dict[str, Any], mix_fields: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations import AUGMENTATIONS
 
 
 def shard_name(split: str, index: int, num_shards: int | None) -> str:
@@ -75,8 +76,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_shard(path: Path, table: pa.Table, record: Path | None = None) -> None:
     """Writes a table as one Parquet file: all of it or nothing.
 
-    Values that come from a codebook are dictionary-encoded (a byte each), class ids and boxes split into byte streams;
-    all of it compressed with zstd, at a level that takes 12 us a record once and reads as fast as any other.
+    Values that come from a codebook are dictionary-encoded (a byte each), class ids split into byte streams,
+    parameters as their operation says; all of it compressed with zstd, at a level that takes 12 us a record once and
+    reads as fast as any other.
 
     Args:
         path: of the shard.
@@ -126,7 +128,8 @@ def _encoding(leaf: str) -> str | None:
     if parts[0] == schema.TEACHER_LOGITS:
         return "BYTE_STREAM_SPLIT" if schema.LABEL in parts[1:] else "DICTIONARY"
     if parts[0] == schema.AUGMENTATION_PARAMS:
-        return "BYTE_STREAM_SPLIT" if schema.CROP in parts else "DICTIONARY"
+        own = {operation.field: operation.encoding for operation in AUGMENTATIONS.values()}
+        return next((own[part] for part in parts if part in own), "DICTIONARY")
     return None if parts[0] in (schema.SOURCE_ROW, schema.IMAGE_HASH) else "DICTIONARY"
 
 

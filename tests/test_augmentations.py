@@ -28,9 +28,8 @@ from hf_reinforce.augmentations import (
     ViewAugmentation,
     photometric,
 )
-from hf_reinforce.augmentations.rand_augment import SIGNED, magnitude_of
+from hf_reinforce.augmentations.rand_augment import OPERATIONS, SIGNED, magnitude_of
 from hf_reinforce.randomness import params_generator
-from hf_reinforce.schema import RAND_AUGMENT_OPERATIONS
 
 HEIGHT, WIDTH = 140, 200
 VIEWS = [name for name, cls in AUGMENTATIONS.items() if issubclass(cls, ViewAugmentation)]
@@ -153,11 +152,11 @@ def test_whole_batches_have_the_pixels_of_one_image_at_a_time(image, name, size)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("op", RAND_AUGMENT_OPERATIONS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_every_operation_of_rand_augment_on_whole_batches(image, op, sign):
     levels = [1, 9, 20, 29] if op in SIGNED or op in ("Posterize", "Solarize") else [0]
     magnitudes = [float(np.float32((sign if op in SIGNED else 1) * magnitude_of(op, level, 64))) for level in levels]
-    drawn = [[{"op": RAND_AUGMENT_OPERATIONS.index(op), "magnitude": magnitude}] for magnitude in magnitudes]
+    drawn = [[{"op": OPERATIONS.index(op), "magnitude": magnitude}] for magnitude in magnitudes]
     own = image[:, :64, :64].expand(len(drawn), -1, -1, -1)
     operation = RandAugment(num_ops=1)
     for view, params in zip(operation.apply_batch(own, operation.collate(drawn)), drawn, strict=True):
@@ -452,12 +451,12 @@ def test_random_erasing_scales_with_the_view(scale):
 
 
 def rand_augment(image, *steps, scale=1.0):
-    params = [{"op": RAND_AUGMENT_OPERATIONS.index(op), "magnitude": magnitude} for op, magnitude in steps]
+    params = [{"op": OPERATIONS.index(op), "magnitude": magnitude} for op, magnitude in steps]
     return images.to_pil(RandAugment(len(steps)).apply(image, params, scale))
 
 
 @pytest.mark.parametrize("level", [0, 3, 9, 17, 30])
-@pytest.mark.parametrize("op", RAND_AUGMENT_OPERATIONS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_each_rand_augment_operation_equals_torchvision(photo, op, level):
     dull = photo.point(lambda value: 20 + value * 7 // 10)  # without black and white, which AutoContrast would keep
     magnitude = float(np.float32(magnitude_of(op, level, WIDTH)))
@@ -516,7 +515,7 @@ def test_rand_augment_draws_operations_and_signs_uniformly():
     steps = [step for params in draw(RandAugment(), 7000) for step in params]
     ops = np.array([step["op"] for step in steps])
     np.testing.assert_allclose(np.bincount(ops, minlength=14), 1000, rtol=0.15)
-    for index, op in enumerate(RAND_AUGMENT_OPERATIONS):
+    for index, op in enumerate(OPERATIONS):
         signs = np.sign([step["magnitude"] for step in steps if step["op"] == index])
         if op in SIGNED:
             assert abs(signs.mean()) < 0.12 and set(signs) == {-1.0, 1.0}
@@ -529,7 +528,7 @@ def test_rand_augment_draws_operations_and_signs_uniformly():
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_rand_augment_applies_each_operation_with_its_own_probability(p):
     ops = np.array([[step["op"] for step in params] for params in draw(RandAugment(p=p), 4000)])
-    changed = ops != RAND_AUGMENT_OPERATIONS.index("Identity")
+    changed = ops != OPERATIONS.index("Identity")
     share = p * 13 / 14
     np.testing.assert_allclose(changed.mean(0), share, atol=0.03)
     assert changed.all(1).mean() == pytest.approx(share**2, abs=0.03)
@@ -542,12 +541,12 @@ def test_rand_augment_draws_num_ops_operations_of_its_magnitude(num_ops):
     for params in draw(RandAugment(num_ops, magnitude=20), 50):
         assert len(params) == num_ops
         for step in params:
-            expected = magnitude_of(RAND_AUGMENT_OPERATIONS[step["op"]], 20, WIDTH)
+            expected = magnitude_of(OPERATIONS[step["op"]], 20, WIDTH)
             assert abs(step["magnitude"]) == np.float32(expected)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-@pytest.mark.parametrize("op", RAND_AUGMENT_OPERATIONS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_only_translations_scale_with_the_view(image, photo, op, scale):
     magnitude = magnitude_of(op, 9, 224)
     replayed = magnitude * scale if op.startswith("Translate") else magnitude
@@ -655,7 +654,7 @@ def odd_pictures():
             yield Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("op", RAND_AUGMENT_OPERATIONS)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_every_magnitude_has_the_pixels_of_pillow(op):
     for picture in odd_pictures():
         for level in range(31) if magnitude_of(op, 0, 9) or magnitude_of(op, 30, 9) else (0,):
@@ -670,7 +669,7 @@ def test_any_sequence_of_operations_has_the_pixels_of_pillow(photo):
     image = images.from_pil(photo)
     for _ in range(150):
         steps, expected = [], photo
-        for op in rng.choice(RAND_AUGMENT_OPERATIONS, 4):
+        for op in rng.choice(OPERATIONS, 4):
             steps.append((str(op), float(np.float32(magnitude_of(str(op), int(rng.integers(31)), 45)))))
             expected = _apply_op(expected, *steps[-1], InterpolationMode.NEAREST, None)
         assert rand_augment(image, *steps).tobytes() == expected.tobytes(), steps

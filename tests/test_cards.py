@@ -23,9 +23,8 @@ from hf_reinforce import schema
 from hf_reinforce.cards import commands, markdown
 from hf_reinforce.cards.dataset_card import describe, keep_metadata, render, write_dataset_card
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw
-from hf_reinforce.cards.statistics import BINS, Statistics, measure
+from hf_reinforce.cards.statistics import BINS, Statistics, StoredTargets, Sums, batches, measure
 from hf_reinforce.cards.tables import Configuration, Remarks
-from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
 from hf_reinforce.licenses import is_hub_id, is_imagenet, read_license, recorded_name
@@ -148,7 +147,7 @@ def test_the_table_tells_what_is_in_the_files(folder, card, name):
 
 def test_statistics(folder):
     config = ReinforcementConfig.load(folder / "mixing")
-    found = measure(folder / "mixing", config)
+    found = measure(shards(folder / "mixing"), config)
     assert (found.num_rows, found.measured_rows) == (70, 70)
     hits = np.zeros((5, 2))
     best, confidences = [], []
@@ -171,30 +170,30 @@ def test_statistics(folder):
     assert rounded.to_dict() == found.to_dict() and rounded.class_rows == found.class_rows
 
     without = dataclasses.replace(config, source=dataclasses.replace(config.source, label_column=None))
-    found = measure(folder / "mixing", without)
+    found = measure(shards(folder / "mixing"), without)
     assert found.agreement is found.agreement_of_mean is found.confidence_hits is found.class_agreement is None
 
 
 def test_statistics_are_of_rows_from_everywhere(folder, monkeypatch):
     seen = []
     monkeypatch.setattr("hf_reinforce.cards.statistics._MAX_TARGETS", 60)
-    monkeypatch.setattr("hf_reinforce.cards.statistics._Sums.add", lambda self, batch: seen.append(batch))
+    monkeypatch.setattr(Sums, "add", lambda self, targets: seen.extend(targets.label))
     config = ReinforcementConfig.load(folder / "randaug")
     assert len(shards(folder / "randaug")) == 2
-    monkeypatch.setattr("hf_reinforce.cards.statistics._BATCH_ROWS", 7)  # the step goes on across batches
-    measure(folder / "randaug", config)
-    picked = [label for batch in seen for label in batch.column("label").to_pylist()]
+    monkeypatch.setattr("hf_reinforce.cards.statistics._BATCH_TARGETS", 14)  # 7 rows: the step goes on across batches
+    measure(shards(folder / "randaug"), config)
     # Rows 0, 3, ... of the first shard of 64, then 0 and 3 of the second of 6; row i has the label i % 5.
-    assert picked == [i % 5 for i in [*range(0, 64, 3), 64, 67]]
+    assert seen == [i % 5 for i in [*range(0, 64, 3), 64, 67]]
 
 
 def test_rows_without_a_label_are_left_out(folder):
     config = ReinforcementConfig.load(folder / "randaug")
-    assert measure(folder / "randaug", config).agreement is not None
-    sums = measure.__globals__["_Sums"](config)
-    for batch in measure.__globals__["_rows"](shards(folder / "randaug"), config):
+    assert measure(shards(folder / "randaug"), config).agreement is not None
+    sums = Sums(config)
+    for batch in batches(shards(folder / "randaug"), config):
         index = batch.schema.get_field_index("label")
-        sums.add(batch.set_column(index, "label", pa.array([-1, None] * (len(batch) // 2))))
+        batch = batch.set_column(index, "label", pa.array([-1, None] * (len(batch) // 2)))
+        sums.add(StoredTargets.read(batch, config))
     assert sums.statistics(70, 1).agreement is None
 
 
@@ -561,7 +560,7 @@ def test_a_hostile_class_name_can_be_drawn(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_every_operation_has_its_words(name):
     policy = named_policy(name, 32)
-    steps = policy_steps(policy)
+    steps = [operation.describe() for operation in policy.operations]
     assert len(steps) == len(policy.operations)
     assert not any(re.search(r"[{}\[\]()]{2}|None|: \d|, \w+ [\d(]", step.split(" (")[0]) for step in steps[:1])
     assert ("MixUp" in " ".join(steps)) == ("mixing" in name)

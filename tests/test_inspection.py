@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +16,13 @@ from recipe_modules import load_recipe
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
 from hf_reinforce import run, schema
+from hf_reinforce.augmentations import RandAugment
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.cards import dataset_card
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.generation import reinforce
 from hf_reinforce.inspection import inspect_dataset, operations_table, pictures, report, summary_table
-from hf_reinforce.inspection.duplicates import find_duplicates
-from hf_reinforce.inspection.measure import measure
-from hf_reinforce.inspection.strengths import strengths
+from hf_reinforce.inspection.measure import duplicates, measure
 from hf_reinforce.policies import named_policy
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -116,9 +115,9 @@ def has(operation, strength):
     def found(params):
         if operation == "horizontal flip":
             return params["hflip"] == (strength == "yes")
-        if operation in schema.RAND_AUGMENT_OPERATIONS:
+        if operation in OPERATIONS:
             return any(
-                schema.RAND_AUGMENT_OPERATIONS[step["op"]] == operation
+                OPERATIONS[step["op"]] == operation
                 and (f"{step['magnitude']:.3g}" if step["magnitude"] else "") == strength
                 for step in params["rand_augment"]
             )
@@ -157,18 +156,17 @@ def test_targets_by_operation_and_strength(folder, tmp_path, policy):
         chosen = [item for item in every if has(group["operation"], group["strength"])(item[1])]
         found = [group[key] for key in ("targets", "entropy", "confidence", "agreement")]
         assert found == pytest.approx(reference(chosen), abs=1e-5), (group["operation"], group["strength"])
-    for name in names - set(schema.RAND_AUGMENT_OPERATIONS):
+    for name in names - set(OPERATIONS):
         counts = [group["targets"] for group in content["groups"] if group["operation"] == name]
         assert sum(counts) == ROWS * N, f"every view has one strength of {name}"
 
 
 def test_rand_augment_may_be_null():
     steps = [{"op": 5, "magnitude": 9.0}, {"op": 0, "magnitude": 0.0}]
-    kind = pa.struct([("rand_augment", pa.list_(pa.struct([("op", pa.int64()), ("magnitude", pa.float32())]), 2))])
-    params = pa.array([{"rand_augment": None}, {"rand_augment": steps}, {"rand_augment": None}], kind)[1:]
-    config = SimpleNamespace(policy=named_policy("small_randaug", 16))
-    found = {(name, words): mask.tolist() for name, words, mask in strengths(params, config)}
-    assert found == {
+    kind = pa.list_(pa.struct([("op", pa.int64()), ("magnitude", pa.float32())]), 2)
+    bins = list(RandAugment().bins(pa.array([None, steps, None], kind)[1:], 16))
+    assert list(dict.fromkeys(name for name, _, _ in bins)) == ["RandAugment", *OPERATIONS], "in one order"
+    assert {(name, words): mask.tolist() for name, words, mask in bins if mask.any()} == {
         ("RandAugment", "none"): [False, True],
         ("Rotate", "9"): [True, False],
         ("Identity", ""): [True, False],
@@ -203,19 +201,20 @@ def test_duplicates(folder, tmp_path):
     content = inspect_dataset(str(folder("randaug")), tmp_path, num_images=0)
     found = content["duplicates"]
     assert (found["images"], found["rows"], found["with_different_labels"]) == (4, 8, 2)
-    assert [item["rows"] for item in found["examples"]] == [(0, 36), (1, 37), (2, 38), (3, 39)]
-    assert [item["labels"] for item in found["examples"]] == [(0, 1), (1, 2), (2, 2), (3, 3)]
+    assert [item["rows"] for item in found["examples"]] == [[0, 36], [1, 37], [2, 38], [3, 39]]
+    assert [item["labels"] for item in found["examples"]] == [[0, 1], [1, 2], [2, 2], [3, 3]]
 
 
 def test_duplicates_of_three_and_of_none():
-    hashes = np.array([7, 2**63, 7, 1, 7], np.uint64)
+    hashes = np.array([f"{number:016x}" for number in (7, 2**63, 7, 1, 7)], "S16")
     rows, labels = np.array([4, 3, 2, 1, 0]), np.array([5, 5, 5, 5, 6])
-    found = find_duplicates(hashes, rows, labels)
-    assert (found.images, found.rows, found.with_different_labels) == (1, 3, 1)
-    (copies,) = found.examples
-    assert copies.image_hash == f"{7:016x}" and copies.rows == (0, 2, 4) and copies.labels == (6, 5, 5)
-    assert find_duplicates(hashes[1:2], rows[1:2], labels[1:2]).examples == ()
-    assert find_duplicates(np.zeros(9, np.uint64), np.arange(9), np.zeros(9, int), most=0).rows == 9
+    found = duplicates(hashes, rows, labels)
+    assert (found["images"], found["rows"], found["with_different_labels"]) == (1, 3, 1)
+    assert found["examples"] == [{"image_hash": f"{7:016x}", "rows": [0, 2, 4], "labels": [6, 5, 5]}]
+    assert duplicates(hashes[1:2], rows[1:2], labels[1:2])["examples"] == []
+    pairs = np.repeat([f"{number:016x}" for number in range(101)], 2).astype("S16")
+    found = duplicates(pairs, np.arange(202), np.arange(202) // 200)
+    assert (found["images"], found["rows"], len(found["examples"])) == (101, 202, 100)
 
 
 def test_files(folder, tmp_path, drawn):
@@ -237,18 +236,16 @@ def test_files(folder, tmp_path, drawn):
     assert content["notes"] == [] and content["num_bytes"] > 0 and content["config_name"] == "randaug"
     again = inspect_dataset(str(folder("randaug")), output, num_images=0)
     assert not (output / "disagreements.png").exists(), "a picture of an earlier inspection is gone"
-    assert again["disagreements"] == () and again["disagreeing_rows"] == content["disagreeing_rows"]
+    assert again["disagreements"] == [] and again["disagreeing_rows"] == content["disagreeing_rows"]
 
 
 def test_batches_change_nothing(folder, monkeypatch):
-    from hf_reinforce.inspection import measure as module
-
     (path,) = folder("mixing_randaug").glob("*/reinforcement.json")
     config = ReinforcementConfig.load(path.parent)
     shards = sorted(map(str, path.parent.glob("*.parquet")))
     whole = measure(shards, config, 5)
-    monkeypatch.setattr(module, "_BATCH_TARGETS", 7 * N)
-    assert measure(shards, config, 5).to_dict() == whole.to_dict()
+    monkeypatch.setattr("hf_reinforce.cards.statistics._BATCH_TARGETS", 7 * N)
+    assert measure(shards, config, 5) == whole
 
 
 def test_embedded_images_are_drawn(folder, tmp_path):
@@ -283,7 +280,7 @@ def test_other_images_are_not_drawn(folder, data, tmp_path):
 def test_without_labels(folder, data, tmp_path, drawn):
     content = inspect_dataset(str(folder("rrc", data.remove_columns("label"))), tmp_path)
     assert content["everything"]["agreement"] is None and content["compared_rows"] == 0
-    assert content["disagreements"] == () and content["duplicates"]["with_different_labels"] == 0
+    assert content["disagreements"] == [] and content["duplicates"]["with_different_labels"] == 0
     assert content["duplicates"]["images"] == 4
     assert "reinforce it with --label_column_name to compare" in content["notes"][0]
     assert summary_table(content).count("no labels") == 2

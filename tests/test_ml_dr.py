@@ -25,13 +25,13 @@ from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.v2 import functional as F
 
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.dataset import WrongImageError
 from hf_reinforce.ml_dr import import_ml_dr
 from hf_reinforce.ml_dr.config import policy_of
 from hf_reinforce.ml_dr.images import image_folder_order
 from hf_reinforce.ml_dr.unpickling import UnsafePickleError, read_members, safe_load
 from hf_reinforce.policies import named_policy
-from hf_reinforce.schema import RAND_AUGMENT_OPERATIONS
 from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 
 SIZE, CLASSES, NUM_SAMPLES, TOP_K = 32, 5, 6, 3
@@ -127,7 +127,7 @@ def uncompressed(item):
     for name, value in item["own"].items():
         pair = value, item["partner"][name]
         if name == "rand_augment":
-            pair = tuple([(RAND_AUGMENT_OPERATIONS[op], magnitude) for op, magnitude in steps] for steps in pair)
+            pair = tuple([(OPERATIONS[op], magnitude) for op, magnitude in steps] for steps in pair)
         result[name] = pair
     return {**result, **item["mix"], **({"id2": item["id2"]} if item["mix"] else {})}
 
@@ -260,7 +260,7 @@ def replay_original(item, images, index):
         if params["random_horizontal_flip"]:
             image = F.horizontal_flip(image)
         for op, magnitude in params.get("rand_augment", ()):
-            image = _apply_op(image, RAND_AUGMENT_OPERATIONS[op], magnitude, InterpolationMode.NEAREST, None)
+            image = _apply_op(image, OPERATIONS[op], magnitude, InterpolationMode.NEAREST, None)
         pixels = F.pil_to_tensor(image).float()
         if params.get("random_erase"):
             x, y, h, w = params["random_erase"]

@@ -24,8 +24,9 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
 )
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.policies import POLICY_NAMES, AugmentationPolicy, evaluation_policy, load_policy, named_policy
-from hf_reinforce.schema import MAX_IMAGE_SIDE, RAND_AUGMENT_OPERATIONS
+from hf_reinforce.schema import MAX_IMAGE_SIDE
 
 MIXING_NAMES = [name for name in POLICY_NAMES if "mixing" in name]
 USER_POLICY = """
@@ -220,7 +221,7 @@ def test_mixing_is_drawn_independently():
 def test_a_users_rand_augment_probability_holds_for_each_operation():
     data = {"name": "mine", "operations": ["center_crop", {"rand_augment": {"num_ops": 2, "p": 0.4}}]}
     params = draw(AugmentationPolicy.from_dict(data), 4000)
-    identity = np.array([[RAND_AUGMENT_OPERATIONS[s["op"]] == "Identity" for s in p["rand_augment"]] for p in params])
+    identity = np.array([[OPERATIONS[s["op"]] == "Identity" for s in p["rand_augment"]] for p in params])
     np.testing.assert_allclose(identity.mean(0), 1 - 0.4 * 13 / 14, atol=0.03)
     both = identity.all(1).mean()
     assert both == pytest.approx((1 - 0.4 * 13 / 14) ** 2, abs=0.03)

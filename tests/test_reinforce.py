@@ -433,7 +433,7 @@ def test_partners_are_reciprocal_and_in_the_same_shard(run):
         there = {row[schema.SOURCE_ROW] for row in table}
         for row in table:
             for slot, params in enumerate(row[schema.AUGMENTATION_PARAMS]):
-                mixed = params[schema.MIXUP] is not None or params[schema.CUTMIX] is not None
+                mixed = params["mixup"] is not None or params["cutmix"] is not None
                 assert (params[schema.PARTNER_ROW] is not None) == mixed
                 if mixed:
                     assert params[schema.PARTNER_ROW] in there
@@ -850,8 +850,8 @@ def test_an_unreadable_image_is_recorded_and_left_out(run, data, expected, polic
                 assert mine == theirs
                 alike += 1
             else:
-                assert mine[schema.MIXUP] is None and mine[schema.CUTMIX] is None
-                assert mine[schema.CROP] == theirs[schema.CROP]
+                assert mine["mixup"] is None and mine["cutmix"] is None
+                assert mine["crop"] == theirs["crop"]
     assert alike >= 2 * (ROWS - 3) - 6
     assert largest_divergence(opened(folder, broken), tiny_teacher(CLASSES)) <= KL_BOUND
 

@@ -3,6 +3,7 @@ from datasets import ClassLabel, Features, List, Value
 from torchvision.transforms import RandAugment
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.policies import POLICY_NAMES, named_policy
 
 SOURCE = {"label": ClassLabel(names=["cat", "dog"]), "file_name": Value("string")}
@@ -58,7 +59,7 @@ def test_lists_have_fixed_lengths():
     assert features[schema.AUGMENTATION_PARAMS].length == features[schema.TEACHER_LOGITS].length == 7
     answer = features[schema.TEACHER_LOGITS].feature
     assert answer[schema.LABEL].length == answer[schema.VALUE].length == 4
-    assert features[schema.AUGMENTATION_PARAMS].feature[schema.RAND_AUGMENT].length == 2
+    assert features[schema.AUGMENTATION_PARAMS].feature["rand_augment"].length == 2
 
 
 @pytest.mark.parametrize("wrong", [2, 4])
@@ -103,4 +104,4 @@ def test_box_holds_the_largest_image(through_parquet):
 
 
 def test_rand_augment_operations_are_those_of_torchvision_in_its_order():
-    assert tuple(RandAugment()._augmentation_space(31, (224, 224))) == schema.RAND_AUGMENT_OPERATIONS
+    assert tuple(RandAugment()._augmentation_space(31, (224, 224))) == OPERATIONS

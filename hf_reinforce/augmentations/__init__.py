@@ -1,6 +1,6 @@
 """The augmentations, by the name that a policy file uses. A new one is a new file and a line here."""
 
-from hf_reinforce.augmentations.base import MixAugmentation, Params, ViewAugmentation
+from hf_reinforce.augmentations.base import Augmentation, Crop, MixAugmentation, Params, ViewAugmentation
 from hf_reinforce.augmentations.center_crop import CenterCrop
 from hf_reinforce.augmentations.cutmix import CutMix
 from hf_reinforce.augmentations.evaluation_view import EvaluationView, evaluation_operations
@@ -29,7 +29,9 @@ AUGMENTATIONS: dict[str, type[ViewAugmentation] | type[MixAugmentation]] = {
 
 __all__ = [
     "AUGMENTATIONS",
+    "Augmentation",
     "CenterCrop",
+    "Crop",
     "CutMix",
     "EvaluationView",
     "HorizontalFlip",

@@ -1,35 +1,27 @@
 """CenterCrop: the crop of evaluation policies."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from hf_reinforce import images, schema
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_size
+from hf_reinforce import images
+from hf_reinforce.augmentations.base import Crop, Params, check_size
 
 
 @dataclass(frozen=True)
-class CenterCrop(ViewAugmentation):
+class CenterCrop(Crop):
     """The central `size` x `size` box; black where the image is smaller. Rounds as torchvision's `CenterCrop`.
 
     Args:
         size: side of the box in pixels.
     """
 
-    size: int = 224
-
     name: ClassVar[str] = "center_crop"
-    field: ClassVar[str | None] = schema.CROP
-    stage: ClassVar[Stage] = "crop"
 
     def __post_init__(self) -> None:
         check_size(self.name, self.size)
-
-    @property
-    def feature(self) -> Any:
-        return schema.BOX
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         return {
@@ -38,6 +30,9 @@ class CenterCrop(ViewAugmentation):
             "height": self.size,
             "width": self.size,
         }
+
+    def describe(self) -> str:
+        return f"central crop of {self.size} x {self.size} pixels"
 
     def _offset(self, side: int) -> int:
         if side < self.size:  # torchvision pads floor(missing / 2) in front

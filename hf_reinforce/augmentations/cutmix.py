@@ -1,15 +1,26 @@
 """CutMix (Yun et al., 2019): a box of the image is replaced by its partner's pixels."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from hf_reinforce import schema
-from hf_reinforce.augmentations.base import MixAugmentation, Params, check_probability
+from hf_reinforce.augmentations.base import (
+    Bin,
+    MixAugmentation,
+    Params,
+    area,
+    chance,
+    check_probability,
+    ranges,
+    valid,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class CutMix(MixAugmentation):
     p: float = 0.5
 
     name: ClassVar[str] = "cutmix"
-    field: ClassVar[str] = schema.CUTMIX
+    field: ClassVar[str] = "cutmix"
 
     def __post_init__(self) -> None:
         check_probability(self.name, self.p)
@@ -43,6 +54,12 @@ class CutMix(MixAugmentation):
         top, bottom = self._interval(rng, height, share)
         left, right = self._interval(rng, width, share)
         return {"top": top, "left": left, "height": bottom - top, "width": right - left}
+
+    def describe(self) -> str:
+        return f"CutMix: a box of another image, area from Beta({self.alpha:g}, {self.alpha:g}){chance(self.p)}"
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        return ranges("cutmix", "of the view", valid(params), area(params) / size**2, 0.25, 0.5, 0.75)
 
     @staticmethod
     def _interval(rng: np.random.Generator, side: int, share: float) -> tuple[int, int]:

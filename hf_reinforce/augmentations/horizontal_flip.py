@@ -1,18 +1,18 @@
 """Horizontal flip."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Value
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_reinforce import schema
 from hf_reinforce.augmentations import batched
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability
+from hf_reinforce.augmentations.base import Bin, Params, Stage, ViewAugmentation, chance, check_probability
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class HorizontalFlip(ViewAugmentation):
     p: float = 0.5
 
     name: ClassVar[str] = "horizontal_flip"
-    field: ClassVar[str | None] = schema.HFLIP
+    field: ClassVar[str] = "hflip"
     stage: ClassVar[Stage] = "image"
 
     def __post_init__(self) -> None:
@@ -41,6 +41,17 @@ class HorizontalFlip(ViewAugmentation):
 
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
         return image.flip(-1) if params else image
+
+    def describe(self) -> str:
+        return f"mirrored left to right{chance(self.p)}"
+
+    def caption(self, params: Params) -> str:
+        return "hflip" if params else ""
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        flipped = params.fill_null(False).to_numpy(zero_copy_only=False)
+        yield "horizontal flip", "no", ~flipped
+        yield "horizontal flip", "yes", flipped
 
     def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
         return np.array([bool(item) for item in params])

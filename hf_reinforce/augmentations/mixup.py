@@ -1,15 +1,25 @@
 """MixUp (Zhang et al., 2017): a weighted mean of an image and its partner."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Value
 from torch import Tensor
 
-from hf_reinforce import schema
-from hf_reinforce.augmentations.base import MixAugmentation, Params, check_probability
+from hf_reinforce.augmentations.base import (
+    Bin,
+    MixAugmentation,
+    Params,
+    chance,
+    check_probability,
+    numbers,
+    ranges,
+    valid,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class MixUp(MixAugmentation):
     p: float = 0.5
 
     name: ClassVar[str] = "mixup"
-    field: ClassVar[str] = schema.MIXUP
+    field: ClassVar[str] = "mixup"
 
     def __post_init__(self) -> None:
         check_probability(self.name, self.p)
@@ -43,6 +53,12 @@ class MixUp(MixAugmentation):
         if rng.random() >= self.p:
             return None
         return {"lam": float(np.float32(rng.beta(self.alpha, self.alpha)))}
+
+    def describe(self) -> str:
+        return f"MixUp with another image, weight from Beta({self.alpha:g}, {self.alpha:g}){chance(self.p)}"
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        return ranges("mixup", "own image", valid(params), numbers(params, "lam"), 0.25, 0.5, 0.75)
 
     def collate(self, params: list[Params | None]) -> Tensor:
         return torch.tensor([1.0 if item is None else item["lam"] for item in params])

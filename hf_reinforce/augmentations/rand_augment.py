@@ -1,21 +1,40 @@
 """RandAugment (Cubuk et al., 2019) with the 14 operations and the magnitude space of torchvision."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import ClassLabel, List, Value
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from hf_reinforce import images, schema
+from hf_reinforce import images
 from hf_reinforce.augmentations import batched, photometric
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability
+from hf_reinforce.augmentations.base import Bin, Params, Stage, ViewAugmentation, chance, check_probability, valid
 
+OPERATIONS = (
+    "Identity",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Sharpness",
+    "Posterize",
+    "Solarize",
+    "AutoContrast",
+    "Equalize",
+)
+"""By the number that is stored."""
 NUM_BINS = 31
 SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 TRANSLATE = ("TranslateX", "TranslateY")
@@ -54,7 +73,7 @@ def magnitude_of(op: str, level: int, size: int) -> float:
     """Unsigned magnitude of an operation.
 
     Args:
-        op: one of `schema.RAND_AUGMENT_OPERATIONS`.
+        op: one of `OPERATIONS`.
         level: 0 (weakest) to 30.
         size: side of the image in pixels; translations grow with it.
 
@@ -91,7 +110,7 @@ class RandAugment(ViewAugmentation):
     p: float = 1.0
 
     name: ClassVar[str] = "rand_augment"
-    field: ClassVar[str | None] = schema.RAND_AUGMENT
+    field: ClassVar[str] = "rand_augment"
     stage: ClassVar[Stage] = "image"
 
     def __post_init__(self) -> None:
@@ -104,17 +123,18 @@ class RandAugment(ViewAugmentation):
 
     @property
     def feature(self) -> Any:
-        return schema.rand_augment_feature(self.num_ops)
+        step = {"op": ClassLabel(names=list(OPERATIONS)), "magnitude": Value("float32")}
+        return List(step, length=self.num_ops)
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         return [self._sample_one(rng, width) for _ in range(self.num_ops)]
 
     def _sample_one(self, rng: np.random.Generator, size: int) -> dict[str, float]:
-        index = int(rng.integers(len(schema.RAND_AUGMENT_OPERATIONS)))
+        index = int(rng.integers(len(OPERATIONS)))
         negative, applied = rng.random() < 0.5, rng.random() < self.p
         if not applied:
             index = 0
-        op = schema.RAND_AUGMENT_OPERATIONS[index]
+        op = OPERATIONS[index]
         magnitude = magnitude_of(op, self.magnitude, size)
         if negative and op in SIGNED:
             magnitude = -magnitude
@@ -123,13 +143,37 @@ class RandAugment(ViewAugmentation):
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
         view: Any = image.permute(1, 2, 0).contiguous().numpy()
         for step in params:
-            op, magnitude = schema.RAND_AUGMENT_OPERATIONS[step["op"]], step["magnitude"]
+            op, magnitude = OPERATIONS[step["op"]], step["magnitude"]
             magnitude = magnitude * scale if op in TRANSLATE else magnitude
             on_picture = op in _ON_PICTURES
             if on_picture != isinstance(view, Image.Image):
                 view = Image.fromarray(view) if on_picture else np.array(view)
             view = (_ON_PICTURES if on_picture else _ON_ARRAYS)[op](view, magnitude)
         return images.from_pil(view) if isinstance(view, Image.Image) else torch.from_numpy(view).permute(2, 0, 1)
+
+    def describe(self) -> str:
+        return f"RandAugment: {self.num_ops} operations at magnitude {self.magnitude}{chance(self.p)}"
+
+    def caption(self, params: Params) -> str:
+        drawn = []
+        for step in params:
+            magnitude = step["magnitude"]
+            number = f"\N{NO-BREAK SPACE}{magnitude:{'.2g' if abs(magnitude) < 10 else '.0f'}}" if magnitude else ""
+            drawn.append(f"{OPERATIONS[step['op']]}{number}")
+        return ", ".join(drawn)
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        count = params.type.list_size
+        steps = params.values.slice(params.offset * count, len(params) * count)  # flatten() drops those of null lists
+        drawn = steps.field("op").fill_null(-1).to_numpy(zero_copy_only=False).reshape(-1, count)
+        drawn = np.where(valid(params)[:, None], drawn, -1)
+        magnitudes = steps.field("magnitude").fill_null(0).to_numpy(zero_copy_only=False).reshape(-1, count)
+        yield "RandAugment", "none", np.asarray((drawn < 0).all(axis=1))
+        for index, name in enumerate(OPERATIONS):
+            own = drawn == index
+            for magnitude in np.unique(magnitudes[own]) if own.any() else [0.0]:  # so the names come in one order
+                words = f"{magnitude:.3g}" if magnitude else ""
+                yield name, words, (own & (magnitudes == magnitude)).any(axis=1)
 
     def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
         nothing = [{"op": 0, "magnitude": 0.0}] * self.num_ops
@@ -143,6 +187,6 @@ class RandAugment(ViewAugmentation):
                 found = np.flatnonzero(ops == op)
                 rows = torch.from_numpy(found).to(device)
                 magnitude = torch.from_numpy(magnitudes[found]).to(device, batched.precise(device))
-                changed[rows] = batched.RAND_AUGMENT[schema.RAND_AUGMENT_OPERATIONS[op]](images[rows], magnitude)
+                changed[rows] = batched.RAND_AUGMENT[OPERATIONS[op]](images[rows], magnitude)
             images = changed
         return images

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_reinforce import images, schema
+from hf_reinforce import images
 from hf_reinforce.augmentations import batched
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_size
+from hf_reinforce.augmentations.base import Crop, Params, check_size
 
 
 @dataclass(frozen=True)
-class RandomCrop(ViewAugmentation):
+class RandomCrop(Crop):
     """A `size` x `size` box of the image padded with black on every side.
 
     The box is stored in pixels of the image that the operation sees, so it may lie partly outside. An image that is
@@ -30,21 +30,18 @@ class RandomCrop(ViewAugmentation):
     padding: int = 4
 
     name: ClassVar[str] = "random_crop"
-    field: ClassVar[str | None] = schema.CROP
-    stage: ClassVar[Stage] = "crop"
 
     def __post_init__(self) -> None:
         check_size(self.name, self.size)
         if not 0 <= self.padding <= self.size:
             raise ValueError(f"{self.name}: padding must lie between 0 and the size, {self.size}, not {self.padding}.")
 
-    @property
-    def feature(self) -> Any:
-        return schema.BOX
-
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         top, left = (self._offset(rng, side) for side in (height, width))
         return {"top": top, "left": left, "height": self.size, "width": self.size}
+
+    def describe(self) -> str:
+        return f"random crop of {self.size} x {self.size} pixels, padded with {self.padding} black pixels"
 
     def _offset(self, rng: np.random.Generator, side: int) -> int:
         room = side + 2 * self.padding - self.size

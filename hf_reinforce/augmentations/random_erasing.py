@@ -1,18 +1,32 @@
 """RandomErasing (Zhong et al., 2017): a random box is painted black."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations import batched
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_probability, check_range, uniform
+from hf_reinforce.augmentations.base import (
+    Bin,
+    Params,
+    Stage,
+    ViewAugmentation,
+    area,
+    chance,
+    check_probability,
+    check_range,
+    in_percent,
+    ranges,
+    uniform,
+    valid,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class RandomErasing(ViewAugmentation):
     ratio: tuple[float, float] = (0.3, 3.3)
 
     name: ClassVar[str] = "random_erasing"
-    field: ClassVar[str | None] = schema.ERASE
+    field: ClassVar[str] = "erase"
     stage: ClassVar[Stage] = "image"
 
     def __post_init__(self) -> None:
@@ -60,6 +74,13 @@ class RandomErasing(ViewAugmentation):
         erased = image.clone()
         erased[:, box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]] = 0
         return erased
+
+    def describe(self) -> str:
+        span = f"{in_percent(self.scale[0])} to {in_percent(self.scale[1])}"
+        return f"RandomErasing: a box of {span} of the view becomes black{chance(self.p)}"
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        return ranges("erasing", "of the view", valid(params), area(params) / size**2, 0.1, 0.2)
 
     def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
         return np.array([[0] * 4 if item is None else [item[side] for side in schema.BOX] for item in params])

@@ -43,5 +43,8 @@ class Resize(ViewAugmentation):
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         return None
 
+    def describe(self) -> str:
+        return f"resize the shorter side to {self.size} pixels ({self.interpolation})"
+
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
         return images.resize(image, *self.output_size(image.shape[1], image.shape[2]), self.interpolation)

@@ -76,7 +76,7 @@ def describe(folder: str | Path, config_names: Collection[str] | None = None) ->
                     f"{path} has no shards of the split {config.split!r}; run the command that reinforces this "
                     "data set again."
                 )
-            described[path.name] = Configuration(config, measure(path, config), _version(path, config))
+            described[path.name] = Configuration(config, measure(shards, config), _version(path, config))
     if not described:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")
     return described

@@ -15,7 +15,6 @@ from hf_reinforce.cards import markdown
 from hf_reinforce.cards.commands import INSTALL
 from hf_reinforce.cards.markdown import code, hub_link, table, text
 from hf_reinforce.cards.tables import source_text, stated, teacher_table
-from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet, read_license, recorded_name
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -140,7 +139,7 @@ def _data(trainer: Any, dataset_name: str, config_name: str | None) -> dict[str,
         "source_name": source.name if source else dataset_name,
         "source_license": (source and source.license)
         or read_license(source.name if source else dataset_name, "dataset"),
-        "steps": [text(step) for step in policy_steps(policy)] if policy is not None else [],
+        "steps": [text(operation.describe()) for operation in policy.operations] if policy is not None else [],
         "policy": code(policy.name) if policy is not None else "",
         "teachers": teachers,
         "teacher": teacher_table(teachers, temperature) if teachers else None,

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
-from hf_reinforce import schema
+from hf_reinforce.augmentations import Crop
 from hf_reinforce.cards.statistics import BINS, Statistics, largest_entropy
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.dataset import ReinforcedDataset
@@ -21,6 +22,7 @@ _IMAGES, _VIEWS, _BARS = 3, 4, 5
 _VIEW_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
 _RIGHT, _OTHER = "#2a9d5c", "#8d99ae"
 _SIZE = 9  # of the smallest letters, points
+_LINE = 23  # letters of a caption
 
 
 def write_preview(
@@ -64,7 +66,7 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
         bottom[0].axis("off")
         for slot in range(views):
             top[slot + 1].imshow(dataset.view(position, slot).permute(1, 2, 0).round().numpy().astype(np.uint8))
-            top[slot + 1].set_title(_describe(dataset.params(position, slot)), fontsize=_SIZE)
+            top[slot + 1].set_title(_caption(dataset, position, slot), fontsize=_SIZE)
             top[slot + 1].spines[:].set(color=_VIEW_COLOURS[slot], linewidth=2.5)
             _outline(top[0], dataset, position, slot, image.shape)
             _bars(bottom[slot + 1], dataset, position, slot)
@@ -128,7 +130,7 @@ def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, sh
     """The box of a view on its image, in pixels of that; a policy that resizes first has it in resized pixels."""
     from matplotlib.patches import Rectangle
 
-    box = dataset.params(position, slot).get(schema.CROP)
+    box = dataset.params(position, slot).get(Crop.field)
     if box is None:
         return
     resized = [operation.size for operation in dataset.policy.view_operations if operation.stage == "resize"]  # type: ignore[attr-defined]
@@ -154,11 +156,9 @@ def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int) -> No
     axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _describe(params: dict[str, object]) -> str:
-    parts = []
-    for step in params.get(schema.RAND_AUGMENT) or ():  # type: ignore[attr-defined]
-        op, magnitude = schema.RAND_AUGMENT_OPERATIONS[step["op"]], step["magnitude"]
-        number = f" {magnitude:.2g}" if abs(magnitude) < 10 else f" {magnitude:.0f}"
-        parts.append(op + number if magnitude else op)
-    further = [name for name in (schema.HFLIP, schema.ERASE, schema.MIXUP, schema.CUTMIX) if params.get(name)]
-    return "\n".join([*parts, *([", ".join(further)] if further else [])]) or "crop"
+def _caption(dataset: ReinforcedDataset, position: int, slot: int) -> str:
+    """The operations that made a view, as each of them says it."""
+    params = dataset.params(position, slot)
+    stored = [(operation, params.get(operation.field or "")) for operation in dataset.policy.operations]
+    drawn = [operation.caption(own) for operation, own in stored if own is not None]
+    return fill(", ".join(filter(None, drawn)), _LINE) or "crop"

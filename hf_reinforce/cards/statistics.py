@@ -1,8 +1,9 @@
-"""What the stored targets of a configuration look like, measured on rows from all over its shards."""
+"""One pass over the stored targets of a configuration: what the card and the inspection say about them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations.base import Mask
 from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.shards import open_shard, shard_files
+from hf_reinforce.shards import open_shard
 
 BINS = 20
 _MAX_TARGETS = 2**18
 _MAX_SHARDS = 32
-_BATCH_ROWS = 256
+_BATCH_TARGETS = 2**15
+_BATCH_CELLS = 2**22  # of the images' mean answers
 
 
 @dataclass(frozen=True)
@@ -78,48 +81,72 @@ def _plain(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def measure(folder: Path, config: ReinforcementConfig) -> Statistics:
-    """Statistics of a configuration.
+@dataclass(frozen=True)
+class StoredTargets:
+    """The stored targets of B images, N of each, with K of C classes.
 
-    Up to 2^18 targets are read, of evenly spaced rows of up to 32 evenly spaced shards.
-
-    Args:
-        folder: the configuration's folder.
-        config: its configuration.
-
-    Raises:
-        ValueError: if a shard is damaged.
+    Attributes:
+        label: the images' labels, -1 where there is none: [B].
+        top: classes, the most likely first: [B, N, K].
+        masses: their probabilities, and last that of all others: [B, N, K + 1].
+        num_classes: C.
     """
-    shards = shard_files(folder, config.split)
-    sums = _Sums(config)
-    for batch in _rows(shards, config):
-        sums.add(batch)
-    return sums.statistics(sum(map(_num_rows, shards)), sum(shard.stat().st_size for shard in shards))
+
+    label: NDArray[np.int64]
+    top: NDArray[np.int64]
+    masses: NDArray[np.float64]
+    num_classes: int
+
+    @classmethod
+    def read(cls, batch: pa.RecordBatch, config: ReinforcementConfig) -> "StoredTargets":
+        """Of rows of a shard with the column of the targets, and that of the labels where there is one."""
+        n, k, column = config.num_samples, config.top_k, config.source.label_column
+        items = batch.column(schema.TEACHER_LOGITS).flatten()
+        value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, k).astype(np.float64)
+        tail = items.field(schema.TAIL).to_numpy().astype(np.float64)
+        masses = np.exp(np.concatenate([value, tail[:, None]], axis=1))
+        masses /= masses.sum(axis=1, keepdims=True)
+        top = items.field(schema.LABEL).flatten().to_numpy().astype(np.int64)
+        label = np.full(len(batch), -1)
+        if column is not None:
+            label = batch.column(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            label = np.where((label >= 0) & (label < config.num_classes), label, -1)
+        return cls(label, top.reshape(-1, n, k), masses.reshape(-1, n, k + 1), config.num_classes)
+
+    @cached_property
+    def entropy(self) -> NDArray[np.float64]:
+        """Of each target over top k and tail: [B, N], nats."""
+        return np.asarray(-(self.masses * np.log(np.maximum(self.masses, 1e-30))).sum(axis=-1))
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Probability of the most likely class: [B, N]."""
+        return self.masses[..., 0]
+
+    @cached_property
+    def hit(self) -> Mask:
+        """Whether the most likely class is the label: [B, N]."""
+        return np.asarray(self.top[..., 0] == self.label[:, None])
+
+    @cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean of each image's targets: [B, C]."""
+        return self._summed(self.masses[..., :-1], self.top.shape[1])
+
+    def mean_of(self, views: Mask) -> NDArray[np.float64]:
+        """The mean of each image's targets for some of its views, bool [B, N]; 0 where it has none of them: [B, C]."""
+        if views.all():
+            return self.mean
+        return self._summed(self.masses[..., :-1] * views[..., None], np.maximum(views.sum(axis=1, keepdims=True), 1))
+
+    def _summed(self, masses: NDArray[np.float64], counts: Any) -> NDArray[np.float64]:
+        shape = len(masses), self.num_classes
+        cells = np.arange(len(masses))[:, None, None] * self.num_classes + self.top
+        sums = np.bincount(cells.ravel(), masses.ravel(), minlength=shape[0] * shape[1])
+        return np.asarray(sums.reshape(shape) / counts)
 
 
-def _num_rows(shard: Path) -> int:
-    with open_shard(shard) as file:
-        return int(file.metadata.num_rows)
-
-
-def _rows(shards: Sequence[Path], config: ReinforcementConfig) -> Iterator[pa.RecordBatch]:
-    """Batches of evenly spaced rows."""
-    filled = [shard for shard in shards if _num_rows(shard)]
-    chosen = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, _MAX_SHARDS).round().astype(int)) if filled]
-    step = -(-sum(map(_num_rows, chosen)) * config.num_samples // _MAX_TARGETS) or 1
-    label = config.source.label_column
-    columns = [schema.TEACHER_LOGITS, *([label] if label else [])]
-    for shard in chosen:
-        start = 0
-        with open_shard(shard) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                first = -start % step
-                start += len(batch)
-                if first < len(batch):
-                    yield batch.take(pa.array(range(first, len(batch), step)))
-
-
-class _Sums:
+class Sums:
     """Adds up what `Statistics` are made of."""
 
     def __init__(self, config: ReinforcementConfig) -> None:
@@ -130,35 +157,30 @@ class _Sums:
         self.confidence_counts, self.confidence_hits, self.entropy_counts = np.zeros((3, BINS), dtype=np.int64)
         self.class_rows, self.class_hits = np.zeros((2, config.num_classes), dtype=np.int64)
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        n, k, classes = self.config.num_samples, self.config.top_k, self.config.num_classes
-        items = batch.column(schema.TEACHER_LOGITS).flatten()
-        value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, k).astype(np.float64)
-        tail = items.field(schema.TAIL).to_numpy().astype(np.float64)
-        top = items.field(schema.LABEL).flatten().to_numpy().reshape(-1, k)
-        masses = np.exp(np.concatenate([value, tail[:, None]], axis=1))
-        masses /= masses.sum(axis=1, keepdims=True)
-        entropy = -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1)
-        confidence = masses[:, 0]
-        self.rows += len(batch)
-        self.mass += masses[:, :-1].sum()
-        self.entropy += entropy.sum()
-        self.confidence += confidence.sum()
-        self.entropy_counts += _histogram(entropy / largest_entropy(self.config))
-        self.confidence_counts += _histogram(confidence)
-        if self.config.source.label_column is None:
+    def add(self, targets: StoredTargets) -> None:
+        """Adds the targets of some images."""
+        self.rows += len(targets.label)
+        self.mass += float(targets.masses[..., :-1].sum())
+        self.entropy += float(targets.entropy.sum())
+        self.confidence += float(targets.confidence.sum())
+        self.entropy_counts += _histogram(targets.entropy / largest_entropy(self.config))
+        self.confidence_counts += _histogram(targets.confidence)
+        known = targets.label >= 0
+        label, classes = targets.label[known], self.config.num_classes
+        if not len(label):
             return
-        label = batch.column(self.config.source.label_column).fill_null(-1).to_numpy(zero_copy_only=False)
-        known = (label >= 0) & (label < classes)  # -1 stands for none
-        hit = top[:, 0].reshape(-1, n) == label[:, None]
-        self.confidence_hits += _histogram(confidence[hit.ravel()])
-        mean = np.zeros((len(batch), classes))
-        np.add.at(mean, (np.repeat(np.arange(len(batch)), n * k), top.ravel()), masses[:, :-1].ravel())
-        self.hits_of_mean += int((mean.argmax(axis=1) == label).sum())
-        self.class_rows += np.bincount(label[known], minlength=classes)
-        self.class_hits += np.bincount(label[known], hit.sum(axis=1)[known], minlength=classes).astype(np.int64)
+        self.confidence_hits += _histogram(targets.confidence[targets.hit])
+        self.hits_of_mean += int((targets.mean.argmax(axis=1)[known] == label).sum())
+        self.class_rows += np.bincount(label, minlength=classes)
+        self.class_hits += np.bincount(label, targets.hit.sum(axis=1)[known], minlength=classes).astype(np.int64)
 
     def statistics(self, num_rows: int, num_bytes: int) -> Statistics:
+        """What was added.
+
+        Args:
+            num_rows: of the data set.
+            num_bytes: of its shards.
+        """
         targets = max(self.rows * self.config.num_samples, 1)
         labelled = int(self.class_rows.sum())
         by_class = [
@@ -169,9 +191,9 @@ class _Sums:
             num_rows=num_rows,
             num_bytes=num_bytes,
             measured_rows=self.rows,
-            captured_mass=float(self.mass / targets),
-            entropy=float(self.entropy / targets),
-            confidence=float(self.confidence / targets),
+            captured_mass=self.mass / targets,
+            entropy=self.entropy / targets,
+            confidence=self.confidence / targets,
             agreement=float(self.class_hits.sum() / labelled / self.config.num_samples) if labelled else None,
             agreement_of_mean=self.hits_of_mean / labelled if labelled else None,
             confidence_counts=tuple(self.confidence_counts.tolist()),
@@ -183,4 +205,55 @@ class _Sums:
 
 
 def _histogram(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.bincount(np.clip((values * BINS).astype(int), 0, BINS - 1), minlength=BINS)
+    return np.bincount(np.clip((values * BINS).astype(int), 0, BINS - 1).reshape(-1), minlength=BINS)
+
+
+def num_rows(shard: str | Path) -> int:
+    """Rows of a shard, by its footer."""
+    with open_shard(shard) as file:
+        return int(file.metadata.num_rows)
+
+
+def batches(
+    shards: Sequence[str | Path], config: ReinforcementConfig, columns: Sequence[str] = (), step: int = 1
+) -> Iterator[pa.RecordBatch]:
+    """Rows of some shards with their targets and labels, as many at a time as fit into some ten megabytes.
+
+    Args:
+        shards: the shards.
+        config: their configuration.
+        columns: further ones to read.
+        step: only every so many rows of a shard, from its first.
+    """
+    label = config.source.label_column
+    size = max(min(_BATCH_TARGETS // config.num_samples, _BATCH_CELLS // config.num_classes), 1)
+    for shard in shards:
+        start = 0
+        with open_shard(shard) as file:
+            for batch in file.iter_batches(
+                size, columns=[schema.TEACHER_LOGITS, *columns, *([label] if label else [])]
+            ):
+                first = -start % step
+                start += len(batch)
+                if first < len(batch):
+                    yield batch if step == 1 else batch.take(pa.array(range(first, len(batch), step)))
+
+
+def measure(shards: Sequence[Path], config: ReinforcementConfig) -> Statistics:
+    """Statistics of a configuration, from up to 2^18 targets of evenly spaced rows of up to 32 evenly spaced shards.
+
+    Args:
+        shards: its Parquet files, in order.
+        config: the configuration.
+
+    Raises:
+        ValueError: if a shard is damaged.
+    """
+    rows = {shard: num_rows(shard) for shard in shards}
+    filled = [shard for shard in shards if rows[shard]]
+    chosen = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, _MAX_SHARDS).round().astype(int)) if filled]
+    sums = Sums(config)
+    step = -(-sum(rows[shard] for shard in chosen) * config.num_samples // _MAX_TARGETS) or 1
+    for batch in batches(chosen, config, step=step):
+        sums.add(StoredTargets.read(batch, config))
+    return sums.statistics(sum(rows.values()), sum(shard.stat().st_size for shard in shards))

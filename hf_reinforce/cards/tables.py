@@ -7,7 +7,6 @@ from typing import Any
 
 from hf_reinforce.cards.markdown import code, hub_link, table, text
 from hf_reinforce.cards.statistics import Statistics
-from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet
 
@@ -147,7 +146,9 @@ def target_table(described: Mapping[str, Configuration]) -> str:
 
 def policy_table(configs: Mapping[str, ReinforcementConfig]) -> str:
     """The operations in words: a numbered list for one policy, for several a table of which has which."""
-    steps = {name: policy_steps(config.policy) for name, config in configs.items()}
+    steps = {
+        name: [operation.describe() for operation in config.policy.operations] for name, config in configs.items()
+    }
     if len(steps) == 1:
         return "\n".join(f"{i}. {text(step)}" for i, step in enumerate(next(iter(steps.values())), 1))
     order = sorted({step for found in steps.values() for step in found}, key=lambda step: _rank(step, steps))

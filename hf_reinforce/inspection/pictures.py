@@ -1,7 +1,8 @@
 """The pictures of an inspection: targets by operation, and the images that the teacher disagrees with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Image
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from hf_reinforce import images
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.images import ImageError
-from hf_reinforce.inspection.measure import Disagreement, Inspection
+from hf_reinforce.inspection.measure import Disagreement
 from hf_reinforce.loading import load_source, stream_source
 from hf_reinforce.splits import is_part
 from hf_reinforce.streaming.rows import DatasetRows, ParquetRows, Rows
@@ -22,19 +23,19 @@ _WIDTH = 26  # of a caption, letters
 _SIZE = 9  # points
 
 
-def draw_operations(inspection: Inspection, path: Path) -> bool:
+def draw_operations(content: Mapping[str, Any], path: Path) -> bool:
     """Draws mean entropy, and with labels the agreement, of every operation and strength; False: there are none."""
     from matplotlib.figure import Figure  # the object interface: no display and no global state
 
-    groups = inspection.groups
+    everything, groups = content["everything"], content["groups"]
     if not groups:
         return False
-    panels = [("entropy of a target (nats)", [group.entropy for group in groups], inspection.everything.entropy)]
-    if inspection.everything.agreement is not None:
-        shares = [100 * (group.agreement or 0.0) for group in groups]
-        panels.append(("top-1 agreement with the label (%)", shares, 100 * inspection.everything.agreement))
-    operations = list(dict.fromkeys(group.operation for group in groups))
-    colours = [_BARS[operations.index(group.operation) % 2] for group in groups]  # the strengths of one stand together
+    panels = [("entropy of a target (nats)", [group["entropy"] for group in groups], everything["entropy"])]
+    if everything["agreement"] is not None:
+        shares = [100 * (group["agreement"] or 0.0) for group in groups]
+        panels.append(("top-1 agreement with the label (%)", shares, 100 * everything["agreement"]))
+    operations = list(dict.fromkeys(group["operation"] for group in groups))
+    colours = [_BARS[operations.index(group["operation"]) % 2] for group in groups]
     figure = Figure(figsize=(3.2 + 3.4 * len(panels), 1.1 + 0.2 * len(groups)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, values, mean) in zip(axes, panels, strict=True):
@@ -45,7 +46,7 @@ def draw_operations(inspection: Inspection, path: Path) -> bool:
         axis.set_title(f"{title}\ndashed: all targets", fontsize=_SIZE)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=_SIZE - 1)
-    names = [f"{group.operation}  {group.strength}".strip() for group in groups]
+    names = [f"{group['operation']}  {group['strength']}".strip() for group in groups]
     axes[0].set_yticks(range(len(groups)), names, parse_math=False)
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
     figure.savefig(path, dpi=110)

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_reinforce import schema
-from hf_reinforce.cards.markdown import code, text
+from hf_reinforce.cards.markdown import text
 from hf_reinforce.class_words import class_words
 from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.inspection.measure import Inspection, measure
+from hf_reinforce.inspection.measure import Disagreement, measure
 from hf_reinforce.inspection.pictures import (
     DISAGREEMENTS_FILE,
     OPERATIONS_FILE,
@@ -18,11 +18,11 @@ from hf_reinforce.inspection.pictures import (
     read_images,
 )
 from hf_reinforce.repository import Repository
+from hf_reinforce.storage import whole_file
 
 JSON_FILE = "inspection.json"
 MARKDOWN_FILE = "inspection.md"
 FORMAT = 1
-_COPIES = 20  # duplicates in the Markdown file; the JSON file has more
 
 
 def inspect_dataset(
@@ -60,10 +60,11 @@ def inspect_dataset(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     shards = repository.shards(config_name, config.split)
-    inspection = measure(shards, config, num_images)
-    if not draw_operations(inspection, folder / OPERATIONS_FILE):
+    measured = measure(shards, config, num_images)
+    doubtful = measured["disagreements"]
+    if not draw_operations(measured, folder / OPERATIONS_FILE):
         (folder / OPERATIONS_FILE).unlink(missing_ok=True)
-    files, notes = _draw_images(inspection, config, shards, source, folder / DISAGREEMENTS_FILE)
+    files, notes = _draw_images(doubtful, config, shards, source, folder / DISAGREEMENTS_FILE)
     content = {
         "format": FORMAT,
         "dataset": name_or_path,
@@ -74,14 +75,17 @@ def inspect_dataset(
         "num_classes": config.num_classes,
         "teachers": [teacher["name"] for teacher in config.teachers],
         "source": {"name": config.source.name, "split": config.source.split, "revision": config.source.revision},
-        **inspection.to_dict(),
+        **measured,
+        "disagreements": [asdict(item) for item in doubtful],
         "notes": notes,
     }
     names = _names(config)
     for item, file in zip(content["disagreements"], files, strict=True):
         item |= {"label_name": names[item["label"]], "prediction_name": names[item["prediction"]], "file": file}
-    _write(folder / JSON_FILE, json.dumps(content, indent=1) + "\n")
-    _write(folder / MARKDOWN_FILE, markdown(content, names, (folder / DISAGREEMENTS_FILE).exists()))
+    written = {JSON_FILE: json.dumps(content, indent=1) + "\n", MARKDOWN_FILE: _markdown(content, folder)}
+    for file, text_of_file in written.items():
+        with whole_file(folder / file) as temporary:
+            temporary.write_text(text_of_file, encoding="utf-8")
     return content
 
 
@@ -90,18 +94,11 @@ def _names(config: ReinforcementConfig) -> Sequence[str]:
     return class_words(config.class_names or [str(index) for index in range(config.num_classes)])
 
 
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _draw_images(
-    inspection: Inspection, config: ReinforcementConfig, shards: Sequence[str], source: str | None, path: Path
+    items: Sequence[Disagreement], config: ReinforcementConfig, shards: Sequence[str], source: str | None, path: Path
 ) -> tuple[list[str | None], list[str]]:
     """Draws the disagreements; returns their files' names, and why any of them are not drawn."""
     path.unlink(missing_ok=True)
-    items = inspection.disagreements
     files: list[str | None] = [None] * len(items)
     if config.source.label_column is None:
         return files, [
@@ -126,31 +123,14 @@ def _draw_images(
     ]
 
 
-def markdown(content: dict[str, Any], names: Sequence[str], drawn: bool) -> str:
-    """The content of `inspection.md`.
-
-    Args:
-        content: of `inspection.json`.
-        names: of the classes.
-        drawn: whether there is a picture of the disagreements.
-    """
+def _markdown(content: dict[str, Any], folder: Path) -> str:
+    """The tables, with the pictures that are there."""
     parts = [f"# {text(content['dataset'])}, {text(content['config_name'])}", summary_table(content)]
     parts += [f"- {text(note)}" for note in content["notes"]]
     if content["groups"]:
         parts += ["## Targets by operation and strength", operations_table(content), f"![]({OPERATIONS_FILE})"]
-    if content["disagreements"]:
-        parts += ["## Images that the teacher disagrees with most", _disagreements_table(content)]
-        parts += [f"![]({DISAGREEMENTS_FILE})"] if drawn else []
-    copies = content["duplicates"]["examples"]
-    if copies:
-        rows = [
-            [
-                code(item[schema.IMAGE_HASH]),
-                *(", ".join(map(str, values)) for values in (item["rows"], _named(item, names))),
-            ]
-            for item in copies[:_COPIES]
-        ]
-        parts += ["## Images that are there more than once", _aligned(["hash", "rows", "labels"], rows)]
+    if (folder / DISAGREEMENTS_FILE).exists():
+        parts += ["## Images that the teacher disagrees with most", f"![]({DISAGREEMENTS_FILE})"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -197,23 +177,6 @@ def operations_table(content: dict[str, Any]) -> str:
 def _share(value: float | None) -> str:
     """A share in percent."""
     return "no labels" if value is None else f"{100 * value:.1f} %"
-
-
-def _disagreements_table(content: dict[str, Any]) -> str:
-    rows = [
-        [
-            str(item["row"]),
-            text(item["file"] or ""),
-            f"{text(item['label_name'])} ({100 * item['label_probability']:.1f} %)",
-            f"{text(item['prediction_name'])} ({100 * item['probability']:.1f} %)",
-        ]
-        for item in content["disagreements"]
-    ]
-    return _aligned(["row", "file", "label", "teacher"], rows)
-
-
-def _named(item: dict[str, Any], names: Sequence[str]) -> list[str]:
-    return [text(names[label]) if label >= 0 else "none" for label in item["labels"]]
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ from PIL import ExifTags
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
-from hf_reinforce.augmentations import RandomResizedCrop
+from hf_reinforce.augmentations import Crop, RandomResizedCrop
 from hf_reinforce.images import ImageError
 from hf_reinforce.ml_dr.records import PARTNER, Columns
 from hf_reinforce.policies import AugmentationPolicy
@@ -142,9 +142,9 @@ class Join:
             partner = columns[schema.PARTNER_ROW]
         mixed = partner >= 0
         if self._crops_source:
-            self._check_crops(row, columns[schema.CROP], self.facts.sizes[row])
+            self._check_crops(row, columns[Crop.field], self.facts.sizes[row])
             if mixed.any():
-                self._check_crops(row, columns[PARTNER + schema.CROP][mixed], self.facts.sizes[partner[mixed]])
+                self._check_crops(row, columns[PARTNER + Crop.field][mixed], self.facts.sizes[partner[mixed]])
         if self.labels is not None:
             top = columns[schema.LABEL][~mixed, 0]
             self._compared += len(top)

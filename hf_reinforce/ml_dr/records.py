@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from hf_reinforce import schema
 from hf_reinforce.augmentations import (
+    Crop,
+    CutMix,
     HorizontalFlip,
     MixUp,
     RandAugment,
@@ -24,6 +26,7 @@ from hf_reinforce.augmentations import (
     Resize,
     ViewAugmentation,
 )
+from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.ml_dr.config import TRANSFORMS, WITHOUT_PARAMETERS
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.targets import Targets, encode
@@ -35,7 +38,7 @@ _FLOOR = 1e-7
 """Smallest mass of the classes outside of the top k: the error of a sum of float32 probabilities."""
 
 _NAMES = {cls: name for name, (cls, _, _) in TRANSFORMS.items()}
-_OP_INDEX = {name: index for index, name in enumerate(schema.RAND_AUGMENT_OPERATIONS)}
+_OP_INDEX = {name: index for index, name in enumerate(OPERATIONS)}
 
 
 def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tuple[int, Columns]:
@@ -64,14 +67,14 @@ def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tup
                 own = [pair[0] if mixed else pair for pair, mixed in zip(found, paired, strict=True)]
                 other = [pair[1] if mixed else None for pair, mixed in zip(found, paired, strict=True)]
                 columns |= _view_columns(operation, other, PARTNER, policy.image_size)
-                if operation.stage == "crop" and not np.array_equal(columns[f"{PARTNER}{schema.CROP}?"], paired):
+                if operation.stage == "crop" and not np.array_equal(columns[f"{PARTNER}{operation.field}?"], paired):
                     raise ValueError("a mixed image has no crop of its partner")
             columns |= _view_columns(operation, own, "", policy.image_size)
         mixed = np.zeros(len(items), dtype=bool)
         for mixing in policy.mix_operations:
             columns |= _mix_columns(mixing, next(values), policy.image_size)
             mixed |= columns[f"{mixing.field}?"]
-        if not columns[f"{schema.CROP}?"].all() or not np.array_equal(mixed, paired):
+        if not columns[f"{Crop.field}?"].all() or not np.array_equal(mixed, paired):
             raise ValueError("a crop is missing, or a partner is named where nothing is mixed, or the reverse")
         return index, columns | _target_columns(probs, num_classes)
     except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
@@ -114,7 +117,7 @@ def _compressed(item: dict[str, Any], policy: AugmentationPolicy) -> list[Any]:
         result.append(pair if mixed else pair[0])
     for name in mixing:
         value = item[name]
-        result.append([value[0], *value[1]] if name == schema.CUTMIX and value is not None else value)
+        result.append([value[0], *value[1]] if name == CutMix.name and value is not None else value)
     return result
 
 
@@ -160,7 +163,7 @@ def _view_columns(operation: ViewAugmentation, values: Sequence[Any], prefix: st
         return {}
     if isinstance(operation, HorizontalFlip):
         array, valid = _numbers(name, values, (), "b")
-        return {f"{prefix}{schema.HFLIP}": array.astype(bool), f"{prefix}{schema.HFLIP}?": valid}
+        return {f"{prefix}{operation.field}": array.astype(bool), f"{prefix}{operation.field}?": valid}
     if isinstance(operation, RandAugment):
         array, valid = _numbers(name, values, (operation.num_ops, 2), "if")
         ops = array[..., 0]
@@ -169,7 +172,7 @@ def _view_columns(operation: ViewAugmentation, values: Sequence[Any], prefix: st
             or ((ops < 0) | (ops >= len(_OP_INDEX)) | (ops != np.floor(ops))).any()
         ):
             raise ValueError(f"an operation of {name} is not one of 0 to {len(_OP_INDEX) - 1}, or has no magnitude")
-        return {f"{prefix}{schema.RAND_AUGMENT}": array, f"{prefix}{schema.RAND_AUGMENT}?": valid}
+        return {f"{prefix}{operation.field}": array, f"{prefix}{operation.field}?": valid}
     if isinstance(operation, RandomCrop):
         offsets, valid = _numbers(name, values, (2,), "i")
         array = np.concatenate([offsets - operation.padding, np.full_like(offsets, operation.size)], axis=1)
