@@ -246,6 +246,7 @@ QUICK = [
     ("publish", "--folder {images}", "images"),
     ("publish", "--repo_id 'a/b/c'", "a/b/c"),
     ("segment", "--num_labels 300", "300"),
+    ("segment", "--eval_images {empty}", "named together"),
     ("study", "--size huge", "huge"),
     ("study", "--study {folder}/nothing.yaml", "nothing.yaml"),
     ("study_report", "--results {folder}/x.json", "--study FILE or --results FILE"),
