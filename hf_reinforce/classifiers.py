@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_reinforce.answers import logits_of
+from hf_reinforce.cifar_networks import MICRONET, new_micronet
 from hf_reinforce.class_words import some
 from hf_reinforce.local import resolve
 from hf_reinforce.network_records import channels, class_names
-from hf_reinforce.preprocessing import (
-    Preprocessing,
-    for_channels,
-    luma,
-    processor_preprocessing,
-    timm_preprocessing,
-)
+from hf_reinforce.preprocessing import Preprocessing, for_channels, luma, timm_preprocessing
+from hf_reinforce.processors import processor_preprocessing
 from hf_reinforce.weights import WeightReport, loading, outside_body, read_state, watched_loads, weight_hash
 
 logger = logging.getLogger(__name__)
@@ -86,16 +83,7 @@ class Member:
             images = luma(images)
         inputs = self.preprocessing(images).contiguous(memory_format=torch.channels_last)
         output = self.model(inputs if parameter is None else inputs.to(parameter.dtype))
-        if isinstance(output, Mapping):
-            output = output.get("logits")
-        logits: Any = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-            found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ValueError(
-                f"The network {self.name} answers with {found}, not with logits [images, classes] or an output that "
-                "has them as `logits`; wrap it in a module that returns these."
-            )
-        return logits.float()
+        return logits_of(output, f"The network {self.name}").float()
 
     def count_classes(self) -> int:
         """How many classes it tells apart, from its answer to a black view.
@@ -121,6 +109,8 @@ class Member:
                 f"({type(error).__name__}: {reason}); pass the preprocessing= that it needs, or name another one."
             ) from error
         count = logits.shape[1]
+        if count < 2:
+            raise ValueError(f"The network {self.name} answers with one number, not with logits [images, classes].")
         if logits.log_softmax(-1).isnan().any():
             raise ValueError(f"The network {self.name} answers to a black view with numbers that are not finite.")
         if self.class_names and len(self.class_names) != count:
@@ -141,7 +131,7 @@ def _reload(
     class_map: tuple[int, ...] | None,
     dtype: torch.dtype,
 ) -> Member:
-    member = named_member(name, checkpoint, revision)
+    member = named_member(name, checkpoint, revision, preprocessing)
     if member.weight_hash != expected:
         raise ValueError(f"The weights of {name} have changed since they were first loaded; start again.")
     member.model.to(dtype=dtype)
@@ -165,13 +155,20 @@ def module_member(model: nn.Module) -> Member:
     return Member(own, preprocessing, type(model).__name__, "module", class_names(model))  # type: ignore[arg-type]
 
 
-def named_member(name: str, checkpoint: str | None, revision: str | None, head: bool = True) -> Member:
+def named_member(
+    name: str,
+    checkpoint: str | None,
+    revision: str | None,
+    preprocessing: Preprocessing | None = None,
+    head: bool = True,
+) -> Member:
     """A network by its name: a Hub id, a folder, or a timm architecture with a checkpoint.
 
     Args:
         name: the name.
         checkpoint: file of the weights of a timm architecture.
         revision: Hub revision.
+        preprocessing: taken instead of the network's own, which may be one that cannot be read.
         head: whether its classifier is used; without, the weights of the body are enough.
 
     Raises:
@@ -182,7 +179,7 @@ def named_member(name: str, checkpoint: str | None, revision: str | None, head: 
     path = resolve(name)
     load = TEACHER_KINDS[_kind(name, path, revision)]
     with loading(name, path):
-        member, report = load(name, path, revision)
+        member, report = load(name, path, revision, preprocessing)
     (report if head else report.without(outside_body(member.model))).check(name)
     return member
 
@@ -210,10 +207,14 @@ def _kind(name: str, path: str, revision: str | None) -> str:
             f"{config_file} describes no image classifier: it has neither a model_type, as those of transformers, nor "
             "an architecture, as those of timm."
         )
+    if config.get("architecture") == MICRONET:
+        return "micronet"
     return "transformers" if "model_type" in config else "timm"
 
 
-def _load_transformers(name: str, path: str, revision: str | None) -> tuple[Member, WeightReport]:
+def _load_transformers(
+    name: str, path: str, revision: str | None, given: Preprocessing | None = None
+) -> tuple[Member, WeightReport]:
     from transformers import AutoModelForImageClassification
 
     model, info = AutoModelForImageClassification.from_pretrained(
@@ -224,15 +225,16 @@ def _load_transformers(name: str, path: str, revision: str | None) -> tuple[Memb
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused with the others
     )
-    model.config.return_dict = True  # some are saved to answer with tuples
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
-    preprocessing = timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
+    preprocessing = given or timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     preprocessing = for_channels(preprocessing, channels(model), name)
     member = Member(model, preprocessing, name, "transformers", class_names(model), revision)  # type: ignore[arg-type]
     return member, WeightReport.of(info)
 
 
-def _load_timm(name: str, path: str, revision: str | None) -> tuple[Member, WeightReport]:
+def _load_timm(
+    name: str, path: str, revision: str | None, given: Preprocessing | None = None
+) -> tuple[Member, WeightReport]:
     import timm
 
     location = f"local-dir:{path}" if Path(path).is_dir() else f"hf-hub:{path}" + (f"@{revision}" if revision else "")
@@ -240,9 +242,20 @@ def _load_timm(name: str, path: str, revision: str | None) -> tuple[Member, Weig
         model = timm.create_model(location, pretrained=True)
     if len(loads) != 1:  # weights of another framework, which a network of timm reads in a way of its own
         raise ValueError(f"The weights of {name} are no state dict; save them as one, as safetensors.")
-    preprocessing = for_channels(timm_preprocessing(model.pretrained_cfg), channels(model), name)
+    preprocessing = for_channels(given or timm_preprocessing(model.pretrained_cfg), channels(model), name)
     member = Member(model, preprocessing, name, "timm", class_names(model), revision)  # type: ignore[arg-type]
     return member, loads[0]
+
+
+def _load_micronet(
+    name: str, path: str, revision: str | None, given: Preprocessing | None = None
+) -> tuple[Member, WeightReport]:
+    model, state = new_micronet(path), read_state(name, str(Path(path) / "model.safetensors"))
+    report = WeightReport.between(model, state)
+    report.check(name)
+    model.load_state_dict(state)
+    preprocessing: Any = given or timm_preprocessing(model.pretrained_cfg)
+    return Member(model, preprocessing, name, "micronet", None, revision), report
 
 
 def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
@@ -266,8 +279,10 @@ def _load_timm_checkpoint(architecture: str, checkpoint: str) -> Member:
     return Member(model, preprocessing, architecture, "timm", checkpoint=checkpoint)  # type: ignore[arg-type]
 
 
-TEACHER_KINDS: dict[str, Callable[[str, str, str | None], tuple[Member, WeightReport]]] = {
+TEACHER_KINDS: dict[str, Callable[[str, str, str | None, Preprocessing | None], tuple[Member, WeightReport]]] = {
     "transformers": _load_transformers,
     "timm": _load_timm,
+    "micronet": _load_micronet,
 }
-"""Loaders of named teachers: (name, folder or Hub id, revision) -> Member, and how its weights fit."""
+"""Loaders of named teachers: (name, folder or Hub id, revision, preprocessing or None) -> Member, and how its weights
+fit."""

@@ -26,7 +26,7 @@ from hf_reinforce.reinforcer import Reinforcer
 from hf_reinforce.run import Run
 from hf_reinforce.shards import shard_files
 from hf_reinforce.sources import AnyDataset, prepare
-from hf_reinforce.splits import split_names
+from hf_reinforce.splits import split_names, split_text
 from hf_reinforce.teachers import ClassMap, Teacher
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def reinforce(
     # Processes on CPUs find each other only when asked to: accelerate looks for GPUs alone.
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     state = accelerate.PartialState(cpu=on_cpu, timeout=_LONGEST_SHARD)
-    split = str(split)  # a NamedSplit or ReadInstruction, too
+    split = split_text(split)
     split_names(split)  # refuses what nobody could load again
     dataset, image_column, label_column = prepare(dataset, image_column, label_column)
     dataset = dataset.cast_column(image_column, Image(decode=False))
@@ -120,7 +120,10 @@ def reinforce(
     names = features[label_column].names if label_column and isinstance(features[label_column], ClassLabel) else None
     teacher = teacher.with_classes(names, class_map)
     if label_column and isinstance(dataset, Dataset):
-        Reinforcer.check_labels(column_values(dataset, label_column), teacher)
+        labels = column_values(dataset, label_column)
+        Reinforcer.check_labels(labels, teacher)
+        if labels.null_count:
+            logger.warning("%s of %s labels are missing (null).", f"{labels.null_count:,}", f"{len(labels):,}")
     reinforcer = Reinforcer(
         teacher,
         policy,

@@ -44,6 +44,9 @@ MAX_FILE_BYTES = 2**28
 _PIECE = 2**20  # bytes
 _TOO_LARGE = f"it has more than {MAX_FILE_BYTES:,} bytes"
 
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
+"""What evaluation resizes with; policies know the first two."""
+
 Image.init()
 _FORMATS = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs Pillow 11.3
 _TOO_MANY_PIXELS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -272,9 +275,14 @@ def crop(image: Tensor, box: Box) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
-    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory."""
+    """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory.
+
+    `interpolation` is one of `INTERPOLATIONS`; those that torch lacks are Pillow's.
+    """
     if tuple(image.shape[-2:]) == (height, width):
         return image
+    if interpolation not in ("bilinear", "bicubic"):
+        return from_pil(to_pil(image).resize((width, height), Image.Resampling[interpolation.upper()]))
     # Of a crop that is still a view, torch would make a planar image, in twice the time.
     batch = image[None].contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]

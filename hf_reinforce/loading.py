@@ -11,7 +11,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_reinforce.loading_errors import explained
 from hf_reinforce.local import resolve
-from hf_reinforce.splits import WRITE, is_part, split_names
+from hf_reinforce.splits import WRITE, is_part, split_names, split_text
 from hf_reinforce.streaming.rows import ParquetRows, StreamRows
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def load_source(
 
 def _builder(name: str, config_name: str | None, split: str, revision: str | None) -> tuple[DatasetBuilder, str]:
     """What builds a dataset, and its split as a text, which is checked before anything is downloaded."""
-    split = str(split)  # a NamedSplit or ReadInstruction, too
+    split = split_text(split)
     names = split_names(split)
     path = resolve(name)
     local = Path(path).is_dir()

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations import (
-    CenterCrop,
     CutMix,
     HorizontalFlip,
     MixAugmentation,
@@ -28,6 +27,7 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
     ViewAugmentation,
+    evaluation_operations,
 )
 from hf_reinforce.documents import read_document, read_operation, shortened
 from hf_reinforce.images import ImageError
@@ -164,9 +164,8 @@ class AugmentationPolicy:
         first = self.view_operations[0]
         if first.stage != "crop" or first.field is None:
             return self.apply(images.decode(encoded), params, image_size)
-        box = params[first.field]
-        inside = {**params, first.field: {**box, "top": 0, "left": 0}}
-        return self.apply(images.decode(encoded, box), inside, image_size)
+        inside = {**params, first.field: {**params[first.field], "top": 0, "left": 0}}
+        return self.apply(images.decode(encoded, params[first.field]), inside, image_size)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises an ImageError if boxes in an image of this size, once resized, would not fit the schema's int16."""
@@ -285,16 +284,16 @@ def load_policy(name_or_path: str, image_size: int = 224) -> AugmentationPolicy:
     """
     if not str(name_or_path).endswith((".yaml", ".yml")):
         return named_policy(name_or_path, image_size)
-    path = Path(name_or_path)
-    if not path.exists():
+    if not Path(name_or_path).exists():
         raise ValueError(f"There is no policy file {name_or_path}.")
     try:
-        return AugmentationPolicy.from_dict(read_document(path))
+        return AugmentationPolicy.from_dict(read_document(Path(name_or_path)))
     except ValueError as error:
         raise ValueError(f"{name_or_path} is not a policy: {error}") from error
 
 
-def evaluation_policy(image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear") -> AugmentationPolicy:
-    """The deterministic view of evaluation: shorter side to `image_size / crop_pct`, then the central square."""
-    resized = max(image_size, int(image_size / crop_pct))
-    return AugmentationPolicy("evaluation", (Resize(resized, interpolation), CenterCrop(image_size)))
+def evaluation_policy(
+    image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear", **framing: Any
+) -> AugmentationPolicy:
+    """The deterministic view of evaluation, see `evaluation_operations`."""
+    return AugmentationPolicy("evaluation", evaluation_operations(image_size, crop_pct, interpolation, **framing))

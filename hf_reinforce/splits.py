@@ -12,6 +12,11 @@ _PART = re.compile(r"[\[+(]")  # where the name of a split ends
 _ALL = "all"
 
 
+def split_text(split: object) -> str:
+    """A split, a NamedSplit or a ReadInstruction as the text that all of `datasets` takes."""
+    return _PLUS.sub("+", str(split).strip())
+
+
 def split_names(split: str) -> tuple[str, ...]:
     """Names of the splits that a part takes rows from, each once; of `all` its own.
 

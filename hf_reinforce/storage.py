@@ -10,9 +10,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from types import CodeType
 from typing import IO, Any
 
 import numpy as np
@@ -134,8 +132,7 @@ def _encoding(leaf: str) -> str | None:
 
 View = Callable[[int], Any]
 
-_WRITTEN_OUT = 4  # items of a list, such as the operations of RandAugment
-_LONGEST, _DEEPEST = 20_000, 50  # characters and levels of an expression: Python nests no more than 200 brackets
+_DEEPEST = 50  # levels of a value that are read one by one; Python allows no more than 1,000 calls in each other
 
 
 class ColumnReader:
@@ -189,76 +186,42 @@ def _list_items(array: Any) -> Any:
 
 
 def _view(array: Any, level: int = 0) -> View:
-    """A function from index to Python value over one Arrow array; lists of numbers are NumPy arrays, not copied.
-
-    It is put together as one Python expression, as `dataclasses` does with `__init__`: a record has a dozen values,
-    and a call for each of them would take longer than the rest. Values that are too large for that are Arrow's own.
-    """
-    names: dict[str, Any] = {}
-    try:
-        source = _expression(array, "i", names, level)
-    except _TooLargeError:
-        return lambda i: array[i].as_py()
-    view: View = eval(_compiled(source), names)  # names are written as literals, values are looked up in `names`
-    return view
-
-
-@lru_cache(maxsize=64)
-def _compiled(source: str) -> CodeType:
-    """Of chunk after chunk the source is mostly the same, and compiling it takes longer than all the rest."""
-    return compile(f"lambda i: {source}", "<record>", "eval")
-
-
-class _TooLargeError(Exception):
-    """A value has too many parts for one expression."""
-
-
-def _expression(array: Any, index: str, names: dict[str, Any], level: int) -> str:
-    """Python source of the value at `index` of an array; what it refers to is put into `names`."""
-    if level > _DEEPEST:
-        raise _TooLargeError
-
-    def part(item: Any, index: str) -> str:
-        return _expression(item, index, names, level + 1)
-
-    def name(value: Any) -> str:
-        names[f"v{len(names)}"] = value
-        return f"v{len(names) - 1}"
-
-    def bit(buffer: Any) -> str:
-        at = f"({index} + {array.offset})"
-        return f"({name(memoryview(buffer))}[{at} >> 3] >> ({at} & 7) & 1 == 1)"
-
+    """A function from index to Python value over one Arrow array; lists of numbers are NumPy arrays, not copied."""
     kind = array.type
     if array.null_count == len(array):
-        return "None"
+        return lambda i: None
+    if level == _DEEPEST:
+        return lambda i: array[i].as_py()
+    view: View
     if pa.types.is_struct(kind):
-        fields = [(kind.field(i).name, array.field(i)) for i in range(kind.num_fields)]
-        value = "{" + ", ".join(f"{key!r}: {part(field, index)}" for key, field in fields) + "}"
+        fields = [(kind.field(i).name, _view(array.field(i), level + 1)) for i in range(kind.num_fields)]
+        view = lambda i: {name: read(i) for name, read in fields}
     elif pa.types.is_fixed_size_list(kind) and _is_number(kind.value_type) and not array.values.null_count:
         size, items = kind.list_size, _list_items(array)
         flat = np.frombuffer(items.buffers()[1], dtype=kind.value_type.to_pandas_dtype())[items.offset :]
-        value = f"{name(flat)}[{index} * {size} : {index} * {size} + {size}]"
-    elif pa.types.is_fixed_size_list(kind) and kind.list_size <= _WRITTEN_OUT:
-        items, size = _list_items(array), kind.list_size
-        value = ", ".join(part(items, f"({index} * {size} + {i})") for i in range(size))
-        value = f"[{value}]"
+        view = lambda i: flat[i * size : i * size + size]
     elif pa.types.is_fixed_size_list(kind):
-        item, size = name(_view(_list_items(array), level + 1)), kind.list_size
-        value = f"[{item}(j) for j in range({index} * {size}, {index} * {size} + {size})]"
+        size, item = kind.list_size, _view(_list_items(array), level + 1)
+        view = lambda i: [item(j) for j in range(i * size, i * size + size)]
     elif _is_number(kind) and not pa.types.is_float16(kind):  # a memoryview does not read halves
         # memoryview indexing returns Python numbers, several times faster than NumPy scalars
         numbers: Any = memoryview(np.frombuffer(array.buffers()[1], dtype=kind.to_pandas_dtype()).data)
-        value = f"{name(numbers[array.offset :])}[{index}]"
+        view = numbers[array.offset :].__getitem__
     elif pa.types.is_boolean(kind):
-        value = bit(array.buffers()[1])
+        view = _bits(array.buffers()[1], array.offset)
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        value = f"memoryview({name(array)}[{index}].as_buffer())"
+        view = lambda i: memoryview(array[i].as_buffer())
     else:
-        return f"{name(array)}[{index}].as_py()"
-    if len(value) > _LONGEST:
-        raise _TooLargeError
-    return value if array.null_count == 0 else f"({value} if {bit(array.buffers()[0])} else None)"
+        return lambda i: array[i].as_py()
+    if array.null_count == 0:
+        return view
+    valid = _bits(array.buffers()[0], array.offset)
+    return lambda i: view(i) if valid(i) else None
+
+
+def _bits(buffer: Any, offset: int) -> Callable[[int], bool]:
+    flags = memoryview(buffer)
+    return lambda i: flags[(i + offset) >> 3] >> ((i + offset) & 7) & 1 == 1
 
 
 def append_reinforcements(old: pa.Table, new: pa.Table) -> pa.Table:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from hf_reinforce.heads import fit_head
 from hf_reinforce.local import resolve
-from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing, timm_preprocessing
+from hf_reinforce.preprocessing import Preprocessing, timm_preprocessing
+from hf_reinforce.processors import processor_preprocessing, read_processor
 from hf_reinforce.weights import WeightReport, loading
 
 WHOLE_IMAGE_SIZE = 160
@@ -82,7 +83,8 @@ def create_student(
             f"{name_or_path!r} is neither a timm architecture (timm.list_models() names them) nor a folder; a Hub "
             "id has the form owner/name."
         )
-    record_preprocessing(model, replace(own, image_size=image_size, crop_pct=crop_pct))
+    record_preprocessing(model, replace(own, image_size=image_size, crop_pct=crop_pct, crop_mode="center"))
+    image_processor(model)  # what cannot be saved is noticed before it is trained
     return model
 
 
@@ -92,11 +94,11 @@ def _pretrained(
     from transformers import AutoConfig, AutoModelForImageClassification
 
     path = resolve(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
     with loading(name_or_path, path):
+        try:
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        except OSError as error:
+            raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
         theirs = [config.id2label[index] for index in sorted(config.id2label)]
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in config.id2label.items()}
@@ -130,22 +132,30 @@ def student_preprocessing(model: nn.Module, image_size: int | None = None) -> Pr
         model: a student, or any other module.
         image_size: side of its input in pixels, default its own.
     """
-    own = _own_preprocessing(model) or Preprocessing(image_size or 224, interpolation="bilinear")
+    rounding = _rounding(getattr(model, "config", None))
+    own = _own_preprocessing(model)
+    own = own or Preprocessing(image_size or 224, interpolation="bilinear", crop_rounding=rounding)
     return replace(own, image_size=image_size or own.image_size)
 
 
 def record_preprocessing(model: nn.Module, preprocessing: Preprocessing) -> None:
-    """Makes a student say how it normalises and is evaluated."""
+    """Makes a student say how it normalises and is evaluated.
+
+    Raises:
+        ValueError: if timm cannot say it.
+    """
     config: Any = getattr(model, "config", None)
     if not _is_timm(config):
-        model.preprocessing = preprocessing  # type: ignore[assignment]
+        model.preprocessing = replace(preprocessing, crop_rounding=_rounding(config))  # type: ignore[assignment]
         return
+    if preprocessing.channels != "RGB" or preprocessing.crop_mode not in ("center", "squash", "border"):
+        raise ValueError(f"A student of timm cannot be saved with {preprocessing}; timm has RGB, and no such crop.")
     cfg = config.pretrained_cfg
     config.pretrained_cfg = {
         **{key: cfg[key] for key in _OF_THE_ARCHITECTURE if key in cfg},
         "input_size": [3, preprocessing.image_size, preprocessing.image_size],
         "crop_pct": preprocessing.crop_pct,
-        "crop_mode": "center",
+        "crop_mode": preprocessing.crop_mode,
         "interpolation": preprocessing.interpolation,
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
@@ -153,20 +163,29 @@ def record_preprocessing(model: nn.Module, preprocessing: Preprocessing) -> None
 
 
 def image_processor(model: nn.Module) -> Any:
-    """The image processor to save beside a student; None where transformers finds it in `config.json`, or has none."""
-    from transformers import BitImageProcessor, PreTrainedModel
+    """The image processor to save beside a student; None where transformers finds it in `config.json`, or has none.
+
+    Raises:
+        ValueError: if no image processor does what the student's preprocessing does.
+    """
+    from transformers import BitImageProcessor, MobileViTImageProcessor, PreTrainedModel
     from transformers.image_utils import PILImageResampling
 
     if not isinstance(model, PreTrainedModel) or _is_timm(model.config):
         return None
     own = student_preprocessing(model)
-    return BitImageProcessor(
-        size={"shortest_edge": int(own.image_size / own.crop_pct)},
+    side, kind = int(own.image_size / own.crop_pct), type(model).__name__
+    processor = (BitImageProcessor if own.channels == "RGB" else MobileViTImageProcessor)(
+        size={"height": side, "width": side} if own.crop_mode == "squash" else {"shortest_edge": side},
         crop_size={"height": own.image_size, "width": own.image_size},
         resample=PILImageResampling[own.interpolation.upper()],
         image_mean=list(own.mean),
         image_std=list(own.std),
     )
+    found = read_processor(processor, kind)
+    if replace(found, crop_pct=own.crop_pct, crop_rounding=own.crop_rounding) != own:
+        raise ValueError(f"The student {kind} cannot be saved: no image processor does its {own}, but {found}.")
+    return processor
 
 
 def saved_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,6 +196,11 @@ def saved_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
 def _is_timm(config: Any) -> bool:
     return getattr(config, "model_type", None) == "timm_wrapper"
+
+
+def _rounding(config: Any) -> str:
+    """How the library that will load a student rounds half pixels of a crop."""
+    return "even" if config is None or _is_timm(config) else "down"
 
 
 def _own_preprocessing(model: nn.Module) -> Preprocessing | None:

@@ -6,7 +6,7 @@ way, on its own device, so networks of different preprocessing can answer togeth
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,14 +78,17 @@ class Teacher:
         own = [list(member.class_map or range(self._own_classes)) for member in self.members]
         return own if self.class_map is None else [[each[index] for index in self.class_map] for each in own]
 
-    def _with_maps(self, maps: Sequence[Sequence[int]], clash: str = "", fitted: bool = True) -> "Teacher":
-        """This teacher with other `_maps`, in the simplest form: one for all members where they are the same."""
+    def _with_maps(
+        self, maps: Sequence[Sequence[int]], clash: str = "", fitted: bool = True, listed: bool = False
+    ) -> "Teacher":
+        """This teacher with other `_maps`, in the simplest form: one for all members where they are the same, and none
+        where it says nothing, unless the user has `listed` it."""
         same = all(list(each) == list(maps[0]) for each in maps)
         plain = list(range(self._own_classes))
         own = [None if same or list(each) == plain else tuple(each) for each in maps]
         found = copy(self)
         found.members = tuple(replace(m, class_map=each) for m, each in zip(self.members, own, strict=True))
-        found.class_map = tuple(maps[0]) if same and list(maps[0]) != plain else None
+        found.class_map = tuple(maps[0]) if same and (listed or list(maps[0]) != plain) else None
         found.fitted, found._clash = fitted, clash
         return found
 
@@ -147,7 +150,7 @@ class Teacher:
                 "weight_hash": member.weight_hash,
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
                 "weight": member.weight,
-                "preprocessing": asdict(member.preprocessing),
+                "preprocessing": member.preprocessing.record(),
                 **({} if member.class_map is None else {"class_map": list(member.class_map)}),
                 **_license(member),
             }
@@ -192,7 +195,7 @@ class Teacher:
                 f"class_map must give one teacher class in [0, {self.num_classes}) for each of the data set's "
                 f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}."
             )
-        return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries))
+        return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries), listed=True)
 
     def check_processes(self) -> None:
         """Refuses, in a run of several processes, a teacher that is not the same in all of them.
@@ -251,7 +254,10 @@ def load_teacher(
         raise ValueError(f"weights must have one entry per member: {len(entries)} members, {len(weights)} weights.")
     members = []
     for entry, weight in zip(entries, weights or [1.0] * len(entries), strict=True):
-        member = module_member(entry) if isinstance(entry, nn.Module) else named_member(entry, checkpoint, revision)
+        if isinstance(entry, nn.Module):
+            member = module_member(entry)
+        else:
+            member = named_member(entry, checkpoint, revision, preprocessing)
         chosen = preprocessing or member.preprocessing
         if chosen is None:
             raise ValueError(f"The preprocessing of the teacher {member.name} is unknown; pass preprocessing=.")

@@ -39,14 +39,15 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args: see `KDTrainingArguments`.
         train_dataset: a `ReinforcedDataset` or `ReinforcedStream`, or an `AugmentedDataset` for `plain` and `online`.
         eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
-        teacher: for `method="online"`.
+        teacher: for `method="online"`; its classes are brought into the order of the dataset's, by name.
         preprocessing: the student's normalisation and input size, default its own at the size of the views.
         kwargs: as `transformers.Trainer`.
 
     Raises:
         TypeError: for a dataset of another kind.
         ValueError: if the method lacks its teacher, its targets or its labels, or a label that it needs is no class;
-            or if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`.
+            if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`; or if the
+            teacher has other weights in another process.
     """
 
     loss_is_scaled_for_ga = False
@@ -68,11 +69,13 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         if args.method == "online" and teacher is None:
             raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
         _check_datasets(train_dataset, eval_dataset, args)
+        if teacher is not None:
+            names = getattr(getattr(train_dataset, "source", None), "class_names", None)
+            teacher = teacher if teacher.fitted else teacher.with_classes(names)
+            teacher.check_processes()
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
-        if teacher is not None and not teacher.fitted:
-            teacher = teacher.with_classes(getattr(getattr(train_dataset, "source", None), "class_names", None))
         check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
         self._resident = None
         if args.images_on_device and train_dataset is not None:
@@ -93,9 +96,10 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = False
         self._preprocessing = preprocessing
+        if preprocessing is not None:  # what cannot be saved is noticed before it is trained
+            record_preprocessing(model, preprocessing)
+            image_processor(model)
         self.add_callback(TrainingTime())
-        if teacher is not None:
-            teacher.check_processes()
         self.teacher = None if teacher is None else teacher.to(args.device)
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         if self.ema is not None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 METHODS = ("reinforced", "online", "plain")
@@ -14,7 +15,7 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
     (logits of a whole evaluation are never held), `max_grad_norm=0` (the recipes of the paper and of timm do not clip,
     and clipping at 1 turns SGD into something else), `logging_nan_inf_filter=False` (it costs a synchronisation at
-    every step).
+    every step). `bf16` without an accelerator trains on the CPU (`use_cpu`).
 
     Args:
         method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
@@ -42,6 +43,8 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
 
     def __post_init__(self) -> None:
+        # transformers takes bf16 for an accelerator's, unless it is told that there shall be none
+        self.use_cpu: bool = self.use_cpu or (self.bf16 and not torch.accelerator.is_available())
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every epoch otherwise

@@ -123,8 +123,8 @@ def loading(name: str, path: str | None = None) -> Iterator[None]:
         ValueError: for anything that the library raises.
     """
     reports = logging.getLogger("transformers.modeling_utils")
-    level = reports.level
-    reports.setLevel(logging.ERROR)  # a report of what does not fit; it is checked, and told in one sentence
+    # What does not fit is checked, and told in one sentence. Another level would make transformers report more.
+    reports.addFilter(_unreported)
     try:
         yield
     except Exception as error:  # parsers of weights raise what they run into
@@ -147,7 +147,7 @@ def loading(name: str, path: str | None = None) -> Iterator[None]:
             "damaged, fetch them again; else name another network."
         ) from error
     finally:
-        reports.setLevel(level)
+        reports.removeFilter(_unreported)
 
 
 @contextmanager
@@ -198,6 +198,10 @@ def read_state(name: str, file: str) -> dict[str, Tensor]:
             "save the state dict alone, as safetensors."
         )
     return dict(state)
+
+
+def _unreported(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _start(file: Path) -> bytes:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import ClassLabel, Features
 
-from hf_reinforce import ReinforcementConfig, load_policy, schema
+from hf_reinforce import ReinforcementConfig, load_policy
 from hf_reinforce.cards.dataset_card import describe, render
 from hf_reinforce.cards.markdown import code, hub_link
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
@@ -78,10 +77,7 @@ def planned(recipe: dict[str, Any], known: dict[str, Any]) -> Configuration:
         shard_size=recipe.get("shard_size", 4096),
         shuffled=bool(policy.mix_operations),
     )
-    columns = {label: ClassLabel(num_classes=classes)}
-    return Configuration(
-        config, schema.reinforced_features(columns, policy.feature, config.num_samples, top_k, classes)
-    )
+    return Configuration(config)
 
 
 def planned_teacher(name: str, recipe: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +104,6 @@ def measured(name: str, known: dict[str, Any]) -> dict[str, Configuration]:
             config = replace(config, source=replace(config.source, license=license))
         described[key] = Configuration(
             config,
-            Features.from_dict(item["features"]),
             Statistics.from_dict(item["statistics"]),
             item["version"],
             tuple(file for file in (PREVIEW_FILE, STATISTICS_FILE) if (HERE / name / key / file).exists()),
@@ -155,7 +150,6 @@ def take_over(folder: Path) -> None:
         configurations[key] = {
             "version": item.version,
             "reinforcement": item.config.to_dict(),
-            "features": item.features.to_dict(),
             "statistics": item.statistics.to_dict(),
         }
         for teacher in item.config.teachers:

@@ -100,7 +100,7 @@ def probe(args, name, train, test):
         )
     size = args.image_size or own.image_size
     member = replace(member, preprocessing=replace(own, image_size=size))
-    policy = evaluation_policy(size, args.crop_pct or own.crop_pct, own.interpolation)
+    policy = evaluation_policy(**own.framing(size, args.crop_pct))
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     (features, labels), (test_features, test_labels) = (
         extract_features(member, AugmentedDataset(source, policy), args.batch_size, args.num_workers, device)

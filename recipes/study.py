@@ -6,6 +6,7 @@ python recipes/study.py --study recipes/cifar100_plus/study.yaml --size cpu
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from arguments import one_line_errors, option, parse, required, write_json
 
 RECIPES = Path(__file__).parent
+RESULTS = "all_results.json"
+"""What a training leaves in its folder."""
 
 
 @dataclass
@@ -91,6 +94,11 @@ def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
     return [run for name, of_stage in runs.items() if not only or name in only for run in of_stage]
 
 
+def records_of(study: dict[str, Any], size: str) -> Path:
+    """The folder of the records of finished runs: beside the results, or where the study says to keep them."""
+    return Path(study["records"]) / size if "records" in study else Path(study["output_dir"]) / size / "done"
+
+
 def _runs_of_stage(
     stage: str, spec: dict[str, Any], values: dict[str, Any], earlier: dict[str, list[Run]]
 ) -> Iterator[Run]:
@@ -162,16 +170,27 @@ def _filled(stage: str, value: Any, values: dict[str, Any]) -> list[str]:
         raise ValueError(f"Stage {stage} uses {{{error.args[0]}}}, which this size does not define.") from error
 
 
+def seconds_per_step(folder: Path) -> float | None:
+    """Seconds of a step, the median over the entries of a training's log; None where there are none."""
+    if not (path := folder / "trainer_state.json").exists():
+        return None
+    log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    times = [(entry["step"], entry["train_seconds"]) for entry in log if "loss" in entry and "train_seconds" in entry]
+    each = [(end - begin) / (last - first) for (first, begin), (last, end) in itertools.pairwise(times)]
+    return statistics.median(each) if each else None
+
+
 class Runner:
     """Runs commands and remembers which are done.
 
     Args:
-        folder: gets `done/NAME.json` (command, seconds) and `logs/NAME.log`.
+        folder: gets `logs/NAME.log`.
+        records: gets `NAME.json`: command, seconds and, of a recipe that writes them, the figures.
         deadline: `time.monotonic()` at which what runs is stopped, None without one.
     """
 
-    def __init__(self, folder: Path, deadline: float | None) -> None:
-        self._folder, self._deadline = folder, deadline
+    def __init__(self, folder: Path, records: Path, deadline: float | None) -> None:
+        self._folder, self._records, self._deadline = folder, records, deadline
 
     def is_done(self, run: Run) -> bool:
         """Whether the command has been run to its end.
@@ -214,10 +233,14 @@ class Runner:
         if code:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise ValueError(f"{run.name} failed: {''.join(last)} (all of it: {log})")
-        write_json(self._record(run), {"command": list(run.command[1:]), "seconds": time.monotonic() - begun})
+        record = {"command": list(run.command[1:]), "seconds": time.monotonic() - begun}
+        if (results := self._folder / run.name / RESULTS).exists():
+            record["results"] = json.loads(results.read_text(encoding="utf-8"))
+            record["seconds_per_step"] = seconds_per_step(self._folder / run.name)
+        write_json(self._record(run), record)
 
     def _record(self, run: Run) -> Path:
-        return self._folder / "done" / f"{run.name}.json"
+        return self._records / f"{run.name}.json"
 
 
 @one_line_errors
@@ -226,7 +249,8 @@ def main() -> None:
     study = read_study(Path(args.study))
     runs = runs_of(study, args.size, args.stages)
     deadline = args.minutes and time.monotonic() + 60 * args.minutes
-    runner = Runner(Path(study["output_dir"]) / args.size, deadline)
+    folder = Path(study["output_dir"]) / args.size
+    runner = Runner(folder, records_of(study, args.size), deadline)
     left = [run for run in runs if not runner.is_done(run)]
     if args.list_runs:
         for run in runs:

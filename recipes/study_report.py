@@ -8,10 +8,8 @@ against time, and reliability. Every other stage of trainings, but for teachers 
 a study that names its `baseline` they are compared with that training and with the same one of other `seeds`.
 """
 
-import itertools
 import json
 import math
-import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,34 +79,37 @@ def collect(file, size):
         ValueError: if none is.
     """
     import torch
-    from study import read_study, runs_of
+    from study import read_study, records_of, runs_of
 
-    from hf_reinforce.evaluation.runs import Training
     from hf_reinforce.evaluation.summary import machine, versions
 
     study = read_study(file)
-    runs, folder = runs_of(study, size, []), Path(study["output_dir"]) / size
+    runs, folder, records = runs_of(study, size, []), Path(study["output_dir"]) / size, records_of(study, size)
     found = [run for run in runs if run.stage == "students" and (folder / run.name / EVALUATED).exists()]
     rows = [row(folder / run.name, run.labels, speed_folder(folder, run, runs)) for run in found]
     stages = {}
     for run in runs:
-        results = folder / run.name / "eval_results.json"
-        if run.stage not in ("teacher", "students", "speed") and results.exists():
-            metrics = json.loads(results.read_text(encoding="utf-8"))
+        metrics = figures(records / f"{run.name}.json", folder / run.name / "eval_results.json")
+        if run.stage not in ("teacher", "students", "speed") and all(key in metrics for key in METRICS):
             metrics = {key.removeprefix("eval_"): metrics[key] for key in METRICS}
             stages.setdefault(run.stage, []).append({"labels": run.labels, "metrics": metrics})
     if not rows and not stages:
         raise ValueError(f"{folder} has no evaluated students; run recipes/study.py --study {file} --size {size}.")
+    teachers = {run.name: folder / run.name for run in runs if run.stage == "teacher"}
     seconds = {
-        run.name: training.seconds
-        for run in runs
-        if run.stage == "teacher" and (training := Training.load(folder / run.name))
+        name: training_seconds(path) for name, path in teachers.items() if (path / "train_results.json").exists()
     }
-    if (record := folder / "done" / "reinforce.json").exists():
+    if (record := records / "reinforce.json").exists():
         seconds["reinforce"] = json.loads(record.read_text(encoding="utf-8"))["seconds"]
     about = {"study": str(file), "size": size, "machine": machine("cuda" if torch.cuda.is_available() else "cpu")}
     found = {"seconds": seconds, "rows": rows, "stages": stages, "baseline": study.get("baseline")}
     return {**about, "versions": versions(), **found}
+
+
+def figures(record, results):
+    """The figures of a training: of its record, else of its folder; {} where it is not finished."""
+    found = json.loads(record.read_text(encoding="utf-8")).get("results") if record.exists() else None
+    return found or (json.loads(results.read_text(encoding="utf-8")) if results.exists() else {})
 
 
 def speed_folder(folder, run, runs):
@@ -121,6 +122,8 @@ def speed_folder(folder, run, runs):
 
 def row(folder, labels, timed):
     """The figures of one student."""
+    from study import seconds_per_step
+
     from hf_reinforce.evaluation.results import Evaluation
 
     evaluation = Evaluation.load(folder / "evaluation")
@@ -142,14 +145,12 @@ def row(folder, labels, timed):
     }
 
 
-def seconds_per_step(folder):
-    """Seconds of a step, the median over the entries of a training's log; None where there are none."""
-    if not (path := folder / "trainer_state.json").exists():
-        return None
-    log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-    times = [(entry["step"], entry["train_seconds"]) for entry in log if "loss" in entry and "train_seconds" in entry]
-    each = [(end - begin) / (last - first) for (first, begin), (last, end) in itertools.pairwise(times)]
-    return statistics.median(each) if each else None
+def training_seconds(folder):
+    """Seconds of a finished training, with those before an interruption, which its log alone has."""
+    results, state = folder / "train_results.json", folder / "trainer_state.json"
+    log = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
+    logged = (entry.get("train_seconds", 0) for entry in log)
+    return max([json.loads(results.read_text(encoding="utf-8"))["train_runtime"], *logged])
 
 
 def groups(results):

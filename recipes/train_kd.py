@@ -102,7 +102,7 @@ def main() -> None:
         model,
         args,
         train_dataset=train,
-        eval_dataset=evaluation_data(data, train, names, num_labels, student_preprocessing(model, view_size), commit),
+        eval_dataset=evaluation_data(data, train, names, num_labels, student_preprocessing(model, input_size), commit),
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
         preprocessing=student_preprocessing(model, input_size),
     )
@@ -227,7 +227,7 @@ def evaluation_data(data, train, names, num_labels, preprocessing, commit):
     rows = load_source(name, config, data.eval_split, revision, alone=data.streaming)
     if data.max_eval_samples is not None:
         rows = rows.select(range(min(data.max_eval_samples, len(rows))))
-    policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    policy = evaluation_policy(**preprocessing.framing())
     record = train.config.source if hasattr(train, "config") else None
     image, label = data.image_column_name, data.label_column_name
     if record and image is None and record.image_column in rows.column_names:  # the columns that were reinforced

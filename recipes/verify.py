@@ -41,6 +41,7 @@ def main() -> None:
 
 
 def verify(args):
+    import numpy as np
     import torch
     from tqdm.auto import tqdm
 
@@ -67,15 +68,13 @@ def verify(args):
             f"{args.dataset_name} has the answers of {len(config.teachers)} teachers, but --teacher_name_or_path "
             f"names {len(names)}; name as many, in the same order."
         )
-    members = [
-        replace(
-            named_member(name, args.teacher_checkpoint, teacher["revision"]),
-            preprocessing=preprocessing_from(teacher["preprocessing"]),
-            weight=teacher["weight"],
-            class_map=teacher.get("class_map"),
+    members = []
+    for name, teacher in zip(names, config.teachers, strict=True):
+        own = preprocessing_from(teacher["preprocessing"])
+        member = named_member(name, args.teacher_checkpoint, teacher["revision"], own)
+        members.append(
+            replace(member, preprocessing=own, weight=teacher["weight"], class_map=teacher.get("class_map"))
         )
-        for name, teacher in zip(names, config.teachers, strict=True)
-    ]
     found = [member.weight_hash for member in members]
     if found != [teacher["weight_hash"] for teacher in config.teachers]:
         raise ValueError(f"These are other weights than those that answered: {found}.")
@@ -89,7 +88,7 @@ def verify(args):
         answer = teacher(views).cpu().double()
         stored = [dataset.target(position, slot) for position, slot in pairs]
         target = Targets(
-            *(torch.tensor([item[f"target_{key}"] for item in stored]) for key in ("label", "value", "tail"))
+            *(torch.from_numpy(np.stack([s[f"target_{key}"] for s in stored])) for key in ("label", "value", "tail"))
         )
         top = answer.gather(-1, target.label)
         rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)

@@ -81,6 +81,11 @@ def test_predictions_are_found_by_the_name_of_the_data_set(tmp_path):
     assert len(evaluation.predictions(tmp_path, "pets")) == 4
     with pytest.raises(ValueError, match="has no data set 'cats'; it has pets"):
         evaluation.predictions(tmp_path, "cats")
+    evaluation = Evaluation("student", None, {"pets": result(num_samples=7)})
+    with pytest.raises(
+        ValueError, match=r"has 4 predictions for pets, but its evaluation\.json says 7; evaluate again"
+    ):
+        evaluation.predictions(tmp_path, "pets")
 
 
 @pytest.mark.parametrize(

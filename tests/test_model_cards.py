@@ -8,13 +8,11 @@ import pytest
 import yaml
 from datasets import concatenate_datasets, load_from_disk
 from huggingface_hub import EvalResult, HfApi, ModelCard
-from PIL import Image
 from tiny import TinyNet, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_reinforced, reinforce
 from hf_reinforce.cards import model_card
 from hf_reinforce.cards.model_card import Evaluation, loaded_revision, shown_command, write_model_card
-from hf_reinforce.cards.preview import CURVE_FILE, draw_curve
 from hf_reinforce.policies import evaluation_policy, named_policy
 from hf_reinforce.students import create_student
 
@@ -148,8 +146,6 @@ def test_training_is_described(trained):
     assert {name: line(training, name) for name in settings} == settings
     assert "hf_secret" not in card.text and "recipes/train_kd.py --hub_token ..." in card.text
     assert "no teacher ran while it trained" in card.text.split("## ")[0]
-    with Image.open(f"{trained.args.output_dir}/{CURVE_FILE}") as picture:
-        assert picture.width > 2 * picture.height and np.asarray(picture).std() > 10  # loss and accuracy
 
 
 def test_the_code_of_the_card_loads_the_student(trained, tmp_path, monkeypatch):
@@ -182,7 +178,6 @@ def test_without_an_evaluation_nothing_is_claimed(trainer_of):
     card, front = written(trainer, evaluation=None)
     assert "model-index" not in front and "metrics" not in front
     assert "Not measured yet" in section(card, "Results") and "Nothing was measured" in section(card, "Limitations")
-    assert CURVE_FILE not in card.text  # one loss makes no curve
     assert not blocks(card, "bash")
 
 
@@ -224,12 +219,11 @@ def test_only_the_main_process_writes(trainer_of, tmp_path, monkeypatch):
     assert not (tmp_path / "student" / "README.md").exists()
 
 
-def test_finished_run_keeps_its_curve(trained, trainer_of):
+def test_finished_run_keeps_its_steps(trained, trainer_of):
     trained.save_state()
     again = trainer_of()  # the same folder, and nothing logged yet
     again.evaluate()
     card, _ = written(again)
-    assert CURVE_FILE in card.text
     assert line(section(card, "Training"), "steps") == "4"
 
 
@@ -299,10 +293,3 @@ def test_revision_is_that_of_the_files_that_were_loaded(source, tmp_path):
     assert loaded_from(sha, "f" * 40) is None
     assert loaded_revision(AugmentedDataset(ImageSource.of(source), evaluation_policy(SIZE))) is None  # in memory
     assert loaded_revision(None) is None
-
-
-def test_curve_needs_two_points(tmp_path):
-    path = tmp_path / "curve.png"
-    assert not draw_curve([{"epoch": 1, "loss": 1.0}, {"epoch": 1, "eval_accuracy": 0.5}], path) and not path.exists()
-    assert draw_curve([{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}, {"epoch": 2, "eval_accuracy": 0.5}], path)
-    assert path.exists()

@@ -433,7 +433,8 @@ def test_a_dry_run_without_the_hub_lists_every_file_as_new(folder, monkeypatch, 
     else:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     result = push_to_hub(folder, "me/offline", dry_run=True)
-    assert {change.path for change in result.changes} == {"README.md", *local_names(folder)}
+    names = {name.replace("rrc/", f"{config}/") for name in local_names(folder) for config in ("rrc", "mixing")}
+    assert {change.path for change in result.changes} == {"README.md", *names}
     assert {change.reason for change in result.changes} == {"new"} and result.commit_url is None
     assert "The Hub cannot be asked" in caplog.text
 

@@ -22,6 +22,7 @@ from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PHOTOS = SHARED / "data" / "imagenet1k_samples256"
 TEACHERS = [SHARED / "teachers" / name for name in ("tf_efficientnet_lite0.in1k", "mobilenet_v2_1.0_224.in1k")]
+MICRONETS = [SHARED / "teachers" / f"micronet_{version}.cifar100" for version in ("v1", "v2")]
 
 pytestmark = pytest.mark.skipif(
     not all(path.exists() for path in (PHOTOS, *TEACHERS)),
@@ -68,3 +69,12 @@ def test_decoders_agree_with_pillow_on_real_photos(name, monkeypatch):
         expected = pillow(data)
         box = policy.sample(0, row, 0, *expected.shape[1:])["crop"]
         assert torch.equal(images.decode(data, box), images.crop(expected, box)), row
+
+
+@pytest.mark.skipif(not all(map(Path.exists, MICRONETS)), reason="needs the two MicroNets in ../shared")
+def test_published_micronets_reach_their_accuracy():
+    """80.1 and 80.9 % of 10,000 test images alone, 82.6 % together; here the first 500, standard error 1.7."""
+    rows = load_dataset(str(SHARED / "data" / "cifar100"), split="test").select(range(500))
+    images = torch.from_numpy(np.stack([np.array(image) for image in rows["img"]])).permute(0, 3, 1, 2)
+    teacher = load_teacher([str(folder) for folder in MICRONETS])
+    assert (teacher(images).argmax(-1) == torch.tensor(rows["fine_label"])).float().mean() > 0.79

@@ -13,7 +13,7 @@ from hf_reinforce.policies import POLICY_NAMES
 RECIPES = Path(__file__).parent.parent / "recipes"
 FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")
 FILES = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name != "accelerate")
-STUDIES = ("study.yaml", "ablations.yaml")
+STUDIES = ("study.yaml", "ablations.yaml", "regime.yaml", "converged.yaml")
 POLICIES = [path for path in FILES if path.name == "policy.yaml"]
 CONFIGS = [path for path in FILES if path.parent.name in FOLDERS and path.name not in ("policy.yaml", *STUDIES)]
 TRAINING = ("teacher.yaml", "student.yaml")

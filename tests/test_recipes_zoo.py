@@ -42,6 +42,7 @@ RIGHT = {
     "linear_probe": "--model_name_or_path {student} --dataset_name {images} --num_workers 0 "
     "--output_json {out}/p.json",
     "publish": "--folder {plus} --repo_id me/plus --dry_run True",
+    "subset": "--dataset_name {images} --output_dir {out}",
     "reinforce": "--dataset_name {images} --teacher_name_or_path {student} --policy rrc --image_size 32 "
     "--num_samples 1 --output_dir {out}",
     "segment": "--model_name_or_path resnet10t --output_dir {out} --use_cpu True --train_images {scenes}/images/train "
@@ -245,6 +246,9 @@ QUICK = [
     ("linear_probe", "--model_name_or_path {cut}", "cut"),
     ("publish", "--folder {images}", "images"),
     ("publish", "--repo_id 'a/b/c'", "a/b/c"),
+    ("subset", "--share 2", "between 0 and 1"),
+    ("subset", "--dataset_name {nolabels}", "nolabels"),
+    ("subset", "--output_dir {file}", "file"),
     ("segment", "--num_labels 300", "300"),
     ("segment", "--eval_images {empty}", "named together"),
     ("study", "--size huge", "huge"),

@@ -239,7 +239,7 @@ def evaluated(photo, preprocessing):
     """What a student sees of a photo in evaluation."""
     from torchvision.transforms.v2 import functional as F
 
-    policy = evaluation_policy(preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    policy = evaluation_policy(**preprocessing.framing())
     params = policy.sample(0, 0, 0, photo.height, photo.width)
     return preprocessing(policy.apply(F.pil_to_tensor(photo), params)[None])
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from datasets import load_dataset
 from recipe_modules import load_recipe
+from tiny import NAMES, tiny_dataset
 from transformers import TrainingArguments
 
 study = load_recipe("study")
@@ -128,6 +131,28 @@ def test_what_is_done_is_not_run_again(recipes, monkeypatch, capsys):
     ]
 
 
+def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch):
+    (recipes / "train.py").write_text(
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--output_dir') + 1])\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'all_results.json').write_text(json.dumps({'eval_accuracy': 0.5}))\n"
+        "log = [{'step': i, 'loss': 1, 'train_seconds': t} for i, t in ((5, 60), (10, 61), (20, 65), (25, 66))]\n"
+        "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': log}))\n"
+    )
+    stage = {"recipe": "train.py", "flags": {"output_dir": "{output_dir}/{name}"}}
+    spec = {"output_dir": "out", "records": "kept", "sizes": {"cpu": {}}, "stages": {"only": stage}}
+    (recipes / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["study.py", "--study", "study.yaml"])
+    study.main()
+    record = json.loads((recipes / "kept/cpu/only.json").read_text())
+    assert record["results"] == {"eval_accuracy": 0.5} and record["command"][0] == "--output_dir"
+    assert record["seconds_per_step"] == 0.2  # of 0.2, 0.4 and 0.2; the first steps compile
+    shutil.rmtree(recipes / "out")
+    study.main()  # on another machine
+    assert not (recipes / "out").exists()
+
+
 def test_a_run_with_other_settings_is_not_taken_for_done(recipes, monkeypatch):
     run_study(recipes, monkeypatch, {"over": {"n": {"a": {"n": 1}}}})
     with pytest.raises(SystemExit, match="only-a was run with other settings; remove"):
@@ -175,6 +200,9 @@ def test_runs_at_the_same_time_share_the_cores_and_timed_ones_are_alone(recipes,
         ("study", "gpu", set()),
         ("ablations", "cpu", set()),
         ("ablations", "gpu", set()),
+        ("regime", "cpu", set()),
+        ("converged", "cpu", set()),
+        ("converged", "rehearsal", set()),
     ],
 )
 def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, left_out):
@@ -190,3 +218,22 @@ def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, 
         trainer = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
         allowed = trainer if run.command[0].endswith("train_kd.py") else {"--output_dir"}
         assert all(flag in known[run.command[0]] for flag in flags - allowed)
+
+
+def test_a_part_of_a_data_set_is_balanced(tmp_path, monkeypatch, capsys):
+    tiny_dataset(40, labels=5).to_parquet(tmp_path / "images" / "train.parquet")
+    subset = load_recipe("subset")
+
+    def run(folder, *flags):
+        argv = ["--dataset_name", str(tmp_path / "images"), "--output_dir", str(tmp_path / folder), *flags]
+        monkeypatch.setattr(sys, "argv", ["subset.py", *argv])
+        subset.main()
+        return load_dataset(str(tmp_path / folder), split="train")
+
+    part = run("quarter")
+    assert capsys.readouterr().out.endswith("quarter has 10 of 40 images.\n")
+    assert sorted(part["label"]) == sorted([*range(5)] * 2) and part.features["label"].names == list(NAMES[:5])
+    assert run("again")["label"] == part["label"] != run("other", "--seed", "1")["label"]
+    for flags, says in ((["--share", "1"], "between 0 and 1, not be 1.0"), ([], "quarter exists already")):
+        with pytest.raises(SystemExit, match=says):
+            run("quarter", *flags)

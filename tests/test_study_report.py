@@ -183,3 +183,11 @@ def test_the_tables_in_the_documents_are_made_of_the_raw_figures():
     assert len(longest) == 2 + 9 and [line for line in longest if line not in pages["README.md"]] == []
     longest = [line for line in quick if ", 6 |" in line]
     assert len(longest) == 9 and [line for line in longest if line not in pages["docs/results.md"]] == []
+
+
+def test_a_resumed_training_counts_all_its_time(tmp_path):
+    (tmp_path / "train_results.json").write_text('{"epoch": 2.0, "train_runtime": 100.0}')
+    assert report.training_seconds(tmp_path) == 100
+    log = [{"step": 5, "loss": 1.0}, {"step": 40, "eval_accuracy": 0.75, "train_seconds": 150.0}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    assert report.training_seconds(tmp_path) == 150

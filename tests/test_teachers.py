@@ -24,6 +24,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_reinforce.cifar_networks import CIFAR_MEAN, CIFAR_STD
 from hf_reinforce.classifiers import TEACHER_KINDS, Member, weight_hash
 from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.teachers import Teacher, load_teacher
@@ -81,7 +82,7 @@ def of_transformers(folder):
     model.save_pretrained(folder)
     size = {"height": 24, "width": 24}
     ViTImageProcessor(size=size, image_mean=MEAN, image_std=STD, resample=3).save_pretrained(folder)
-    preprocessing = Preprocessing(24, MEAN, STD, "bicubic", 1.0)
+    preprocessing = Preprocessing(24, MEAN, STD, "bicubic", 1.0, crop_mode="squash", crop_rounding="down")
     return Case(lambda: load_teacher(str(folder)), model, preprocessing, "transformers", CLASSES, folder)
 
 
@@ -117,6 +118,19 @@ def of_checkpoint(suffix, save):
     return build
 
 
+def of_micronet(folder):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = timm.create_model("cifar_micronet_v1", num_classes=5).eval()
+        model.head.weight.data.normal_(std=200)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {"architecture": "MicroNet", "variant": "v1", "num_classes": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    preprocessing = Preprocessing(32, CIFAR_MEAN, CIFAR_STD, "bilinear", 1.0)
+    return Case(lambda: load_teacher(str(folder)), model, preprocessing, "micronet", None, folder)
+
+
 CASES = {
     "module": of_module,
     "timm": of_timm,
@@ -124,6 +138,7 @@ CASES = {
     "timm wrapper": of_timm_wrapper,
     "safetensors": of_checkpoint(".safetensors", save_file),
     "pth": of_checkpoint(".pth", torch.save),
+    "micronet": of_micronet,
 }
 FOLDERS = [name for name in CASES if name != "module"]
 
@@ -188,10 +203,14 @@ def test_description(make, name):
     named = {"module": "TinyNet", "safetensors": "test_resnet", "pth": "test_resnet"}.get(name, str(case.folder))
     assert described["name"] == named
     assert described["kind"] == case.kind
-    classes = {"module": "TinyNet", "transformers": "ResNetForImageClassification"}
+    classes = {
+        "module": "TinyNet",
+        "transformers": "ResNetForImageClassification",
+        "micronet": "cifar_micronet_v1",
+    }
     assert described["architecture"] == classes.get(name, "test_resnet")
     assert described["weight"] == 1.0 and described["dtype"] == "float32" and described["revision"] is None
-    assert described["preprocessing"] == json.loads(json.dumps(dataclasses.asdict(case.preprocessing)))
+    assert described["preprocessing"] == json.loads(json.dumps(case.preprocessing.record()))
     assert described["weight_hash"] == weight_hash(case.model) and len(described["weight_hash"]) == 16
     assert teacher.class_names == case.class_names
     assert teacher.num_classes == 5
@@ -415,6 +434,11 @@ def test_a_wrong_class_map_is_refused(class_map, message):
         named_teacher().with_classes(("p", "q", "r"), class_map)
 
 
+def test_a_class_map_that_is_listed_is_recorded_although_it_changes_nothing():
+    assert named_teacher().with_classes(CLASSES, [0, 1, 2, 3, 4]).class_map == (0, 1, 2, 3, 4)
+    assert named_teacher().with_classes(CLASSES, "identity").class_map is None
+
+
 def test_without_labels_the_classes_are_the_teachers_own():
     assert named_teacher().with_classes(None).num_classes == 5
     assert named_teacher().with_classes(None, "identity").class_map is None
@@ -547,11 +571,11 @@ def test_a_folder_without_a_processor_needs_its_preprocessing(make, tmp_path, vi
     torch.testing.assert_close(teacher(views), make("transformers").load()(views))
 
 
-def test_another_rescaling_is_refused(make, tmp_path):
+def test_another_rescaling_is_part_of_the_normalisation(make, tmp_path):
     folder = shutil.copytree(make("transformers").folder, tmp_path / "copy")
     ViTImageProcessor(size={"height": 24, "width": 24}, rescale_factor=1 / 127.5).save_pretrained(folder)
-    with pytest.raises(ValueError, match="rescales by .*preprocessing="):
-        load_teacher(str(folder))
+    found = load_teacher(str(folder)).members[0].preprocessing  # (x / 127.5 - 0.5) / 0.5
+    assert (found.mean, found.std) == ((0.25,) * 3, (0.25,) * 3)
 
 
 def test_a_processor_with_a_centre_crop_and_without_normalisation(make, tmp_path):
@@ -563,7 +587,7 @@ def test_a_processor_with_a_centre_crop_and_without_normalisation(make, tmp_path
     )
     processor.save_pretrained(folder)
     (member,) = load_teacher(str(folder)).members
-    expected = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 0.8)
+    expected = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 0.8, crop_rounding="down")
     assert member.preprocessing == expected
 
 

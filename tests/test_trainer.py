@@ -388,12 +388,20 @@ RESUMED = {
     },
     "plain": {"method": "plain", **WORKERS},
     "online, average": {"method": "online", "ema_decay": 0.7},
+    "bfloat16": {"bf16": True},
+    "bfloat16, compiled": {"bf16": True, "torch_compile": True},
     "repeated, evaluation": {"repeated_augmentation": 2, "eval_strategy": "steps", "eval_steps": 3, **WORKERS},
 }
 
 
 @pytest.mark.parametrize("step", [4, STEPS], ids=["in an epoch", "between epochs"])
-@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(value, id=name, marks=[pytest.mark.slow] * ("torch_compile" in value))
+        for name, value in RESUMED.items()
+    ],
+)
 def test_resumed_run_ends_where_the_uninterrupted_one_does(
     options, step, replay, source, evaluation, trainer_of, tmp_path
 ):
@@ -700,6 +708,12 @@ def test_evaluation_alone(evaluation, trainer_of):
     assert trainer.evaluate()["eval_accuracy"] == pytest.approx(expected["accuracy"])
     predicted = trainer.predict(evaluation)
     assert predicted.metrics["test_nll"] == pytest.approx(expected["nll"], rel=1e-5)
+
+
+def test_mixed_precision_needs_no_accelerator(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert KDTrainingArguments(output_dir=str(tmp_path), bf16=True).use_cpu
+    assert not KDTrainingArguments(output_dir=str(tmp_path)).use_cpu
 
 
 def test_defaults_that_differ_from_transformers(arguments):

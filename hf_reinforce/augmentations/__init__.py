@@ -3,6 +3,7 @@
 from hf_reinforce.augmentations.base import MixAugmentation, Params, ViewAugmentation
 from hf_reinforce.augmentations.center_crop import CenterCrop
 from hf_reinforce.augmentations.cutmix import CutMix
+from hf_reinforce.augmentations.evaluation_view import EvaluationView, evaluation_operations
 from hf_reinforce.augmentations.horizontal_flip import HorizontalFlip
 from hf_reinforce.augmentations.mixup import MixUp
 from hf_reinforce.augmentations.rand_augment import RandAugment
@@ -30,6 +31,7 @@ __all__ = [
     "AUGMENTATIONS",
     "CenterCrop",
     "CutMix",
+    "EvaluationView",
     "HorizontalFlip",
     "MixAugmentation",
     "MixUp",
@@ -40,4 +42,5 @@ __all__ = [
     "RandomResizedCrop",
     "Resize",
     "ViewAugmentation",
+    "evaluation_operations",
 ]

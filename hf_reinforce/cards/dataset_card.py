@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Features
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hf_reinforce.cards import commands, markdown, tables
@@ -15,7 +14,7 @@ from hf_reinforce.cards.statistics import measure
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
-from hf_reinforce.shards import open_shard, shard_files
+from hf_reinforce.shards import shard_files
 from hf_reinforce.storage import whole_file
 
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
@@ -77,9 +76,7 @@ def describe(folder: str | Path, config_names: Collection[str] | None = None) ->
                     f"{path} has no shards of the split {config.split!r}; run the command that reinforces this "
                     "data set again."
                 )
-            with open_shard(shards[0]) as file:
-                features = Features.from_arrow_schema(file.schema_arrow)
-            described[path.name] = Configuration(config, features, measure(path, config), _version(path, config))
+            described[path.name] = Configuration(config, measure(path, config), _version(path, config))
     if not described:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")
     return described
@@ -125,7 +122,6 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
         targets=tables.target_table(described),
         steps=tables.policy_table(configs),
         teachers=tables.teacher_tables(configs, remarks),
-        columns=tables.column_table(described),
         licenses=tables.license_table(configs, remarks),
         statistics=statistics,
         hardest={key: tables.hardest_classes(item, configs[key]) for key, item in statistics.items()},

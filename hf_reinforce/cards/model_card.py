@@ -14,7 +14,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_reinforce.cards import markdown
 from hf_reinforce.cards.commands import INSTALL
 from hf_reinforce.cards.markdown import code, hub_link, table, text
-from hf_reinforce.cards.preview import CURVE_FILE, draw_curve
 from hf_reinforce.cards.tables import source_text, stated, teacher_table
 from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet, read_license, recorded_name
@@ -60,7 +59,7 @@ def write_model_card(
     command: Sequence[str] = (),
     **ignored: Any,
 ) -> None:
-    """Writes `README.md` and `training_curve.png` into a trainer's output folder, in its main process.
+    """Writes `README.md` into a trainer's output folder, in its main process.
 
     It takes the place of `Trainer.create_model_card`, which `Trainer.push_to_hub` calls.
 
@@ -82,7 +81,6 @@ def write_model_card(
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     history = _history(trainer)
-    drawn = draw_curve(history, folder / CURVE_FILE)
     data = _data(trainer, dataset_name, dataset_config_name)
     results = _results(trainer, history, evaluation)
     student = _student(trainer, model_name, base_model)
@@ -91,7 +89,6 @@ def write_model_card(
         template_path=str(_TEMPLATE),
         markdown=markdown,
         install=INSTALL,
-        curve=CURVE_FILE if drawn else None,
         settings=table(
             ["setting", "value"], [[key, text(value)] for key, value in _settings(trainer, history).items()]
         ),

@@ -1,6 +1,6 @@
-"""The pictures of cards: images and views with the teacher's answers, what the targets look like, training curves."""
+"""The pictures of cards: images and views with the teacher's answers, and what the targets look like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from hf_reinforce.storage import whole_file
 
 PREVIEW_FILE = "preview.png"
 STATISTICS_FILE = "statistics.png"
-CURVE_FILE = "training_curve.png"
 _IMAGES, _VIEWS, _BARS = 3, 4, 5
 _VIEW_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
 _RIGHT, _OTHER = "#2a9d5c", "#8d99ae"
@@ -112,38 +111,6 @@ def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: P
         axis.tick_params(labelsize=_SIZE)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=160)
-
-
-def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Draws the training loss, and the accuracy where it was evaluated more than once.
-
-    Args:
-        history: `TrainerState.log_history`.
-        path: of the picture.
-
-    Returns:
-        Whether there was a loss to draw.
-    """
-    from matplotlib.figure import Figure
-
-    losses = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
-    accuracies = {entry["epoch"]: 100 * entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
-    if len(losses) < 2:
-        return False
-    curves: list[tuple[str, str, list[tuple[float, float]]]] = [("training loss", "#4c72b0", losses)]
-    if len(accuracies) > 1:
-        curves.append(("accuracy (%)", "#2a9d5c", sorted(accuracies.items())))
-    figure = Figure(figsize=(max(4.6 * len(curves), 7), 3.1), layout="constrained")
-    for axis, (title, colour, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-        axis.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) <= 30 else None, markersize=3)
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=points[-1][0] >= 2)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_size(11)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=130)
-    return True
 
 
 def _name(dataset: ReinforcedDataset, label: int) -> str:

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Features
-
 from hf_reinforce.cards.markdown import code, hub_link, table, text
 from hf_reinforce.cards.statistics import Statistics
-from hf_reinforce.cards.wording import column_rows, policy_steps
+from hf_reinforce.cards.wording import policy_steps
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet
 
@@ -24,14 +22,12 @@ class Configuration:
 
     Attributes:
         config: how it was made, or is to be made.
-        features: its columns.
         statistics: what was measured on its targets; None: nothing yet.
         version: tells `datasets` one content from another; None where there is no content yet.
         pictures: files that lie in its folder, of `PREVIEW_FILE` and `STATISTICS_FILE`.
     """
 
     config: ReinforcementConfig
-    features: Features
     statistics: Statistics | None = None
     version: str | None = None
     pictures: tuple[str, ...] = ()
@@ -233,13 +229,6 @@ def license_table(configs: Mapping[str, ReinforcementConfig], remarks: Remarks) 
     for config in configs.values():
         rows |= {_teacher(teacher, remarks): stated(teacher.get("license")) for teacher in config.teachers}
     return table(["made from", "licence, as its own card states it"], [list(row) for row in rows.items()])
-
-
-def column_table(described: Mapping[str, Configuration]) -> str:
-    """The columns with their types and meanings."""
-    features = {name: item.features for name, item in described.items()}
-    configs = {name: item.config for name, item in described.items()}
-    return table(["column", "type", "meaning"], column_rows(features, configs))
 
 
 def hardest_classes(statistics: Statistics, config: ReinforcementConfig) -> list[tuple[str, float]]:

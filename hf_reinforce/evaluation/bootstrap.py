@@ -16,8 +16,6 @@ from hf_reinforce.metrics import NUM_BINS
 
 METRICS = ("accuracy", "accuracy_top5", "nll", "brier", "ece", "ece_adaptive")
 HIGHER_IS_BETTER = frozenset({"accuracy", "accuracy_top5"})
-LEVEL = 0.95
-_CALIBRATION = np.array([metric.startswith("ece") for metric in METRICS])
 LARGEST = np.array([1, 1, np.inf, 2, 1, 1])
 """The largest value of every metric; the smallest is 0."""
 
@@ -48,24 +46,6 @@ def resample(predictions: Predictions, num_resamples: int, seed: int) -> Array:
     """
     measured = _Measured(predictions)
     return np.concatenate([measured(weights) for weights in _weights(predictions.row, num_resamples, seed)])
-
-
-def spread(estimate: Array, resamples: Array) -> tuple[Array, Array, Array]:
-    """How far metrics over images, or differences of them, may be from the truth.
-
-    A calibration error of a sample lies above that of the population, for its bins are noisy, and the resamples add
-    as much noise again. A resample of a perfectly calibrated model has twice the variance, so the rise from the
-    sample to its resamples shows sqrt(2) - 1 of that bias; an interval reaches further by it, in its direction.
-
-    Args:
-        estimate: float64 [6], in the order of `METRICS`.
-        resamples: float64 [R, 6].
-
-    Returns:
-        Standard error, and by how much the estimate may be too large and too small for the bias; float64 [6] each.
-    """
-    rise = np.where(_CALIBRATION, (resamples.mean(0) - estimate) / (np.sqrt(2) - 1), 0)
-    return resamples.std(0, ddof=1), np.maximum(rise, 0), np.maximum(-rise, 0)
 
 
 def checksum(rows: NDArray[np.int64]) -> int:

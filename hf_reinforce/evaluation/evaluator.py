@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_reinforce.evaluation.corruptions import CorruptedDataset
+from hf_reinforce.evaluation.framing import as_evaluated, framing
 from hf_reinforce.evaluation.results import ERRORS_FOLDER, DatasetResult, Evaluation, Predictions
 from hf_reinforce.evaluation.suites import Entry, Suite
 from hf_reinforce.evaluation.summary import (
@@ -109,7 +110,7 @@ class _Part:
 
 
 def _evaluate_part(model: Teacher, task: Task, settings: Settings, name: str, world: int) -> _Part:
-    rank = int(os.environ.get("RANK", 0))
+    model, rank = as_evaluated(model, settings.image_size), int(os.environ.get("RANK", 0))
     positions = np.arange(rank, len(task.rows), world)
     dataset = _dataset(model, task, settings)
     loader = DataLoader(
@@ -150,20 +151,10 @@ def best_label(answers: Tensor, labels: Tensor) -> Tensor:
 
 
 def _dataset(model: Teacher, task: Task, settings: Settings) -> AugmentedDataset:
-    policy = evaluation_policy(**_view(model, settings))
+    policy = evaluation_policy(**framing(model, settings.image_size, settings.crop_pct))
     if task.corruption is not None and task.on_the_fly:
         return CorruptedDataset(task.source, policy, task.corruption, task.rows, settings.seed)
     return AugmentedDataset(task.source, policy)
-
-
-def _view(model: Teacher, settings: Settings) -> dict[str, Any]:
-    # The members of an ensemble look at the same pixels; each resizes them to its own input.
-    first = model.members[0].preprocessing
-    return {
-        "image_size": settings.image_size or max(member.preprocessing.image_size for member in model.members),
-        "crop_pct": settings.crop_pct or first.crop_pct,
-        "interpolation": first.interpolation,
-    }
 
 
 def _recorded(model: Teacher, task: Task, settings: Settings) -> dict[str, Any]:
@@ -171,7 +162,7 @@ def _recorded(model: Teacher, task: Task, settings: Settings) -> dict[str, Any]:
     dtypes = {str(next(member.model.parameters(), torch.empty(0)).dtype) for member in model.members}
     return {
         "seed": settings.seed,
-        **_view(model, settings),
+        **framing(as_evaluated(model, settings.image_size), settings.image_size, settings.crop_pct),
         "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
         "max_samples": task.max_samples,
         "scoring": task.class_map.scoring,

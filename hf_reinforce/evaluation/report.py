@@ -9,12 +9,13 @@ import numpy as np
 from hf_reinforce.cards import markdown
 from hf_reinforce.class_words import class_words
 from hf_reinforce.evaluation import pictures
-from hf_reinforce.evaluation.confusions import LEAST, PAIRS, confusions
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
 
 REPORT_FILE = "report.md"
 RELIABILITY, CORRUPTIONS, CONFUSIONS = "reliability.png", "corruptions.png", "confusions.png"
 _PANELS = 8  # of reliability diagrams
+_PAIRS = 10  # of confused classes
+_LEAST = 2  # images of such a pair: one is chance
 
 COLUMNS = {
     "accuracy": "top-1 (%)",
@@ -183,14 +184,15 @@ def _confusions(evaluation: Evaluation, clean: dict[str, DatasetResult], folder:
     (folder / CONFUSIONS).unlink(missing_ok=True)
     for name, found in list(clean.items())[:1]:
         names = class_words(found.class_names)
-        counts = confusions(evaluation.predictions(folder, name), len(names))
-        places = [divmod(int(place), len(names)) for place in np.argsort(-counts, axis=None, kind="stable")[:PAIRS]]
-        pairs = [(names[label], names[taken], float(counts[label, taken])) for label, taken in places]
-        pairs = [pair for pair in pairs if pair[2] >= LEAST]
+        answers = evaluation.predictions(folder, name)
+        wrong = (answers.label * len(names) + answers.prediction)[~answers.correct]
+        places, counts = np.unique(wrong, return_counts=True)
+        most = [place for place in np.argsort(-counts, kind="stable")[:_PAIRS] if counts[place] >= _LEAST]
+        pairs = [(*(names[end] for end in divmod(places[place], len(names))), float(counts[place])) for place in most]
         if pairs:
             pictures.draw_confusions(pairs, found.title, folder / CONFUSIONS)
             label, taken, count = pairs[0]
             often = f"most often {pictures.pair_name(label, taken)}, {count:.0f} times"
-            told = f"{found.title}, {LEAST} times or more; {often}"
+            told = f"{found.title}, {_LEAST} times or more; {often}"
             return [f"![Pairs of classes that are confused most on {markdown.text(told)}]({CONFUSIONS})"]
     return []

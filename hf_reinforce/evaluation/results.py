@@ -141,7 +141,8 @@ class DatasetResult:
         corruption: how the images are corrupted, None for images as they are.
         notes: what a reader should know, such as what differs from the published data set.
         settings: what the figures depend on beside the images: `seed`, `image_size`, `crop_pct`, `interpolation`,
-            `dtype`, `max_samples`, `scoring`, `merge`; empty in files of before they were recorded.
+            `dtype`, `max_samples`, `scoring`, `merge`, and of `crop_mode`, `crop_rounding` and `fill` (see
+            `EvaluationView`) those that are not the default; empty in files of before they were recorded.
     """
 
     title: str
@@ -235,11 +236,20 @@ class Evaluation:
         """The predictions of one data set, from the folder that this evaluation was loaded from.
 
         Raises:
-            ValueError: if there is no such data set, or its file is missing or damaged.
+            ValueError: if there is no such data set, or its file is missing, damaged or of another number of images.
         """
         if name not in self.datasets:
             raise ValueError(f"{folder} has no data set {name!r}; it has {', '.join(self.datasets) or 'none'}.")
-        return Predictions.load(Path(folder) / self.datasets[name].predictions)
+        found, expected = (
+            Predictions.load(Path(folder) / self.datasets[name].predictions),
+            self.datasets[name].num_samples,
+        )
+        if len(found) != expected:
+            raise ValueError(
+                f"{folder} has {len(found)} predictions for {name}, but its {RESULTS_FILE} says {expected}; "
+                "evaluate again with recipes/evaluate.py, to a new folder."
+            )
+        return found
 
 
 def predictions_file(name: str) -> str:

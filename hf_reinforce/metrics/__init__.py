@@ -22,7 +22,6 @@ from hf_reinforce.metrics.corruption import (
     relative_corruption_errors,
     relative_mean_corruption_error,
 )
-from hf_reinforce.metrics.per_class import PerClassAccuracy
 from hf_reinforce.metrics.scores import (
     SampleScores,
     brier_score,
@@ -38,7 +37,6 @@ __all__ = [
     "MEAN_METRICS",
     "NUM_BINS",
     "ClassificationMetrics",
-    "PerClassAccuracy",
     "Reliability",
     "SampleScores",
     "adaptive_calibration_error",

@@ -1,7 +1,6 @@
 """Imports reinforced data sets that the original implementation (apple/ml-dr) published; see `docs/import.md`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hf_reinforce.pixels import library_versions
 from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.preprocessing import Preprocessing
 from hf_reinforce.sources import prepare
+from hf_reinforce.splits import split_text
 
 _PREVIEW_IMAGES = 3
 
@@ -108,7 +108,7 @@ def import_ml_dr(
             source_name and recorded_name(source_name),
             source_config,
             source_revision,
-            str(split),
+            split_text(split),
             len(dataset),
             image_column,
             label_column,
@@ -149,7 +149,7 @@ def _check_id_map(rows: NDArray[Any], num_rows: int) -> NDArray[np.int64]:
 
 def _describe(names: Sequence[str], policy: AugmentationPolicy, normalize: Mapping[str, Any]) -> tuple[Any, ...]:
     """The teachers as `Teacher.describe` would, as far as they are known."""
-    preprocessing = asdict(Preprocessing(policy.image_size, interpolation="bilinear"))
+    preprocessing = Preprocessing(policy.image_size, interpolation="bilinear").record()
     preprocessing |= {key: list(normalize[key]) for key in ("mean", "std") if key in normalize}
     unknown = {"kind": "ml-dr", "revision": None, "weight_hash": None, "dtype": "float32", "weight": 1.0}
     return tuple({"name": name.strip(), **unknown, "preprocessing": preprocessing} for name in names)

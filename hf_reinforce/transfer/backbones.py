@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hf_reinforce.classifiers import Member, named_member
 from hf_reinforce.local import resolve
-from hf_reinforce.preprocessing import Preprocessing, processor_preprocessing
+from hf_reinforce.preprocessing import Preprocessing
+from hf_reinforce.processors import processor_preprocessing
 from hf_reinforce.students import student_preprocessing
 
 FINEST_STRIDE = 4
@@ -137,6 +138,8 @@ def _load_transformers(member: Member, path: str, revision: str | None) -> Backb
     prefix = f"{model.base_model_prefix}."
     weights = {name.removeprefix(prefix): value for name, value in model.state_dict().items()}
     own = processor_preprocessing(path, revision) or Preprocessing(224)
+    if own.channels != "RGB":
+        raise ValueError(f"{path} wants its channels as {own.channels}, which detectors and segmenters don't give it.")
     return Backbone(BackboneSpec("transformers", config.model_type, config.to_dict(), own.mean, own.std), weights)
 
 

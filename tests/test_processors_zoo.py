@@ -1,0 +1,504 @@
+"""Every image processor of transformers, every crop of timm: what we feed and evaluate is what the libraries do."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from recipe_modules import RECIPES, load_recipe
+from timm.data import create_transform, resolve_data_config
+from timm.models import save_for_hf
+from tiny import NAMES, encode_image, tiny_dataset, tiny_image
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_teacher
+from hf_reinforce.classifiers import named_member
+from hf_reinforce.evaluation.evaluator import Settings, evaluate_task
+from hf_reinforce.evaluation.suites import Entry
+from hf_reinforce.evaluation.tasks import open_task
+from hf_reinforce.policies import evaluation_policy
+from hf_reinforce.preprocessing import UNKNOWN, Preprocessing, preprocessing_from, timm_preprocessing
+from hf_reinforce.processors import read_processor
+from hf_reinforce.students import create_student, image_processor, record_preprocessing, student_preprocessing
+
+CLASSES = NAMES[:5]
+REFUSED = {"donut-swin", "imagegpt", "siglip2"}  # 2560x1920 pixels, tokens, patches
+FRAMED_OTHERWISE = {"textnet"}  # photos keep their shape
+WITHOUT = {"dinov2_with_registers", "hgnet_v2", "timm_wrapper"}  # none of their own; timm's is made from config.json
+
+
+def of_type(model_type):
+    """The class of the image processor of a type of classifiers, as `AutoImageProcessor` takes it."""
+    names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
+    name = names.get("torchvision") or names.get("pil")
+    return getattr(transformers, name) if name and model_type != "timm_wrapper" else None
+
+
+def types_by_class():
+    found = {}
+    for model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        if of_type(model_type) is not None:
+            found.setdefault(of_type(model_type), []).append(model_type)
+    return found
+
+
+ZOO = [pytest.param(kind, types, id="+".join(types)) for kind, types in types_by_class().items()]
+SQUARES = {"size": {"height": 224, "width": 224}}
+SHORTER = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+CHANGED = {  # processors of real repositories, and what else a file may say
+    "the issue's": (
+        "ViTImageProcessor",
+        {**SQUARES, "do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3},
+    ),
+    "neither rescaled nor normalised": ("ViTImageProcessor", {"do_rescale": False, "do_normalize": False}),
+    "to [-1, 1]": (
+        "ViTImageProcessor",
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+    ),
+    "offset": (
+        "EfficientNetImageProcessor",
+        {**SQUARES, "rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False},
+    ),
+    "google/efficientnet": ("EfficientNetImageProcessor", {**SQUARES, "resample": 0, "image_std": [0.47, 0.46, 0.45]}),
+    "microsoft/resnet": ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
+    "crop_pct 0.95": ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.95}),
+    "apple/mobilevit": ("MobileViTImageProcessor", {"size": {"shortest_edge": 288}, "resample": 2}),
+    "not flipped": ("MobileViTImageProcessor", {**SHORTER, "do_flip_channel_order": False}),
+    "lanczos": ("ViTImageProcessor", {"size": {"height": 48, "width": 48}, "resample": 1}),
+    "box of Pillow": ("ViTImageProcessorPil", {"size": {"height": 48, "width": 48}, "resample": 4}),
+    "nearest of Pillow": ("ViTImageProcessorPil", {"size": {"height": 48, "width": 48}, "resample": 0}),
+    "squashed and cropped": (
+        "DeiTImageProcessor",
+        {"size": {"height": 65, "width": 65}, "crop_size": {"height": 48, "width": 48}},
+    ),
+    "odd": ("BitImageProcessor", {"size": {"shortest_edge": 65}, "crop_size": {"height": 48, "width": 48}}),
+    "not resized": ("BitImageProcessor", {**SHORTER, "do_resize": False}),
+    "margin": ("BitImageProcessor", {"size": {"shortest_edge": 48}, "crop_size": {"height": 57, "width": 57}}),
+    "tiny": ("BitImageProcessor", {"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}}),
+    "grey deviations": ("ViTImageProcessor", {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.3, 0.2, 0.1]}),
+}
+
+
+def photo(height, width, seed=0):
+    """A picture with fine and coarse structure, of the middle grays, where no interpolation overshoots."""
+    rng = np.random.default_rng([seed, height, width])
+    coarse = PILImage.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((width, height))
+    mixed = 48 + np.asarray(coarse) * 0.3 + rng.random((height, width, 3)) * 80
+    return PILImage.fromarray(mixed.astype(np.uint8))
+
+
+def tensor_of(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def evaluated(preprocessing, picture):
+    """What we feed a network of a photo, [1, 3, S, S]."""
+    policy = evaluation_policy(**preprocessing.framing())
+    image = tensor_of(picture)
+    return preprocessing(policy.apply(image, policy.sample(0, 0, 0, *image.shape[1:]))[None])
+
+
+def levels(found, expected, preprocessing):
+    """Largest difference, and the 99.9 % quantile, in levels of a pixel."""
+    assert found.shape == expected.shape
+    difference = (found - expected).abs() * torch.tensor(preprocessing.std).abs().view(3, 1, 1) * 255
+    return float(difference.max()), float(difference.flatten().kthvalue(int(difference.numel() * 0.999))[0])
+
+
+def check(processor, preprocessing):
+    """Our values of a square, and our view of photos, are the processor's."""
+    side = preprocessing.image_size
+    square = PILImage.fromarray(np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    expected = processor(images=square, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+    assert levels(preprocessing(tensor_of(square)[None]), expected, preprocessing)[0] < 0.01
+    if preprocessing.crop_mode == UNKNOWN:
+        with pytest.raises(ValueError, match="frames photos in a way of its own.*--crop_pct"):
+            preprocessing.framing()
+        return
+    for size in ((300, 400), (431, 287), (100, 140)):
+        picture = photo(*size)
+        expected = processor(images=picture, return_tensors="pt")["pixel_values"]
+        most, usual = levels(evaluated(preprocessing, picture), expected, preprocessing)
+        assert most < 2.1 and usual < 1.1, (size, most, usual)
+
+
+def test_the_zoo_is_the_whole_zoo():
+    types = set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    assert sum(len(parameter.values[1]) for parameter in ZOO) >= len(types) - len(WITHOUT)
+    assert len(types) >= 42
+
+
+@pytest.mark.parametrize(("kind", "types"), ZOO)
+def test_every_type_is_fed_as_by_its_processor_or_refused(kind, types):
+    processor = kind()
+    if REFUSED & set(types):
+        with pytest.raises(ValueError, match=f"^net: its image processor, {kind.__name__}, .*preprocessing="):
+            read_processor(processor, "net")
+        return
+    preprocessing = read_processor(processor, "net")
+    assert (preprocessing.crop_mode == UNKNOWN) == bool(FRAMED_OTHERWISE & set(types))
+    check(processor, preprocessing)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_a_file_changes_is_done_as_well(name):
+    kind, options = CHANGED[name]
+    processor = getattr(transformers, kind)(**options)
+    preprocessing = read_processor(processor, "net")
+    assert preprocessing.crop_mode != UNKNOWN
+    check(processor, preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("ViTImageProcessor", {"do_resize": False}, "different sizes"),
+        ("ViTImageProcessor", {"size": {"height": 32, "width": 48}}, "48x32 pixels"),
+        ("ViTImageProcessor", {"image_std": [0.0, 0.0, 0.0]}, "net"),
+        ("ImageGPTImageProcessor", {"clusters": [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]}, "no pixels"),
+        ("Siglip2ImageProcessor", {}, r"\[1, 256, 768\]"),
+    ],
+)
+def test_what_cannot_be_said_is_refused_by_name(kind, options, reason):
+    with pytest.raises(ValueError, match=f"^net: its image processor, {kind}.*{reason}"):
+        read_processor(getattr(transformers, kind)(**options), "net")
+
+
+def test_colours_that_are_mixed_or_bent_are_refused():
+    class Odd(transformers.ViTImageProcessor):
+        change = staticmethod(lambda pixels: pixels)
+
+        def __call__(self, *args, **kwargs):
+            return {"pixel_values": self.change(super().__call__(*args, **kwargs)["pixel_values"])}
+
+    for change, reason in (
+        (lambda pixels: pixels.mean(1, keepdim=True).expand_as(pixels), "mixes or drops colours"),
+        (lambda pixels: pixels[:, [1, 0, 2]], "mixes or drops colours"),
+        (lambda pixels: (pixels + 1) ** 2, "more than a scale and an offset"),
+        (lambda pixels: pixels * 0, "mixes or drops colours"),
+    ):
+        Odd.change = staticmethod(change)
+        with pytest.raises(ValueError, match=f"net: .*Odd.*{reason}"):
+            read_processor(Odd(), "net")
+    Odd.change = staticmethod(lambda pixels: pixels.roll(3, -1))  # values as they were, at other places
+    assert read_processor(Odd(), "net").crop_mode == UNKNOWN
+
+
+# Evaluation: figures of `evaluate.py` and of the libraries on the same photos.
+
+
+@cache
+def photos(count=10):
+    """Photos of many shapes, as a data set; the real ones of scikit-learn where it is installed."""
+    try:
+        from sklearn.datasets import load_sample_images
+
+        whole = [PILImage.fromarray(picture) for picture in load_sample_images().images]
+    except ImportError:
+        whole = [photo(427, 640, seed) for seed in (0, 1)]
+    rng, files = np.random.default_rng(0), []
+    for row in range(count):
+        width, height = rng.integers(120, 420, 2)
+        left, top = rng.integers(0, 640 - width), rng.integers(0, 427 - height)
+        piece = whole[row % 2].crop((int(left), int(top), int(left + width), int(top + height)))
+        tinted = np.asarray(piece) * rng.uniform(0.3, 1, 3)
+        files.append({"bytes": encode_image(PILImage.fromarray(tinted.astype(np.uint8))), "path": None})
+    columns = {"image": files, "label": [row % 5 for row in range(count)]}
+    return Dataset.from_dict(columns, features=Features({"image": Image(), "label": ClassLabel(names=list(CLASSES))}))
+
+
+def seeded(model):
+    """The model with weights that tell photos apart."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
+        shown = torch.stack([tensor_of(row["image"].resize((96, 96))) for row in photos()]) / 64 - 2
+        output = model.eval()(shown)
+        logits = getattr(output, "logits", output)
+        head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+        head.weight /= logits.std(0).mean()
+        head.bias.copy_(-logits.mean(0) / logits.std(0).mean())  # so that no class has all photos
+    return model
+
+
+def small_resnet(folder):
+    config = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
+    )
+    seeded(ResNetForImageClassification(config)).save_pretrained(folder)
+
+
+def ours(folder, rows, **settings):
+    """Predictions and losses of `evaluate.py`'s evaluator."""
+    model = load_teacher(str(folder))
+    task = open_task(rows, Entry("photos"), model.class_names or CLASSES, model.num_classes)
+    _, predictions = evaluate_task(model, task, Settings(4, 0, "cpu", progress=False, **settings))
+    return predictions.prediction.tolist(), predictions.nll
+
+
+def of_pipeline(folder, rows):
+    """Those of transformers' pipeline."""
+    pipe = transformers.pipeline("image-classification", model=str(folder), device="cpu")
+    found = [pipe(row["image"], top_k=None, function_to_apply="softmax") for row in rows]
+    scores = [{item["label"]: item["score"] for item in each} for each in found]
+    names = list(CLASSES)
+    losses = [-np.log(each[names[label]]) for each, label in zip(scores, rows["label"], strict=True)]
+    return [names.index(max(each, key=each.get)) for each in scores], np.array(losses)
+
+
+def agree(found, expected, tolerance=0.01):
+    """Same top-1, and losses that differ by what a level of a pixel makes."""
+    assert np.std(expected[1]) > 20 * tolerance, "photos are told apart"
+    assert found[0] == expected[0]
+    np.testing.assert_allclose(found[1], expected[1], atol=tolerance, rtol=0)
+
+
+def with_processor(folder, processor):
+    small_resnet(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "the issue's",
+        "google/efficientnet",
+        "microsoft/resnet",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("apple/mobilevit", "odd", "lanczos", "margin")),
+    ],
+)
+def test_figures_are_those_of_the_pipeline(name, tmp_path):
+    kind, options = CHANGED[name]
+    folder, rows = with_processor(tmp_path / "net", getattr(transformers, kind)(**options)), photos()
+    agree(ours(folder, rows), of_pipeline(folder, rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "types"), ZOO)
+def test_figures_of_every_type_are_those_of_the_pipeline(kind, types, tmp_path):
+    folder, rows = with_processor(tmp_path / "net", kind()), photos()
+    if REFUSED & set(types):
+        with pytest.raises(ValueError, match=kind.__name__):
+            ours(folder, rows)
+        return
+    if FRAMED_OTHERWISE & set(types):
+        with pytest.raises(ValueError, match="net: .*way of its own"):
+            ours(folder, rows)
+        assert len(ours(folder, rows, crop_pct=1.0)[0]) == len(rows)
+        return
+    agree(ours(folder, rows), of_pipeline(folder, rows))
+
+
+CROPS = {
+    "center": {"crop_mode": "center", "crop_pct": 0.9},
+    "odd": {"crop_mode": "center", "crop_pct": 0.95, "interpolation": "bilinear"},
+    "squash": {"crop_mode": "squash", "crop_pct": 1.0},
+    "squash and crop": {"crop_mode": "squash", "crop_pct": 0.9},
+    "border": {"crop_mode": "border", "crop_pct": 1.0},
+    "border and crop": {"crop_mode": "border", "crop_pct": 0.8},
+    "lanczos": {"interpolation": "lanczos"},
+    "nearest": {"interpolation": "nearest"},
+    "says little": {"crop_pct": None, "mean": None, "std": None, "crop_mode": None, "interpolation": None},
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_timms_crops(name):
+    cfg = {**timm.create_model("test_resnet").pretrained_cfg, "input_size": (3, 65, 65), **CROPS[name]}
+    preprocessing = timm_preprocessing(cfg)
+    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
+    for size in ((300, 400), (431, 287), (100, 140), (50, 41)):
+        picture = photo(*size)
+        most, usual = levels(evaluated(preprocessing, picture), transform(picture)[None], preprocessing)
+        assert most < 2.1 and usual < 1.1, (size, most, usual)
+
+
+def timm_network(**cfg):
+    torch.manual_seed(0)
+    overlay = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), **cfg}
+    return seeded(timm.create_model("test_resnet", num_classes=5, pretrained_cfg_overlay=overlay))
+
+
+@pytest.mark.parametrize(
+    "test_size",
+    [{"test_input_size": (3, 96, 96), "test_crop_pct": 1.0}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=["two sizes", "one"],
+)
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_figures_of_a_network_of_timm_are_those_of_its_validation(mode, test_size, tmp_path):
+    """timm's `validate.py` takes the size for tests, where there is one."""
+    model, rows = timm_network(crop_mode=mode, crop_pct=0.875, **test_size), photos()
+    save_for_hf(model, tmp_path / "net", safe_serialization=True, model_config={"label_names": list(CLASSES)})
+    config = json.loads((tmp_path / "net" / "config.json").read_text())
+    config.pop("model_args", None)  # has the number of classes, which transformers then finds twice
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+
+    def expected(use_test_size):
+        config = resolve_data_config(model=model, use_test_size=use_test_size)
+        assert config["input_size"][-1] == (96 if use_test_size and test_size else 64)
+        transform = create_transform(**config)
+        with torch.no_grad():
+            answers = model(torch.stack([transform(row["image"]) for row in rows])).log_softmax(-1)
+        return answers.argmax(-1).tolist(), -answers[range(len(rows)), rows["label"]].numpy()
+
+    agree(ours(tmp_path / "net", rows), expected(True))
+    agree(ours(tmp_path / "net", rows, image_size=64), expected(False))  # transformers' pipeline does this
+    agree(of_pipeline(tmp_path / "net", rows), expected(False))
+    assert load_teacher(str(tmp_path / "net")).members[0].preprocessing.image_size == 64  # and a teacher
+
+
+@pytest.mark.parametrize(
+    "mode", ["squash", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("center", "border"))]
+)
+def test_figures_of_timms_wrapper_are_those_of_the_pipeline(mode, tmp_path):
+    cfg = {**timm_network(crop_mode=mode).pretrained_cfg, "test_input_size": (3, 96, 96)}
+    labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+    config = TimmWrapperConfig(architecture="test_resnet", pretrained_cfg=cfg, **labels)
+    seeded(TimmWrapperForImageClassification(config)).save_pretrained(tmp_path / "net")
+    rows = photos()
+    agree(ours(tmp_path / "net", rows), of_pipeline(tmp_path / "net", rows))
+
+
+def test_a_network_of_timm_that_wants_no_square_is_refused():
+    with pytest.raises(ValueError, match="test_resnet takes inputs of 96x64 pixels"):
+        timm_preprocessing({"input_size": (3, 64, 96), "architecture": "test_resnet"})
+
+
+# Students: what training evaluates, `evaluate.py` and the pipeline are one.
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers", "mobilevit"])
+def test_a_student_is_evaluated_alike_everywhere(kind, tmp_path):
+    if kind == "timm":
+        name = "test_resnet"
+    else:
+        name = str(tmp_path / "original")
+        small_resnet(name)
+        flipped = transformers.MobileViTImageProcessor(**SHORTER)
+        (flipped if kind == "mobilevit" else transformers.ViTImageProcessor()).save_pretrained(name)
+    student = create_student(name, 5, 176, CLASSES)
+    if kind == "timm":
+        seeded(student)
+    rows, own = photos(), student_preprocessing(student, 176)
+    assert own.crop_pct == 0.875 and own.channels == ("BGR" if kind == "mobilevit" else "RGB")
+    held_out = AugmentedDataset(ImageSource.of(rows), evaluation_policy(**own.framing()))
+    options = {"report_to": [], "per_device_eval_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+    arguments = KDTrainingArguments(str(tmp_path / "run"), method="plain", dataloader_num_workers=0, **options)
+    trainer = KDTrainer(student, arguments, held_out, held_out)
+    metrics = trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    found, expected = ours(tmp_path / "saved", rows), of_pipeline(tmp_path / "saved", rows)
+    agree(found, expected)
+    assert metrics["eval_nll"] == pytest.approx(float(np.mean(found[1])), abs=1e-4)
+    assert metrics["eval_accuracy"] == pytest.approx(np.mean(np.array(found[0]) == np.array(rows["label"])))
+    again = load_teacher(str(tmp_path / "saved")).members[0].preprocessing
+    assert replace(again, crop_pct=own.crop_pct) == own and int(176 / again.crop_pct) == int(176 / own.crop_pct)
+
+
+def test_a_student_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
+    small_resnet(tmp_path / "net")
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "net")
+    student = create_student(str(tmp_path / "net"), 5, 64, CLASSES)
+    record_preprocessing(student, Preprocessing(64, channels="BGR"))  # MobileViT's is BGR, but doesn't normalise
+    with pytest.raises(ValueError, match="cannot be saved"):
+        image_processor(student)
+    with pytest.raises(ValueError, match="timm cannot be saved"):
+        record_preprocessing(create_student("test_resnet", 5, 64, CLASSES), Preprocessing(64, channels="BGR"))
+
+
+# Teachers, and what is recorded.
+
+
+def test_a_teacher_of_swapped_channels_answers_as_in_transformers(tmp_path):
+    folder = with_processor(tmp_path / "net", transformers.MobileViTImageProcessor(**SHORTER))
+    view = photo(56, 56)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    inputs = processor(images=view, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model(inputs).logits.log_softmax(-1)
+    torch.testing.assert_close(load_teacher(str(folder))(tensor_of(view)[None]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_processor_that_is_refused_can_be_replaced(tmp_path):
+    folder = with_processor(tmp_path / "net", transformers.Siglip2ImageProcessor())
+    with pytest.raises(ValueError, match="net: its image processor, Siglip2.*preprocessing="):
+        load_teacher(str(folder))
+    teacher = load_teacher(str(folder), preprocessing=Preprocessing(32))
+    assert teacher(tensor_of(photo(32, 32))[None]).shape == (1, 5)
+    assert named_member(str(folder), None, None, Preprocessing(32)).preprocessing == Preprocessing(32)
+
+
+def test_a_broken_processor_is_not_a_missing_one(tmp_path):
+    folder = with_processor(tmp_path / "net", transformers.ViTImageProcessor())
+    for text in (
+        "{",
+        '{"image_processor_type": "NoSuchImageProcessor"}',
+        '{"image_processor_type": "ViTImageProcessor", "size": 3.5}',
+    ):
+        (folder / "preprocessor_config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"net: its image processor"):
+            load_teacher(str(folder))
+
+
+def test_interpolations_of_views_of_another_size():
+    view = tensor_of(photo(40, 40))[None]
+    nearest = Preprocessing(20, (0.0,) * 3, (1.0,) * 3, "nearest")(view) * 255
+    expected = np.array(photo(40, 40).resize((20, 20), PILImage.Resampling.NEAREST))
+    assert torch.equal(nearest.round()[0], torch.from_numpy(expected).permute(2, 0, 1).float())
+    with pytest.raises(ValueError, match="'lanczos'.*--image_size 20"):
+        Preprocessing(20, interpolation="lanczos")(view)
+    for wrong in ({"interpolation": "area"}, {"channels": "GBR"}, {"crop_mode": "middle"}, {"crop_rounding": "up"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Preprocessing(20, **wrong)
+
+
+def test_fields_are_recorded_where_they_are_not_the_default():
+    plain = Preprocessing(224)
+    assert list(plain.record()) == ["image_size", "mean", "std", "interpolation", "crop_pct"]
+    other = Preprocessing(224, channels="BGR", crop_mode="squash", crop_rounding="down")
+    assert list(other.record())[5:] == ["channels", "crop_mode", "crop_rounding"]
+    for each in (plain, other):
+        assert preprocessing_from(json.loads(json.dumps(each.record()))) == each
+
+
+def test_the_settings_of_an_evaluation_say_how_photos_were_framed(tmp_path, monkeypatch):
+    folder = with_processor(tmp_path / "net", transformers.ViTImageProcessor(size={"height": 32, "width": 32}))
+    tiny_dataset(5).save_to_disk(tmp_path / "disk")
+    (tmp_path / "data").mkdir()
+    tiny_dataset(5).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    flags = {"model_name_or_path": folder, "dataset_name": tmp_path / "data", "output_dir": tmp_path / "out"}
+    argv = [
+        part
+        for key, value in {**flags, "num_workers": 0, "device": "cpu"}.items()
+        for part in (f"--{key}", str(value))
+    ]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
+    load_recipe("evaluate").main()
+    (result,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["datasets"].values()
+    assert result["settings"].items() >= {"crop_mode": "squash", "crop_rounding": "down", "crop_pct": 1.0}.items()
+    assert tiny_image(0).size != (32, 32)
