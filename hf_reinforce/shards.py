@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_reinforce import schema
+from hf_reinforce.class_words import printable
 from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.storage import file_checksum
 
@@ -45,7 +46,7 @@ def open_shard(path: str | Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({reason}). Delete it {_AGAIN}") from error
+        raise ValueError(f"{path} is damaged ({printable(reason)}). Delete it {_AGAIN}") from error
 
 
 def check_shards(folder: Path, config: ReinforcementConfig) -> None:

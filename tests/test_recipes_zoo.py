@@ -250,6 +250,7 @@ QUICK = [
     ("subset", "--dataset_name {nolabels}", "nolabels"),
     ("subset", "--output_dir {file}", "file"),
     ("segment", "--num_labels 300", "300"),
+    ("segment", "--eval_images {empty}", "named together"),
     ("study", "--size huge", "huge"),
     ("study", "--study {folder}/nothing.yaml", "nothing.yaml"),
     ("study_report", "--results {folder}/x.json", "--study FILE or --results FILE"),

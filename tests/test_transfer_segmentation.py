@@ -200,7 +200,7 @@ def test_recipe_resumes_as_if_it_had_not_been_interrupted(scenes, tmp_path, monk
         (["--num_labels", "3"], "from 1 to 254, or --class_names; found 3 and 4 names"),
         (["--per_device_train_batch_size", "1"], "per_device_train_batch_size 2 or more"),
         (["--per_device_train_batch_size", "9"], "8 training images, fewer than"),
-        (["--train_masks", ""], "named together"),
+        (["--train_masks", ""], "--train_masks is empty"),
     ],
 )
 def test_recipe_refuses_what_does_not_fit(scenes, tmp_path, monkeypatch, further, message):
