@@ -278,7 +278,12 @@ def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinea
     """Antialiased resize of a uint8 image [3, H, W] to [3, height, width], in channels-last memory.
 
     `interpolation` is one of `INTERPOLATIONS`; those that torch lacks are Pillow's.
+
+    Raises:
+        ValueError: for another interpolation.
     """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}.")
     if tuple(image.shape[-2:]) == (height, width):
         return image
     if interpolation not in ("bilinear", "bicubic"):

@@ -139,7 +139,13 @@ def _rows(reinforced: Dataset) -> NDArray[np.int64]:
 def _hashes(reinforced: Dataset) -> NDArray[np.uint64]:
     table = reinforced.select_columns([schema.IMAGE_HASH]).with_format("arrow")[:]
     texts = (batch.column(0).to_pylist() for batch in table.to_batches(max_chunksize=65536))
-    binary = b"".join(bytes.fromhex("".join(part)) for part in texts)
+    try:
+        binary = b"".join(bytes.fromhex("".join(part)) for part in texts)
+    except ValueError as error:
+        raise ValueError(
+            "The reinforced dataset has an image_hash that is none, so a shard is damaged; "
+            "recipes/inspect_dataset.py --verify True names it."
+        ) from error
     return np.frombuffer(binary, ">u8").astype("u8")
 
 

@@ -76,15 +76,14 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
+        resident = None if isinstance(train_dataset, ReinforcedStream) or not args.images_on_device else train_dataset
+        if args.images_on_device and isinstance(train_dataset, ReinforcedStream):
+            raise ValueError("A stream has no images to keep; leave out images_on_device (--images_on_device False).")
         check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
         self._resident = None
-        if args.images_on_device and train_dataset is not None:
-            if isinstance(train_dataset, ReinforcedStream):
-                raise ValueError(
-                    "A stream has no images to keep; leave out images_on_device (--images_on_device False)."
-                )
-            self._resident = ResidentImages(train_dataset, args.device)
-            train_dataset = train_dataset.without_pixels()
+        if resident is not None:
+            self._resident = ResidentImages(resident, args.device)
+            train_dataset = resident.without_pixels()
         if (dataset := train_dataset or eval_dataset) is not None:
             kwargs.setdefault("data_collator", dataset.collate)
         if kwargs.get("compute_metrics") is None:

@@ -695,12 +695,12 @@ def test_a_folder_in_the_way_makes_a_hub_id_no_folder(tmp_path, monkeypatch):
 
 def test_two_sources_are_described_both(folder):
     (first,) = described(folder, name="me/pets", license="mit").values()
-    (second,) = described(folder, name="me/birds", license="cc-by-4.0", split="all").values()
+    (second,) = described(folder, name="me/birds", license="cc-by-4.0", split="test").values()
     second = dataclasses.replace(second, config=dataclasses.replace(second.config, embed_images=True))
     card = render("both", {"birds": second, "pets": first})
     found = check_metadata(str(card))
     assert found["source_datasets"] == ["me/birds", "me/pets"] and found["license"] == ["cc-by-4.0", "mit"]
-    assert [config["data_files"][0]["split"] for config in found["configs"]] == ["all", "train"]
+    assert [config["data_files"][0]["split"] for config in found["configs"]] == ["test", "train"]
     assert "datasets/me/birds) and [me/pets](" in card.text.split("## ")[0]
     assert {name: cells["images of"].split("]")[0] for name, cells in table(card).items()} == {
         "birds": "[me/birds",

@@ -506,7 +506,7 @@ TEACH = {"policy": "rrc", "image_size": 32, "num_samples": 2, "top_k": 3, "num_w
         ("train[50:60]", "has no rows in that split"),
         ("train[:200%]", "Percent slice boundaries"),
         ("train[:50%](pct1_dropremainder)", "less than 100 elements"),
-        ("", "The split '' cannot be read"),
+        ("", "--split is empty"),
     ],
 )
 def test_splits_that_are_none_are_refused_with_those_there_are(recipe, models, tmp_path, split, expected):

@@ -61,7 +61,7 @@ def test_commands_name_flags_that_exist(path):
         parser = HfArgumentParser(classes, allow_abbrev=False)
         flags = arguments.with_first_flag(words[index + 1 :], getattr(recipe, "FIRST", None))
         if flags and flags[0].endswith(".yaml"):
-            flags = [*arguments._flags_of_file(str(ROOT / flags[0]), parser), *flags[1:]]
+            flags = [*arguments._flags_of_file(str(ROOT / flags[0])), *flags[1:]]
         parsed, unknown = parser.parse_known_args([flag for flag in flags if flag != "..."])
         assert not unknown, f"{path.name}: {' '.join(words)}"
         assert parsed

@@ -23,7 +23,7 @@ def parsed(name, tmp_path):
     recipe = load_recipe(FILES[name])
     classes = [cls for key, cls in vars(recipe).items() if key.endswith("Arguments")]
     parser = HfArgumentParser([*classes, *recipe.training_classes()], allow_abbrev=False)
-    argv = load_recipe("arguments")._flags_of_file(str(RECIPES / name), parser)
+    argv = load_recipe("arguments")._flags_of_file(str(RECIPES / name))
     further = [] if "--bf16" not in argv else ["--bf16", "False"]
     values = parser.parse_args_into_dataclasses(args=[*argv, *further], look_for_args_file=False)
     return {key: value for each in values for key, value in vars(each).items()}
