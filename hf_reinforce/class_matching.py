@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hf_reinforce.class_words import some
+from hf_reinforce.class_words import some, unnamed
 from hf_reinforce.documents import shortened
 from hf_reinforce.evaluation.imagenet import imagenet_classes, plain, wordnet_ids
 
@@ -21,12 +21,12 @@ class ModelClasses:
     """
 
     def __init__(self, names: Sequence[str] | None, count: int) -> None:
-        known = names is not None and not all(name.startswith("LABEL_") for name in names)
+        known = names is not None and not unnamed(names)
         self.names, self.count = tuple(names or ()) if known else (), count
         self._by_name = _places(map(plain, self.names))
         # Every classifier of ImageNet has its classes in the order of their ids.
-        unnamed = imagenet_classes() if not known and count == 1000 else ()
-        self._by_wordnet = _places(wordnet_ids(self.names) or unnamed)
+        in_order = imagenet_classes() if not known and count == 1000 else ()
+        self._by_wordnet = _places(wordnet_ids(self.names) or in_order)
 
     def display_names(self) -> tuple[str, ...]:
         """Names of the classes, or their numbers."""

@@ -16,6 +16,11 @@ def some(items: Iterable[object], most: int = 6) -> str:
     return ", ".join(map(printable, items[:most])) + (f", ... ({len(items) - most} more)" if len(items) > most else "")
 
 
+def unnamed(names: Sequence[str]) -> bool:
+    """Whether the names are the placeholders of transformers, `LABEL_0`, `LABEL_1`, ... in this order."""
+    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
+
+
 def class_words(names: Sequence[str]) -> Sequence[str]:
     """The classes in words: WordNet ids become descriptions (`"tench, Tinca tinca"`), other names stay as they are,
     but for characters that only a terminal would obey.

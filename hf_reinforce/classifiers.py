@@ -152,7 +152,8 @@ def module_member(model: nn.Module) -> Member:
         )
         own = model
     preprocessing = timm_preprocessing(getattr(model, "pretrained_cfg", None))
-    return Member(own, preprocessing, type(model).__name__, "module", class_names(model))  # type: ignore[arg-type]
+    name = type(model).__name__
+    return Member(own, preprocessing, name, "module", class_names(model, name))  # type: ignore[arg-type]
 
 
 def named_member(
@@ -177,8 +178,8 @@ def named_member(
     if checkpoint is not None:
         return _load_timm_checkpoint(name, checkpoint)
     path = resolve(name)
-    load = TEACHER_KINDS[_kind(name, path, revision)]
     with loading(name, path):
+        load = TEACHER_KINDS[_kind(name, path, revision)]
         member, report = load(name, path, revision, preprocessing)
     (report if head else report.without(outside_body(member.model))).check(name)
     return member
@@ -204,8 +205,8 @@ def _kind(name: str, path: str, revision: str | None) -> str:
         ) from error
     if not isinstance(config, dict) or not {"model_type", "architecture"} & set(config):
         raise ValueError(
-            f"{config_file} describes no image classifier: it has neither a model_type, as those of transformers, nor "
-            "an architecture, as those of timm."
+            f"{config_file} describes no image classifier ({name}): it has neither a model_type, as those of "
+            "transformers, nor an architecture, as those of timm."
         )
     if config.get("architecture") == MICRONET:
         return "micronet"
@@ -228,7 +229,7 @@ def _load_transformers(
     timm_cfg = getattr(model.config, "pretrained_cfg", None)
     preprocessing = given or timm_preprocessing(timm_cfg) or processor_preprocessing(path, revision)
     preprocessing = for_channels(preprocessing, channels(model), name)
-    member = Member(model, preprocessing, name, "transformers", class_names(model), revision)  # type: ignore[arg-type]
+    member = Member(model, preprocessing, name, "transformers", class_names(model, name), revision)  # type: ignore[arg-type]
     return member, WeightReport.of(info)
 
 
@@ -243,7 +244,7 @@ def _load_timm(
     if len(loads) != 1:  # weights of another framework, which a network of timm reads in a way of its own
         raise ValueError(f"The weights of {name} are no state dict; save them as one, as safetensors.")
     preprocessing = for_channels(given or timm_preprocessing(model.pretrained_cfg), channels(model), name)
-    member = Member(model, preprocessing, name, "timm", class_names(model), revision)  # type: ignore[arg-type]
+    member = Member(model, preprocessing, name, "timm", class_names(model, name), revision)  # type: ignore[arg-type]
     return member, loads[0]
 
 

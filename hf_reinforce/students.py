@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_reinforce.heads import fit_head
 from hf_reinforce.local import resolve
+from hf_reinforce.network_records import recorded_classes
 from hf_reinforce.preprocessing import Preprocessing, timm_preprocessing
 from hf_reinforce.processors import processor_preprocessing, read_processor
 from hf_reinforce.weights import WeightReport, loading
@@ -99,7 +100,7 @@ def _pretrained(
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         except OSError as error:
             raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
-        theirs = [config.id2label[index] for index in sorted(config.id2label)]
+        theirs = recorded_classes(config, name_or_path) or ()
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in config.id2label.items()}
         for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on

@@ -4,6 +4,7 @@ A teacher is shown the replayed uint8 view. Each member resizes it to its own re
 way, on its own device, so networks of different preprocessing can answer together.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -42,7 +43,7 @@ class Teacher:
     def __init__(
         self, members: Sequence[Member], temperature: float = 1.0, class_map: Sequence[int] | None = None
     ) -> None:
-        if not members or temperature <= 0 or any(member.weight <= 0 for member in members):
+        if not members or not all(0 < value < math.inf for value in (temperature, *(m.weight for m in members))):
             raise ValueError("A teacher needs at least one member, positive weights and a positive temperature.")
         self.members = tuple(members)
         self.temperature = temperature

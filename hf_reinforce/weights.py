@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 _LFS = b"version https://git-lfs"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".ckpt", ".index.json")
+_ADAPTER = "adapter_config.json"
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _NAMED = 3  # tensors that a message names
 
@@ -122,6 +123,11 @@ def loading(name: str, path: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: for anything that the library raises.
     """
+    if path and (Path(path) / _ADAPTER).is_file():
+        raise ValueError(  # without PEFT the network beside it would be loaded, as if it had not been fine-tuned
+            f"{name} holds an adapter of PEFT ({_ADAPTER}), not a whole network. Merge it into its network "
+            "(merge_and_unload() of PEFT), save that with save_pretrained, and name it."
+        )
     reports = logging.getLogger("transformers.modeling_utils")
     # What does not fit is checked, and told in one sentence. Another level would make transformers report more.
     reports.addFilter(_unreported)
@@ -142,10 +148,9 @@ def loading(name: str, path: str | None = None) -> Iterator[None]:
             ) from error
         if isinstance(error, ValueError) and name in text:
             raise
-        raise ValueError(
-            f"{name} cannot be loaded ({type(error).__name__}: {text[:300]}). If its weights are cut short or "
-            "damaged, fetch them again; else name another network."
-        ) from error
+        advice = "If its weights are cut short or damaged, fetch them again; else name another network."
+        advice = "Mend its configuration, or name another network." if isinstance(error, ValueError) else advice
+        raise ValueError(f"{name} cannot be loaded ({type(error).__name__}: {text[:300]}). {advice}") from error
     finally:
         reports.removeFilter(_unreported)
 

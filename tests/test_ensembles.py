@@ -183,6 +183,31 @@ def test_class_maps_reach_each_member_by_its_own_names(views):
         wrong.with_classes(("p",), {"p": "eel"})
 
 
+def test_placeholders_in_another_order_are_names(tmp_path, views):
+    transformers_folder(tmp_path / "one", UNNAMED, range(5))
+    transformers_folder(tmp_path / "two", [UNNAMED[index] for index in ORDER], ORDER)
+    expected = load_teacher(str(tmp_path / "one"))(views)
+    found = load_teacher(str(tmp_path / "two")).with_classes(UNNAMED)(views)
+    torch.testing.assert_close(found, expected)
+
+
+def test_names_that_only_label2id_has_are_taken(tmp_path, views):
+    for folder, names, order in (("one", CLASSES, range(5)), ("two", OTHER, ORDER)):
+        transformers_folder(tmp_path / folder, names, order)
+    file = tmp_path / "two" / "config.json"
+    record = json.loads(file.read_text()) | {"id2label": dict(enumerate(UNNAMED))}
+    file.write_text(json.dumps(record | {"label2id": {name: index for index, name in enumerate(OTHER)}}))
+    expected = load_teacher(str(tmp_path / "one"))(views)
+    torch.testing.assert_close(load_teacher(str(tmp_path / "two")).with_classes(CLASSES)(views), expected)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])
+def test_weights_and_temperatures_are_finite(number):
+    for arguments in ({"weights": [number]}, {"temperature": number}):
+        with pytest.raises(ValueError, match="positive"):
+            load_teacher([net()], preprocessing=PREPROCESSING, **arguments)
+
+
 def test_names_for_other_than_its_classes_are_refused():
     with pytest.raises(ValueError, match="net-0 has names for 4 classes .ant, bee, cat, dog., but answers with 5"):
         Teacher([member(CLASSES[:4])])

@@ -224,6 +224,31 @@ def a_wrapper_without_a_head(folder):
     change_config(folder, num_classes=0, id2label={}, label2id={}, num_labels=0)
 
 
+@bad("holds an adapter of PEFT")
+def a_network_beside_its_adapter(folder):
+    transformers_folder(folder)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+
+
+@bad("holds an adapter of PEFT")
+def an_adapter_alone(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+
+
+@bad("must number its classes 0 to 4, but has the indices 1, 2, 3, 4, 5")
+def classes_that_are_counted_from_one(folder):
+    transformers_folder(folder)
+    change_config(folder, id2label={str(index + 1): name for index, name in enumerate("abcde")})
+
+
+@bad("contradict each other about the class 'a' \\(0 and 4\\)")
+def names_that_contradict_each_other(folder):
+    transformers_folder(folder)
+    names = dict(enumerate("abcde"))
+    change_config(folder, id2label=names, label2id={name: 4 - index for index, name in names.items()})
+
+
 @bad("model.safetensors is a pointer of git-lfs")
 def a_pointer(folder):
     transformers_folder(folder)
