@@ -6,6 +6,7 @@ python recipes/study.py --study recipes/cifar100_plus/study.yaml --size cpu
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -242,7 +243,7 @@ def main() -> None:
     left = [run for run in runs if not runner.is_done(run)]
     if args.list_runs:
         for run in runs:
-            print("todo" if run in left else "done", run.name, " ".join(run.command))
+            print("todo" if run in left else "done", run.name, shlex.join(run.command))
         return
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     try:
