@@ -148,7 +148,7 @@ class _Sums:
         self.confidence_counts += _histogram(confidence)
         if self.config.source.label_column is None:
             return
-        label = batch.column(self.config.source.label_column).fill_null(-1).to_numpy(zero_copy_only=False)
+        label = batch.column(self.config.source.label_column).cast(pa.int64()).fill_null(-1).to_numpy()
         known = (label >= 0) & (label < classes)  # -1 stands for none
         hit = top[:, 0].reshape(-1, n) == label[:, None]
         self.confidence_hits += _histogram(confidence[hit.ravel()])

@@ -192,7 +192,7 @@ class _Sums:
         column = self.config.source.label_column
         if column is None:
             return np.full(len(batch), -1)
-        label = batch.column(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        label = batch.column(column).cast(pa.int64()).fill_null(-1).to_numpy()
         return np.where((label >= 0) & (label < self.config.num_classes), label, -1)
 
     def _group(self, operation: str, strength: str, values: NDArray[np.float64]) -> None:
