@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hf_reinforce.labels import column_values
 _LOCAL = r"^(file://|[A-Za-z]:[\\/]|\\\\|/(home|root|Users|tmp|var|private|mnt|media|scratch)/)"
 """Texts that are surely paths of somebody's machine."""
 _ABSOLUTE = r"^(file://|[A-Za-z]:[\\/]|\\\\|/)"
+_LOOKED_UP = 1000
 
 
 def columns_of_paths(dataset: Dataset | IterableDataset) -> dict[str, str]:
@@ -27,7 +29,8 @@ def columns_of_paths(dataset: Dataset | IterableDataset) -> dict[str, str]:
     found = {}
     for name, feature in dataset.features.items() if isinstance(dataset, Dataset) else ():
         if not require_storage_embed(feature):
-            value = next(_matches(column_values(dataset, name), _LOCAL), None)
+            values = column_values(dataset, name)
+            value = next(_matches(values, _LOCAL), None) or next(_existing(values), None)
             if value is not None:
                 found[name] = value
     return found
@@ -51,6 +54,11 @@ def _matches(values: pa.Array | pa.ChunkedArray, pattern: str) -> Iterator[str]:
             yield from _matches(pc.list_flatten(array), pattern)
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             yield from array.filter(pc.match_substring_regex(array, pattern)).to_pylist()
+
+
+def _existing(values: pa.Array | pa.ChunkedArray) -> Iterator[str]:
+    """Those of the first absolute paths of a column that exist on this machine."""
+    return (value for value in islice(_matches(values, _ABSOLUTE), _LOOKED_UP) if os.path.exists(value))
 
 
 def embed_files(table: pa.Table, features: Features, image_column: str) -> pa.Table:

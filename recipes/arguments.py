@@ -10,6 +10,7 @@ from typing import Any
 
 from checks import check_values, known_flags
 
+_OF_THE_FILE = {"selection", "plain_fraction", "save_steps", "save_total_limit"}
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 if os.environ.get("RANK", "0") != "0":  # progress bars belong to the main process; libraries read this when imported
@@ -75,9 +76,16 @@ def known_words(argv: list[str], parser: Any) -> list[str]:
 
 
 def given(first: str | None = None) -> set[str]:
-    """Names of the flags that the command line and its YAML file give."""
-    words = with_file(with_first_flag(sys.argv[1:], first))
-    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    """Names of the flags that the command line and its YAML file give.
+
+    What a file says for its own way of training (`_OF_THE_FILE`) does not count where the command line has another.
+    """
+    argv = with_first_flag(sys.argv[1:], first)
+    own, whole = (
+        {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+        for words in (argv, with_file(argv))
+    )
+    return whole - (_OF_THE_FILE - own) if own & {"method", "save_strategy"} else whole
 
 
 def is_file(argv: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ python recipes/study.py --study recipes/cifar100_plus/study.yaml --size cpu
 import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -143,7 +144,8 @@ def _grid(
         known = {**values, "name": name}
         command = [os.path.relpath(RECIPES / spec["recipe"]), *([str(spec["config"])] if "config" in spec else [])]
         for flag, value in flags.items():
-            command += [f"--{flag}", *_filled(stage, value, known)]
+            if value is not None:  # null takes back a flag that an anchor has
+                command += [f"--{flag}", *_filled(stage, value, known)]
         yield Run(stage, name, tuple(command), {**(labels or {}), **own}, spec.get("alone", False))
 
 
@@ -220,7 +222,7 @@ class Runner:
             raise Stopped
         log = self._folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{run.name}: {' '.join(run.command)}", flush=True)
+        print(f"{run.name}: {shlex.join(run.command)}", flush=True)
         share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // together))} if together > 1 else {}
         begun = time.monotonic()
         with log.open("ab") as file:
@@ -254,7 +256,7 @@ def main() -> None:
     left = [run for run in runs if not runner.is_done(run)]
     if args.list_runs:
         for run in runs:
-            print("todo" if run in left else "done", run.name, " ".join(run.command))
+            print("todo" if run in left else "done", run.name, shlex.join(run.command))
         return
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     try:

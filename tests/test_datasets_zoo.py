@@ -6,8 +6,10 @@ import os
 import re
 import sys
 import zipfile
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,6 +31,7 @@ from tiny import NAMES, encode_image, tiny_dataset, tiny_image
 
 from hf_reinforce import ReinforcementConfig
 from hf_reinforce.cards import preview
+from hf_reinforce.files import columns_of_paths
 
 ROWS, C = 12, 5
 
@@ -374,6 +377,33 @@ def test_labels_of_the_evaluation_set_are_checked_before_the_training(recipe, mo
     said = run_recipe(recipe, "train", tmp_path / "pets", models, tmp_path / "out")
     assert re.search(f"split 'test', column 'label': Row 2 has the label {label}, but .* are 0 to 4", said or "")
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_label_beyond_the_names_is_not_evaluated(recipe, models, tmp_path):
+    (tmp_path / "pets").mkdir()
+    file = tmp_path / "pets" / "test-00000-of-00001.parquet"
+    tiny_dataset(ROWS).to_parquet(file)
+    table = pq.read_table(file)
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, table.field(place), pa.array([5, *[0] * (ROWS - 1)], pa.int64())), file)
+    said = recipe("evaluate", model_name_or_path=models / "teacher", dataset_name=tmp_path / "pets")
+    assert re.search("split 'test', has the label 5, but the 5 classes .* are 0 to 4; mend", said or "")
+
+
+def test_unsigned_labels_are_counted_in_the_card(recipe, models, tmp_path):
+    (tmp_path / "pets").mkdir()
+    parquet(dataset([row % 5 for row in range(ROWS)], Value("uint8")), tmp_path / "pets", test=False)
+    assert run_recipe(recipe, "reinforce", tmp_path / "pets", models, tmp_path / "plus") is None
+    assert load_dataset(str(tmp_path / "plus"), "rrc", split="train")["label"][:4] == [0, 1, 2, 3]
+    assert (tmp_path / "plus" / "README.md").exists()
+    assert recipe("inspect_dataset", dataset_name=tmp_path / "plus", output_dir=tmp_path / "report") is None
+
+
+def test_texts_that_are_files_of_this_machine_anywhere_are_left_out(tmp_path):
+    (tmp_path / "mask.png").write_bytes(b"")
+    rows = Dataset.from_dict({"file": ["", str(tmp_path / "mask.png")], "web": ["/about", "/cats"]})
+    with patch("hf_reinforce.files._LOCAL", "^/never/"):  # as under a folder whose name says nothing
+        assert columns_of_paths(rows) == {"file": str(tmp_path / "mask.png")}
 
 
 def test_texts_are_classes_when_their_column_is_named(recipe, models, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ SPEC = {
         "second": {
             "recipe": "write.py",
             "config": "some.yaml",
-            "flags": {"output_dir": "{output_dir}/{name}", "teachers": "{teachers}", "args": "{net}"},
+            "flags": {"output_dir": "{output_dir}/{name}", "none": None, "teachers": "{teachers}", "args": "{net}"},
             "over": {"method": {"plain": None, "kd": {"method": "kd"}}, "seed": "{seeds}"},
         },
     },
@@ -129,6 +130,11 @@ def test_what_is_done_is_not_run_again(recipes, monkeypatch, capsys):
         ["done", "only-n1"],
         ["todo", "only-n4"],
     ]
+
+
+def test_commands_are_listed_as_a_shell_takes_them(recipes, monkeypatch, capsys):
+    run_study(recipes, monkeypatch, {"over": {"n": ["two words"]}}, "--list_runs", "true")
+    assert shlex.split(capsys.readouterr().out)[-2:] == ["--n", "two words"]
 
 
 def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch):

@@ -177,3 +177,11 @@ def test_every_flag_of_the_tables_exists(monkeypatch):
         classes += module.training_classes() if hasattr(module, "training_classes") else []
         known = {field.name for cls in classes for field in dataclasses.fields(cls)}
         assert {flag for rule in table for flag in rule.flags.split()} <= known, recipe
+
+
+@pytest.mark.parametrize("method", ["plain", "online --teacher_name_or_path me/t", "reinforced"])
+@pytest.mark.parametrize("name", ["imagenet_plus", "food101_plus", "flowers102_plus", "cifar100_plus"])
+def test_files_of_the_recipes_cause_no_warning_with_another_method(warned, name, method):
+    words = f"{RECIPES / name / 'student.yaml'} --output_dir FOLDER/out --use_cpu True --method {method}"
+    assert warned("train_kd", words, **PLUS) == set()
+    assert warned("train_kd", f"{words} --save_strategy no", **PLUS) == set()

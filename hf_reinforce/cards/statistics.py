@@ -109,7 +109,7 @@ class StoredTargets:
         top = items.field(schema.LABEL).flatten().to_numpy().astype(np.int64)
         label = np.full(len(batch), -1)
         if column is not None:
-            label = batch.column(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            label = batch.column(column).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
             label = np.where((label >= 0) & (label < config.num_classes), label, -1)
         return cls(label, top.reshape(-1, n, k), masses.reshape(-1, n, k + 1), config.num_classes)
 

@@ -126,6 +126,11 @@ def open_task(
     occurring = sorted({label for own in sets for label in own})
     if not occurring or occurring[0] < 0:
         raise ValueError(f"{where} has images without a label (-1 or none at all); name a split that is labelled.")
+    if declared and names and occurring[-1] >= len(names):
+        raise ValueError(
+            f"{where} has the label {occurring[-1]}, but the {len(names)} classes of its label column are 0 to "
+            f"{len(names) - 1}; mend the label, or leave out such rows."
+        )
     classes = "imagenet" if entry.labels == REAL_LABELS and entry.classes is None else entry.classes
     class_map = make_class_map(
         model_names, num_classes, names, occurring, classes, entry.scoring, entry.merge, declared
@@ -188,7 +193,10 @@ def _values(dataset: Dataset, column: str) -> Any:
     """A column as an Arrow array without missing values."""
     values = dataset.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
     if values.null_count:
-        raise ValueError(f"The column {column!r} has {values.null_count} rows without a value; expected one in each.")
+        raise ValueError(
+            f"The column {column!r} has {values.null_count} rows without a value; expected one in each. Leave out "
+            "such rows, or name another column or split."
+        )
     return values
 
 
