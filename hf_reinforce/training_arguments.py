@@ -1,9 +1,12 @@
 """`KDTrainingArguments`: transformers' TrainingArguments and what distillation adds to them."""
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("reinforced", "online", "plain")
 
@@ -15,7 +18,8 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
     (logits of a whole evaluation are never held), `max_grad_norm=0` (the recipes of the paper and of timm do not clip,
     and clipping at 1 turns SGD into something else), `logging_nan_inf_filter=False` (it costs a synchronisation at
-    every step). `bf16` without an accelerator trains on the CPU (`use_cpu`).
+    every step). `bf16` without an accelerator trains on the CPU (`use_cpu`), with a warning where that is slower than
+    float32.
 
     Args:
         method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
@@ -48,6 +52,11 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
+            if self.bf16 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+                logger.warning(
+                    "This processor has no instructions for bfloat16, so bf16 (--bf16) takes several times as long as "
+                    "float32 here; leave it out."
+                )
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
         if self.temperature <= 0:

@@ -716,6 +716,15 @@ def test_mixed_precision_needs_no_accelerator(tmp_path, monkeypatch):
     assert not KDTrainingArguments(output_dir=str(tmp_path)).use_cpu
 
 
+@pytest.mark.parametrize(
+    ("capability", "bf16", "warned"), [("AVX2", True, True), ("AVX2", False, False), ("AVX512", True, False)]
+)
+def test_bfloat16_without_instructions_for_it_is_slow(tmp_path, monkeypatch, caplog, capability, bf16, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    KDTrainingArguments(output_dir=str(tmp_path), bf16=bf16, use_cpu=True)
+    assert ("no instructions for bfloat16" in caplog.text) == warned
+
+
 def test_defaults_that_differ_from_transformers(arguments):
     args = arguments()
     assert args.remove_unused_columns is False and args.batch_eval_metrics is True
