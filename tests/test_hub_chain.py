@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_client import Client
 from hub_server import Fault, HubServer
@@ -109,6 +110,8 @@ def load_student():
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = in_transformers(images).logits.numpy(), in_timm(images).numpy()
+    pairs = zip(in_transformers.timm_model.state_dict().values(), in_timm.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
     return logits, list(in_transformers.config.id2label.values()), in_timm.pretrained_cfg["label_names"]
 
 
@@ -167,5 +170,5 @@ def test_from_a_folder_to_a_student_over_the_hub(hub, client, tmp_path):
 
     # Both libraries load the same student.
     (in_transformers, in_timm), *classes = client(load_student)
-    assert (in_transformers == in_timm).all()
+    np.testing.assert_allclose(in_transformers, in_timm, rtol=1e-4, atol=1e-9)  # kernels depend on where memory begins
     assert classes == [tiny_dataset(1).features["label"].names] * 2
