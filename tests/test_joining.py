@@ -11,7 +11,7 @@ from datasets import Dataset, Image, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
 from torch.utils.data import DataLoader
 
-from hf_reinforce import ReinforcedDataset, joining, load_policy, load_reinforced, reinforce
+from hf_reinforce import ReinforcedDataset, joining, load_policy, load_reinforced, reinforce, schema
 from hf_reinforce.dataset import WrongImageError
 from hf_reinforce.joining import check_missing, positions_by_hash, source_positions
 
@@ -249,3 +249,9 @@ def test_many_rows_are_looked_up_at_once():
     positions = joining._lookup(hashes, np.arange(len(hashes)), hashes[order], np.arange(len(hashes)))
     assert time.perf_counter() - start < 1
     assert (order[positions] == np.arange(len(hashes))).all()
+
+
+def test_a_damaged_hash_is_told_as_a_damaged_shard():
+    rows = Dataset.from_dict({schema.IMAGE_HASH: ["0123456789abcdef", "0123456789abcdeg"]})
+    with pytest.raises(ValueError, match=r"a shard is damaged; recipes/inspect_dataset.py --verify True names it"):
+        joining._hashes(rows)
