@@ -42,7 +42,7 @@ def main() -> None:
     from benchmarks import photos, report
     from benchmarks.measure import Settings
     from benchmarks.suite import BENCHMARKS
-    from hf_reinforce.jpeg import load_decoder
+    from hf_reinforce.images.jpeg import load_decoder
 
     unknown = set(args.names) - set(BENCHMARKS)
     if unknown or args.list:

@@ -15,7 +15,7 @@ from benchmarks.measure import Measure, Row, Settings, in_own_process, interleav
 from benchmarks.opening import status
 from benchmarks.records import encoded_photos, generate, made_up_teacher
 from hf_reinforce import AugmentationPolicy, Teacher, images, load_policy, load_teacher
-from hf_reinforce.preprocessing import Preprocessing
+from hf_reinforce.models.preprocessing import Preprocessing
 
 
 def random_teacher(architecture: str, settings: Settings) -> Teacher:

@@ -9,7 +9,7 @@ from unittest.mock import patch
 from benchmarks.measure import Row, Settings
 from benchmarks.records import CLASSES, both_formats
 from hf_reinforce import load_policy
-from hf_reinforce.ml_dr import import_ml_dr
+from hf_reinforce.importers.ml_dr import import_ml_dr
 
 POLICY = "randaug"
 
@@ -31,8 +31,8 @@ def importing(settings: Settings) -> list[Row]:
         shutil.rmtree(folder, ignore_errors=True)
         start = time.process_time()
         with (
-            patch("hf_reinforce.ml_dr.importer._draw_preview"),
-            patch("hf_reinforce.ml_dr.importer.write_dataset_card"),
+            patch("hf_reinforce.importers.ml_dr.importer._draw_preview"),
+            patch("hf_reinforce.importers.ml_dr.importer.write_dataset_card"),
         ):
             import_ml_dr([archive], photos, folder, policy=policy, num_classes=CLASSES, label_column="")
         speeds.append(len(photos) * num_samples / (time.process_time() - start))

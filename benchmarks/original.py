@@ -1,6 +1,6 @@
 """The format of the original implementation (apple/ml-dr): one pickle for each image with all its records.
 
-Written and read as there, to compare with; `hf_reinforce.ml_dr` imports it without unpickling.
+Written and read as there, to compare with; `hf_reinforce.importers.ml_dr` imports it without unpickling.
 """
 
 import random

@@ -9,8 +9,8 @@ import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from PIL import Image as PILImage
 
-from hf_reinforce.local import resolve
-from hf_reinforce.sources import find_columns
+from hf_reinforce.local_copies import resolve
+from hf_reinforce.sources.image_source import find_columns
 
 DEFAULT, GENERATED = "enlarged", "generated"
 SAMPLES = "imagenet1k_samples256"

@@ -20,11 +20,12 @@ from benchmarks import photos
 from benchmarks.generation import random_teacher
 from benchmarks.measure import Settings, timed
 from benchmarks.records import CLASSES, TOP_K, both_formats, encoded_photos, made_up_targets, reinforced_table
-from hf_reinforce import AugmentationPolicy, ReinforcedDataset, images, jpeg, load_policy, load_reinforced
+from hf_reinforce import AugmentationPolicy, ReinforcedDataset, images, load_policy, load_reinforced
 from hf_reinforce.augmentations.base import ViewAugmentation
 from hf_reinforce.augmentations.rand_augment import OPERATIONS, SIGNED, RandAugment, magnitude_of
-from hf_reinforce.storage import write_shard
-from hf_reinforce.targets import encode, top_k_targets
+from hf_reinforce.images import jpeg
+from hf_reinforce.store.parquet import write_shard
+from hf_reinforce.targets.class_distribution import encode, top_k_targets
 
 CACHE = Path("outputs/benchmarks").absolute()
 BATCH, NUM_SAMPLES = 64, 16

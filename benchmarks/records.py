@@ -28,11 +28,11 @@ from hf_reinforce import (
     reinforce,
     schema,
 )
-from hf_reinforce.config import PixelContract, SourceRecord
-from hf_reinforce.ml_dr.records import logits_array
-from hf_reinforce.pixels import library_versions, reference_view
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.storage import shard_name, write_shard
+from hf_reinforce.importers.ml_dr.records import logits_array
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.store.config import PixelContract, SourceRecord
+from hf_reinforce.store.parquet import shard_name, write_shard
+from hf_reinforce.store.pixel_contract import library_versions, reference_view
 
 CLASSES, TOP_K = 1000, 10
 
@@ -159,6 +159,6 @@ def generate(
 ) -> None:
     """`reinforce` into a new folder, without the card and the picture, which take as long for any number of photos."""
     shutil.rmtree(folder, ignore_errors=True)
-    with patch("hf_reinforce.run.write_preview"), patch("hf_reinforce.run.write_dataset_card"):
+    with patch("hf_reinforce.generation.run.write_preview"), patch("hf_reinforce.generation.run.write_dataset_card"):
         options = {"num_samples": num_samples, "class_map": "identity", "device": device, **options}
         reinforce(photos, teacher, policy, folder, **options)

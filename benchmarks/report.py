@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import Row
 from hf_reinforce.evaluation import summary
-from hf_reinforce.jpeg import DECODER
+from hf_reinforce.images.jpeg import DECODER
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "timm", "transformers", "accelerate")
 

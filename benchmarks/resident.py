@@ -13,8 +13,8 @@ from benchmarks.measure import Row, Settings, interleave
 from benchmarks.photos import photos_key
 from benchmarks.records import generate, made_up_teacher
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
-from hf_reinforce.resident import ResidentImages
-from hf_reinforce.views import EpochSampler
+from hf_reinforce.replay.resident import ResidentImages
+from hf_reinforce.replay.views import EpochSampler
 
 SIDE, POLICY = 32, "small_randaug"
 

@@ -25,8 +25,8 @@ from benchmarks.records import made_up_teacher
 from benchmarks.report import machine
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_policy, load_reinforced
 from hf_reinforce import reinforce as reinforce_dataset
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.students import create_student
+from hf_reinforce.augmentations.policies import evaluation_policy
+from hf_reinforce.models.students import create_student
 
 OUTPUT, IMAGES, SIDE, BATCH_SIZE, WORKERS = Path("outputs/soak"), 512, 32, 32, 2
 MIB = 2**20

@@ -19,9 +19,9 @@ from benchmarks.measure import Measure, Row, Settings, in_own_process, interleav
 from benchmarks.photos import photos_key
 from benchmarks.records import both_formats
 from hf_reinforce import KDTrainingArguments, ReinforcementConfig, load_reinforced, schema
-from hf_reinforce.storage import shard_name, write_shard
-from hf_reinforce.streaming.loader import training_loader
-from hf_reinforce.views import EpochSampler
+from hf_reinforce.replay.streaming.loader import training_loader
+from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.store.parquet import shard_name, write_shard
 
 POLICY, SHARD_SIZE = "rrc", 256
 

@@ -12,7 +12,7 @@ from benchmarks.generation import random_teacher
 from benchmarks.measure import Measure, Row, Settings, interleave
 from benchmarks.records import both_formats
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_reinforced
-from hf_reinforce.students import create_student
+from hf_reinforce.models.students import create_student
 
 STUDENT, BATCH_SIZE, WARM_UP = "mobilenetv3_small_100", 64, 2
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 from hf_reinforce.version import __version__
 
 if TYPE_CHECKING:
-    from hf_reinforce.config import ReinforcementConfig
-    from hf_reinforce.dataset import ReinforcedDataset
-    from hf_reinforce.generation import reinforce
-    from hf_reinforce.hub import load_reinforced
-    from hf_reinforce.policies import AugmentationPolicy, load_policy
-    from hf_reinforce.publish import push_to_hub
-    from hf_reinforce.reinforcer import Reinforcer
-    from hf_reinforce.sources import ImageSource
-    from hf_reinforce.streaming.stream import ReinforcedStream
-    from hf_reinforce.teachers import Teacher, load_teacher
-    from hf_reinforce.trainer import KDTrainer
-    from hf_reinforce.training_arguments import KDTrainingArguments
-    from hf_reinforce.views import AugmentedDataset
+    from hf_reinforce.augmentations.policies import AugmentationPolicy, load_policy
+    from hf_reinforce.generation.reinforce import reinforce
+    from hf_reinforce.generation.reinforcer import Reinforcer
+    from hf_reinforce.hub.load import load_reinforced
+    from hf_reinforce.hub.publish import push_to_hub
+    from hf_reinforce.models.teachers import Teacher, load_teacher
+    from hf_reinforce.replay.dataset import ReinforcedDataset
+    from hf_reinforce.replay.streaming.stream import ReinforcedStream
+    from hf_reinforce.replay.views import AugmentedDataset
+    from hf_reinforce.sources.image_source import ImageSource
+    from hf_reinforce.store.config import ReinforcementConfig
+    from hf_reinforce.training.arguments import KDTrainingArguments
+    from hf_reinforce.training.trainer import KDTrainer
 
 __all__ = [
     "AugmentationPolicy",
@@ -43,21 +43,21 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AugmentationPolicy": "policies",
-    "AugmentedDataset": "views",
-    "ImageSource": "sources",
-    "KDTrainer": "trainer",
-    "KDTrainingArguments": "training_arguments",
-    "ReinforcedDataset": "dataset",
-    "ReinforcedStream": "streaming.stream",
-    "ReinforcementConfig": "config",
-    "Reinforcer": "reinforcer",
-    "Teacher": "teachers",
-    "load_policy": "policies",
-    "load_reinforced": "hub",
-    "load_teacher": "teachers",
-    "push_to_hub": "publish",
-    "reinforce": "generation",
+    "AugmentationPolicy": "augmentations.policies",
+    "AugmentedDataset": "replay.views",
+    "ImageSource": "sources.image_source",
+    "KDTrainer": "training.trainer",
+    "KDTrainingArguments": "training.arguments",
+    "ReinforcedDataset": "replay.dataset",
+    "ReinforcedStream": "replay.streaming.stream",
+    "ReinforcementConfig": "store.config",
+    "Reinforcer": "generation.reinforcer",
+    "Teacher": "models.teachers",
+    "load_policy": "augmentations.policies",
+    "load_reinforced": "hub.load",
+    "load_teacher": "models.teachers",
+    "push_to_hub": "hub.publish",
+    "reinforce": "generation.reinforce",
 }
 
 

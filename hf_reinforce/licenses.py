@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_reinforce.local import resolve
+from hf_reinforce.local_copies import resolve
 
 UNKNOWN, OTHER = "unknown", "other"
 

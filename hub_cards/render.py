@@ -23,7 +23,7 @@ from hf_reinforce.cards.markdown import code, hub_link
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.cards.statistics import Statistics
 from hf_reinforce.cards.tables import Configuration, Remarks
-from hf_reinforce.config import PixelContract, SourceRecord
+from hf_reinforce.store.config import PixelContract, SourceRecord
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"

@@ -144,7 +144,7 @@ def with_file(argv: list[str]) -> list[str]:
 
 
 def _flags_of_file(path: str) -> list[str]:
-    from hf_reinforce.documents import read_document
+    from hf_reinforce.augmentations.documents import read_document
 
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}.")

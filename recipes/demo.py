@@ -119,9 +119,9 @@ def train(architecture, method, splits, split, policy, epochs, seed, output, tea
     from transformers import set_seed
 
     from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments
+    from hf_reinforce.augmentations.policies import evaluation_policy
     from hf_reinforce.metrics import ClassificationMetrics
-    from hf_reinforce.policies import evaluation_policy
-    from hf_reinforce.students import create_student
+    from hf_reinforce.models.students import create_student
 
     set_seed(seed)
     folder = output / ("teacher" if split == "teacher" else f"students/{method}-{seed}")

@@ -100,7 +100,7 @@ def backbone(model):
 
 def rows_of(name, config, split, limit, folder, annotations, read):
     """Rows of a split, or of files that `read` turns into rows; None where neither is named."""
-    from hf_reinforce.hub import load_source
+    from hf_reinforce.hub.load import load_source
 
     if bool(folder) != bool(annotations):
         raise ValueError(f"Images and annotations are named together; found {folder or annotations!r} alone.")

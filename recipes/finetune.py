@@ -69,7 +69,7 @@ def read_flags(argv, classes):
     """The recipe's own flags, those of the data, and all others with the defaults of fine-tuning; and their values."""
     from transformers import HfArgumentParser
 
-    from hf_reinforce.hub import is_reinforced
+    from hf_reinforce.hub.load import is_reinforced
 
     parser, asked = flag_parser([*classes, *training_classes()]), given()
     argv = known_words(argv, parser)

@@ -41,9 +41,9 @@ def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
     say_unused(IMPORT, (args,), given())
     from hf_reinforce import load_policy
-    from hf_reinforce.hub import load_source
-    from hf_reinforce.ml_dr import import_ml_dr
-    from hf_reinforce.remote import dataset_commit
+    from hf_reinforce.hub.load import load_source
+    from hf_reinforce.hub.remote import dataset_commit
+    from hf_reinforce.importers.ml_dr import import_ml_dr
 
     revision = dataset_commit(args.source_name_or_path, args.source_revision)
     dataset = load_source(args.source_name_or_path, args.source_config_name, args.split, revision)
@@ -71,10 +71,10 @@ def read_id_map(args, dataset):
     if args.id_map is None:
         return None
     if args.id_map == "image_folder":
-        from hf_reinforce.ml_dr.images import image_folder_order
+        from hf_reinforce.importers.ml_dr.images import image_folder_order
 
         return image_folder_order(dataset, args.file_name_column_name, args.image_column_name, args.label_column_name)
-    from hf_reinforce.documents import read_document
+    from hf_reinforce.augmentations.documents import read_document
 
     if args.id_map.endswith(".npy"):
         import numpy as np

@@ -59,7 +59,7 @@ def main() -> None:
 def splits(args):
     """The images to fit on and to evaluate on; their classes must be the same."""
     from hf_reinforce import ImageSource
-    from hf_reinforce.hub import load_source
+    from hf_reinforce.hub.load import load_source
 
     sources = []
     for split, limit in ((args.train_split, args.max_train_samples), (args.eval_split, args.max_eval_samples)):
@@ -88,8 +88,8 @@ def probe(args, name, train, test):
     import torch
 
     from hf_reinforce import AugmentedDataset
-    from hf_reinforce.classifiers import named_member
-    from hf_reinforce.policies import evaluation_policy
+    from hf_reinforce.augmentations.policies import evaluation_policy
+    from hf_reinforce.models.networks import named_member
     from hf_reinforce.transfer.probe import STRENGTHS, extract_features, fit_probe
 
     member = named_member(name, args.model_checkpoint, args.model_revision, head=False)

@@ -53,9 +53,9 @@ def main() -> None:
     check_device(args.device)
     say_unused(REINFORCE, (args,), given())
     from hf_reinforce import load_policy, load_teacher, reinforce
-    from hf_reinforce.estimate import estimate
-    from hf_reinforce.hub import load_source
-    from hf_reinforce.remote import dataset_commit
+    from hf_reinforce.generation.estimate import estimate
+    from hf_reinforce.hub.load import load_source
+    from hf_reinforce.hub.remote import dataset_commit
 
     policy = load_policy(args.policy, args.image_size)
     revision = dataset_commit(args.dataset_name, args.dataset_revision)
@@ -108,9 +108,9 @@ def first_images(source, args):
     """
     from datasets import Dataset, Image
 
-    from hf_reinforce.hub import load_source, stream_source
+    from hf_reinforce.hub.load import load_source, stream_source
     from hf_reinforce.randomness import PARTNER_BLOCK
-    from hf_reinforce.sources import find_columns
+    from hf_reinforce.sources.image_source import find_columns
     from hf_reinforce.splits import count_rows, split_names
 
     name, config, split, revision = source

@@ -59,7 +59,7 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, or it lacks what a study has.
     """
-    from hf_reinforce.documents import read_document
+    from hf_reinforce.augmentations.documents import read_document
 
     if not path.is_file():
         raise ValueError(f"There is no file {path}; recipes/cifar100_plus/study.yaml is one.")

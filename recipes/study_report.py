@@ -31,7 +31,7 @@ class ReportArguments:
 def main() -> None:
     from study_pictures import draw, draw_calibration, draw_stages
 
-    from hf_reinforce.documents import read_document
+    from hf_reinforce.augmentations.documents import read_document
 
     (args,) = parse(__doc__, [ReportArguments])
     if bool(args.study) == bool(args.results):

@@ -26,8 +26,8 @@ def main() -> None:
     (args,) = parse(__doc__, [SubsetArguments])
     from sklearn.model_selection import StratifiedShuffleSplit
 
-    from hf_reinforce.hub import load_source
-    from hf_reinforce.sources import find_columns
+    from hf_reinforce.hub.load import load_source
+    from hf_reinforce.sources.image_source import find_columns
 
     folder = Path(args.output_dir)
     if not 0 < args.share < 1:

@@ -71,7 +71,7 @@ def main() -> None:
 
     from hf_reinforce import KDTrainer
     from hf_reinforce.cards.model_card import Evaluation, write_model_card
-    from hf_reinforce.students import create_student, student_preprocessing
+    from hf_reinforce.models.students import create_student, student_preprocessing
 
     set_seed(args.seed)
     commit = data_commit(data, args.output_dir)
@@ -146,7 +146,7 @@ def evaluation_name(data, train, commit=None):
 
 def data_commit(data, output_dir):
     """The commit of the training data: the one that the run began with, else the one that the revision names now."""
-    from hf_reinforce.remote import dataset_commit
+    from hf_reinforce.hub.remote import dataset_commit
 
     path = Path(output_dir) / "run.json"
     there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -175,7 +175,7 @@ def online_teacher(model_args, names):
 def training_data(data, replayed, seed, commit):
     """The training set: stored reinforcements, or fresh augmentations of the same policy."""
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
-    from hf_reinforce.hub import is_reinforced, load_source
+    from hf_reinforce.hub.load import is_reinforced, load_source
 
     if data.streaming and not replayed:
         raise ValueError("--streaming is for stored reinforcements; leave it out with --method plain and online.")
@@ -214,8 +214,8 @@ def training_data(data, replayed, seed, commit):
 def evaluation_data(data, train, names, num_labels, preprocessing, commit):
     """The evaluation set, None without `eval_split`; its classes must be the student's."""
     from hf_reinforce import AugmentedDataset, ImageSource
-    from hf_reinforce.hub import load_source
-    from hf_reinforce.policies import evaluation_policy
+    from hf_reinforce.augmentations.policies import evaluation_policy
+    from hf_reinforce.hub.load import load_source
 
     if data.eval_split is None:
         return None

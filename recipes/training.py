@@ -11,7 +11,7 @@ def train_and_evaluate(trainer, args) -> None:
 
     SIGTERM and SIGINT end it with a checkpoint, and exit codes 143 and 130.
     """
-    from hf_reinforce.resuming import is_finished, last_checkpoint, load_finished
+    from hf_reinforce.training.checkpoints import is_finished, last_checkpoint, load_finished
 
     # transformers turns do_eval on by itself where there is an eval_strategy
     if args.do_train or not args.do_eval or args.eval_strategy != "no":
@@ -36,7 +36,7 @@ def train_and_evaluate(trainer, args) -> None:
 
 def asked_checkpoint(args):
     """The folder of `--resume_from_checkpoint`; None for the last checkpoint, which must be there if it is True."""
-    from hf_reinforce.resuming import last_checkpoint
+    from hf_reinforce.training.checkpoints import last_checkpoint
 
     asked = args.resume_from_checkpoint
     if asked is None:
@@ -57,8 +57,8 @@ def asked_checkpoint(args):
 
 def train(trainer, checkpoint):
     """Trains and returns the metrics; ends the program if a signal asks for it."""
-    from hf_reinforce.resuming import StopTraining
     from hf_reinforce.stopping import StopSignals
+    from hf_reinforce.training.checkpoints import StopTraining
 
     with StopSignals() as signals:
         stop = StopTraining(signals)

@@ -52,7 +52,7 @@ def _default(field: Any) -> Any:
 
 def is_local(name: str | None) -> bool:
     """Whether a Hub id or folder is on this machine, where it has no revisions."""
-    from hf_reinforce.local import resolve
+    from hf_reinforce.local_copies import resolve
 
     return name is not None and Path(resolve(name)).exists()
 

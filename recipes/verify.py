@@ -46,9 +46,9 @@ def verify(args):
     from tqdm.auto import tqdm
 
     from hf_reinforce import Teacher, load_reinforced
-    from hf_reinforce.classifiers import named_member
-    from hf_reinforce.preprocessing import preprocessing_from
-    from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
+    from hf_reinforce.models.networks import named_member
+    from hf_reinforce.models.preprocessing import preprocessing_from
+    from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl
 
     dataset = load_reinforced(
         args.dataset_name,

@@ -254,9 +254,9 @@ def attempt(item, decoders):
     """What becomes of an item: `(height and width, or None; message)`; an AssertionError if the paths disagree."""
     import torch
 
-    from hf_reinforce import images, jpeg
-    from hf_reinforce.images import ImageError
-    from hf_reinforce.policies import named_policy
+    from hf_reinforce import images
+    from hf_reinforce.augmentations.policies import named_policy
+    from hf_reinforce.images import ImageError, jpeg
 
     def tried(function, *args):
         try:
@@ -296,7 +296,7 @@ def attempt(item, decoders):
 
 def find_decoders():
     """The decoders that are installed, by name."""
-    from hf_reinforce import jpeg
+    from hf_reinforce.images import jpeg
 
     found, named = {}, os.environ.get(jpeg.DECODER_VARIABLE)
     for name in reversed(jpeg.DECODERS):

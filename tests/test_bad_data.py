@@ -16,10 +16,10 @@ from datasets import Dataset, DatasetInfo, Features, Image
 from tiny import encode_image, tiny_image, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, images, load_reinforced, reinforce
-from hf_reinforce.dataset import WrongImageError
+from hf_reinforce.augmentations.policies import named_policy
+from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.images import ImageError
-from hf_reinforce.policies import named_policy
-from hf_reinforce.reinforcer import Reinforcer
+from hf_reinforce.replay.dataset import WrongImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
 SAMPLE = 330  # every kind once, and a hundred damaged files
@@ -176,10 +176,10 @@ def test_paths_that_lead_elsewhere_are_errors(tmp_path):
 def test_remote_files_are_read_to_a_limit_only(monkeypatch, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("zeros", bytes(2**22))
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2**21)
+    monkeypatch.setattr(images.encoded, "MAX_FILE_BYTES", 2**21)
     with pytest.raises(ImageError, match="it has more than"):
         images.read_encoded({"bytes": None, "path": f"zip://zeros::{tmp_path}/a.zip"})
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2**22)
+    monkeypatch.setattr(images.encoded, "MAX_FILE_BYTES", 2**22)
     assert len(images.read_encoded({"bytes": None, "path": f"zip://zeros::{tmp_path}/a.zip"})) == 2**22
 
 

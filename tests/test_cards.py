@@ -20,15 +20,15 @@ from recipe_modules import load_recipe
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
 from hf_reinforce.cards import commands, markdown
 from hf_reinforce.cards.dataset_card import describe, keep_metadata, render, write_dataset_card
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw
 from hf_reinforce.cards.statistics import BINS, Statistics, StoredTargets, Sums, batches, measure
 from hf_reinforce.cards.tables import Configuration, Remarks
-from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.generation import reinforce
+from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.licenses import is_hub_id, is_imagenet, read_license, recorded_name
-from hf_reinforce.policies import POLICY_NAMES, named_policy
+from hf_reinforce.store.config import ReinforcementConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -247,7 +247,7 @@ def test_a_preview_is_drawn_of_a_stream_and_without_labels(tmp_path):
 
 
 def test_draw_chosen_positions(folder, data, tmp_path):
-    from hf_reinforce.hub import load_reinforced
+    from hf_reinforce.hub.load import load_reinforced
 
     dataset = load_reinforced(str(folder), "randaug", source=data)
     draw(dataset, [5], tmp_path / "one.png")
@@ -258,7 +258,7 @@ def test_draw_chosen_positions(folder, data, tmp_path):
 
 
 def test_images_that_are_embedded_and_a_source_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.run.write_preview", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
     options = {**OPTIONS, "source_name": None}
     data = tiny_dataset(4)
     reinforce(data, tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, embed_images=True, **options)
@@ -458,7 +458,7 @@ def test_a_licence_that_cannot_be_read_is_none(name):
 
 
 def test_reinforce_records_licences(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.run.write_preview", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
     teacher = tiny_teacher()
@@ -585,7 +585,7 @@ def test_every_column_of_a_reinforcement_is_explained(card):
 def test_the_code_of_the_card_runs(folder, card, data, tmp_path, monkeypatch):
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(
-        "hf_reinforce.hub.load_source", lambda name, *arguments, **options: data_of(name, data, options)
+        "hf_reinforce.hub.load.load_source", lambda name, *arguments, **options: data_of(name, data, options)
     )
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", card.text, re.S):
@@ -622,7 +622,7 @@ def test_the_command_of_the_card_trains(card, data, folder, tmp_path, monkeypatc
     recipe = load_recipe("train_kd")
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(
-        "hf_reinforce.hub.load_source", lambda name, *arguments, **options: data_of(name, data, options)
+        "hf_reinforce.hub.load.load_source", lambda name, *arguments, **options: data_of(name, data, options)
     )
     words = [*words_of_the_command(card), "--max_steps", "1", "--use_cpu", "True", "--output_dir", tmp_path]
     words += ["--model_name_or_path", "test_resnet", "--dataset_config_name", "randaug"]

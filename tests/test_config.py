@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reinforce.config import (
+from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
+from hf_reinforce.store.config import (
     CONFIG_FILE,
     PixelContract,
     ReferenceView,
@@ -16,7 +17,6 @@ from hf_reinforce.config import (
     SkippedImage,
     SourceRecord,
 )
-from hf_reinforce.policies import POLICY_NAMES, named_policy
 
 counts, from_one = st.integers(0, 2**40), st.integers(1, 2**40)
 words = st.text(max_size=12)

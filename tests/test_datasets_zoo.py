@@ -31,7 +31,7 @@ from tiny import NAMES, encode_image, tiny_dataset, tiny_image
 
 from hf_reinforce import ReinforcementConfig
 from hf_reinforce.cards import preview
-from hf_reinforce.files import columns_of_paths
+from hf_reinforce.sources.files import columns_of_paths
 
 ROWS, C = 12, 5
 
@@ -274,7 +274,7 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    from hf_reinforce.students import create_student
+    from hf_reinforce.models.students import create_student
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
@@ -402,7 +402,7 @@ def test_unsigned_labels_are_counted_in_the_card(recipe, models, tmp_path):
 def test_texts_that_are_files_of_this_machine_anywhere_are_left_out(tmp_path):
     (tmp_path / "mask.png").write_bytes(b"")
     rows = Dataset.from_dict({"file": ["", str(tmp_path / "mask.png")], "web": ["/about", "/cats"]})
-    with patch("hf_reinforce.files._LOCAL", "^/never/"):  # as under a folder whose name says nothing
+    with patch("hf_reinforce.sources.files._LOCAL", "^/never/"):  # as under a folder whose name says nothing
         assert columns_of_paths(rows) == {"file": str(tmp_path / "mask.png")}
 
 
@@ -503,7 +503,7 @@ def test_read_instructions_are_parts_too(tmp_path, split, rows, recorded):
     from tiny import tiny_teacher
 
     from hf_reinforce import load_policy, load_reinforced, reinforce
-    from hf_reinforce.loading import load_source
+    from hf_reinforce.sources.loading import load_source
     from hf_reinforce.splits import count_rows, split_text
 
     source = str(tmp_path / "pets")
@@ -610,7 +610,7 @@ def test_one_split_is_meant(tmp_path):
     from tiny import tiny_teacher
 
     from hf_reinforce import ImageSource, KDTrainer, KDTrainingArguments, load_policy, load_reinforced, reinforce
-    from hf_reinforce.estimate import estimate
+    from hf_reinforce.generation.estimate import estimate
 
     splits, policy = DatasetDict(train=tiny_dataset(4), test=tiny_dataset(2)), load_policy("rrc", 16)
     streams = splits.to_iterable_dataset() if hasattr(splits, "to_iterable_dataset") else splits
@@ -661,7 +661,7 @@ def test_formats_are_dropped_with_a_word(tmp_path, caplog, how):
 
 
 def test_a_local_copy_may_call_its_configuration_otherwise(tmp_path, caplog):
-    from hf_reinforce.loading import load_source
+    from hf_reinforce.sources.loading import load_source
 
     (tmp_path / "copy" / "german").mkdir(parents=True)
     parquet(tiny_dataset(3), tmp_path / "copy" / "german")
@@ -679,7 +679,7 @@ def test_a_local_copy_may_call_its_configuration_otherwise(tmp_path, caplog):
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    from hf_reinforce import loading_errors
+    from hf_reinforce.sources import errors as loading_errors
 
     monkeypatch.setattr(loading_errors, "_CACHES", (tmp_path / "hf" / "datasets", tmp_path / "hf" / "hub"))
     for error in (
@@ -707,7 +707,7 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "pets").mkdir()
     parquet(tiny_dataset(3), tmp_path / "pets")
-    program = f"from hf_reinforce.loading import load_source; load_source({str(tmp_path / 'pets')!r})"
+    program = f"from hf_reinforce.sources.loading import load_source; load_source({str(tmp_path / 'pets')!r})"
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_DATASETS_CACHE", "HF_HUB_CACHE")}
     environment |= {"HF_HOME": str(tmp_path / "file" / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

@@ -29,11 +29,11 @@ from hf_reinforce import (
     load_teacher,
     reinforce,
 )
-from hf_reinforce.classifiers import Member
 from hf_reinforce.evaluation.class_maps import make_class_map
-from hf_reinforce.evaluation.imagenet import imagenet_classes, wordnet_ids
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.students import create_student
+from hf_reinforce.models.imagenet_classes import imagenet_classes, wordnet_ids
+from hf_reinforce.models.networks import Member
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.students import create_student
 
 CLASSES = NAMES[:5]
 ORDER = (3, 0, 4, 1, 2)
@@ -278,7 +278,7 @@ def test_stored_targets_and_their_verification(two, tmp_path, monkeypatch):
     networks, rows = two
     options = {"num_samples": 2, "top_k": 5, "num_workers": 1, "source_name": str(tmp_path / "data")}
     policy = load_policy("rrc", 32)
-    monkeypatch.setattr("hf_reinforce.run.write_preview", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
     monkeypatch.setattr("hf_reinforce.cards.dataset_card.draw_statistics", lambda *arguments: None)
     for name, members in (("one", networks[0]), ("both", networks)):
         reinforce(rows, load_teacher(members), policy, tmp_path / name, **options)

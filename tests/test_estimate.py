@@ -7,12 +7,12 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
 
-from hf_reinforce import estimate as module
 from hf_reinforce import reinforce
-from hf_reinforce import run as run_of_files
-from hf_reinforce.estimate import Estimate, estimate
+from hf_reinforce.augmentations.policies import named_policy
+from hf_reinforce.generation import estimate as module
+from hf_reinforce.generation import run as run_of_files
+from hf_reinforce.generation.estimate import Estimate, estimate
 from hf_reinforce.images import ImageError
-from hf_reinforce.policies import named_policy
 
 KNOWN = Estimate(
     policy="randaug",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_reinforce.evaluation.class_maps import load_table, make_class_map, tables
-from hf_reinforce.evaluation.imagenet import imagenet_classes, real_labels, wordnet_ids
+from hf_reinforce.models.imagenet_classes import imagenet_classes, real_labels, wordnet_ids
 
 IMAGENETTE = [
     "tench",

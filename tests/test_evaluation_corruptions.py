@@ -9,11 +9,11 @@ from tiny import tiny_dataset
 from torch.utils.data import DataLoader
 
 from hf_reinforce import ImageSource
+from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation import corruptions
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS, CorruptedDataset, corrupt
 from hf_reinforce.evaluation.results import Corruption
 from hf_reinforce.images import from_pil
-from hf_reinforce.policies import evaluation_policy
 
 pytest.importorskip("imagecorruptions", reason="needs the extra robustness")
 

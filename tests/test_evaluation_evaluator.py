@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
+from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation import evaluator
 from hf_reinforce.evaluation.evaluator import Settings, best_label, evaluate_task, sentence
 from hf_reinforce.evaluation.results import Corruption, DatasetResult, Evaluation, Predictions, ReliabilityDiagram
@@ -14,8 +15,7 @@ from hf_reinforce.evaluation.suites import Entry
 from hf_reinforce.evaluation.summary import corruption_summary, shape_bias, summarise
 from hf_reinforce.evaluation.tasks import open_task
 from hf_reinforce.metrics import ALEXNET_ERRORS, ClassificationMetrics
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.views import AugmentedDataset
+from hf_reinforce.replay.views import AugmentedDataset
 
 C, ROWS = 5, 11
 SETTINGS = Settings(batch_size=4, num_workers=0, progress=False)

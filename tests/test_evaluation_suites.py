@@ -21,7 +21,7 @@ C, ROWS = 5, 10
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
     """Images as Parquet in several forms, and a student of the five classes."""
-    from hf_reinforce.students import create_student
+    from hf_reinforce.models.students import create_student
 
     folder = tmp_path_factory.mktemp("suites")
     pets = tiny_dataset(ROWS, labels=C)

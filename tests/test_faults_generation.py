@@ -32,14 +32,14 @@ from recipe_modules import RECIPES, load_recipe
 from tiny import NAMES, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import images, load_policy, reinforce
-from hf_reinforce import run as run_of_files
 from hf_reinforce.cards import dataset_card
-from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.hub import load_source
+from hf_reinforce.generation import run as run_of_files
+from hf_reinforce.generation.reading import source_is_gone
+from hf_reinforce.hub.load import load_source
 from hf_reinforce.inspection import verify_shards
-from hf_reinforce.reading import source_is_gone
-from hf_reinforce.shards import check_shards, shard_files
-from hf_reinforce.storage import file_checksum
+from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.store.parquet import file_checksum
+from hf_reinforce.store.shards import check_shards, shard_files
 
 ROWS, SHARDS, CLASSES, SIZE, POLICY = 150, 3, 5, 32, "mixing_randaug"
 BEFORE, EACH = 7, 4  # changes of the folder before the first shard, and those that each shard makes
@@ -55,13 +55,15 @@ PRELOADED = (
 PATIENCE = 600  # seconds, for a machine that does other work as well
 WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree"}
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([*PRELOADED, "hf_reinforce", "hf_reinforce.hub", "hf_reinforce.estimate", "pytest"])
+FORKS.set_forkserver_preload(
+    [*PRELOADED, "hf_reinforce", "hf_reinforce.hub.load", "hf_reinforce.generation.estimate", "pytest"]
+)
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
     """A folder with images as Parquet and a teacher."""
-    from hf_reinforce.students import create_student
+    from hf_reinforce.models.students import create_student
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "pets").mkdir()

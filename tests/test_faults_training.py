@@ -28,11 +28,12 @@ from recipe_modules import RECIPES, load_recipe
 from tiny import NAMES, tiny_dataset
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_reinforce import KDTrainer, load_policy, load_teacher, reinforce, run
+from hf_reinforce import KDTrainer, load_policy, load_teacher, reinforce
 from hf_reinforce.cards import model_card  # noqa: F401  # the recipes import it, and here it is imported once
-from hf_reinforce.resuming import StopTraining, last_checkpoint
+from hf_reinforce.generation import run
+from hf_reinforce.models.students import create_student
 from hf_reinforce.stopping import StopSignals
-from hf_reinforce.students import create_student
+from hf_reinforce.training.checkpoints import StopTraining, last_checkpoint
 
 ROWS, C, SIZE, EPOCHS, BATCH = 40, 5, 32, 4, 8
 STEPS = EPOCHS * ROWS // BATCH

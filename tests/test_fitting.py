@@ -18,9 +18,9 @@ from hf_reinforce import (
     load_reinforced,
     reinforce,
 )
-from hf_reinforce.answers import logits_of, try_network
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.students import create_student
+from hf_reinforce.augmentations.policies import evaluation_policy
+from hf_reinforce.models.answers import logits_of, try_network
+from hf_reinforce.models.students import create_student
 
 C, SIZE = 5, 32
 

@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import NAMES
 
-from hf_reinforce.heads import class_dimensions
-from hf_reinforce.students import create_student, saved_weights
+from hf_reinforce.models.heads import class_dimensions
+from hf_reinforce.models.students import create_student, saved_weights
 
 C, SIZE = 5, 32
 OWN = NAMES[:C]
@@ -61,7 +61,7 @@ def logits(model, size):
 
 
 def said(caplog):
-    return [record.getMessage() for record in caplog.records if record.name.startswith("hf_reinforce.heads")]
+    return [record.getMessage() for record in caplog.records if record.name.startswith("hf_reinforce.models.heads")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,9 +10,9 @@ from tiny import NAMES, encode_image, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, load_policy, load_reinforced, push_to_hub, reinforce
 from hf_reinforce.cards import preview
-from hf_reinforce.config import CONFIG_FILE
-from hf_reinforce.hub import is_reinforced, load_source
-from hf_reinforce.local import resolve
+from hf_reinforce.hub.load import is_reinforced, load_source
+from hf_reinforce.local_copies import resolve
+from hf_reinforce.store.config import CONFIG_FILE
 
 ROWS, N = 12, 2
 

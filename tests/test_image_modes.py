@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from hf_reinforce.images import FORMATS, ImageError, _to_rgb, decode, from_pil, to_pil
+from hf_reinforce.images import FORMATS, ImageError, decode, from_pil, to_pil
+from hf_reinforce.images.encoded import _to_rgb
 
 RAMP = np.linspace(0, 255, 48 * 64).reshape(48, 64).round().astype(np.uint8)
 LOSSY = 40  # levels, mean of JPEG and the like on a picture of few colours

@@ -15,15 +15,16 @@ from PIL import Image
 from recipe_modules import load_recipe
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
-from hf_reinforce import run, schema
+from hf_reinforce import schema
 from hf_reinforce.augmentations import RandAugment
+from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.cards import dataset_card
-from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.generation import reinforce
+from hf_reinforce.generation import run
+from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.inspection import inspect_dataset, operations_table, pictures, report, summary_table
 from hf_reinforce.inspection.measure import duplicates, measure
-from hf_reinforce.policies import named_policy
+from hf_reinforce.store.config import ReinforcementConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ROWS, N, K, C = 40, 3, 3, 5

@@ -11,9 +11,10 @@ from datasets import Dataset, Image, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
 from torch.utils.data import DataLoader
 
-from hf_reinforce import ReinforcedDataset, joining, load_policy, load_reinforced, reinforce, schema
-from hf_reinforce.dataset import WrongImageError
-from hf_reinforce.joining import check_missing, positions_by_hash, source_positions
+from hf_reinforce import ReinforcedDataset, load_policy, load_reinforced, reinforce, schema
+from hf_reinforce.replay import joining
+from hf_reinforce.replay.dataset import WrongImageError
+from hf_reinforce.replay.joining import check_missing, positions_by_hash, source_positions
 
 ROWS = 100
 
@@ -142,7 +143,7 @@ def test_search_for_images_is_logged(photos, loaded, folder, caplog):
     dataset = pickle.loads(pickle.dumps(dataset))  # as a spawned worker gets it
     for row in unprobed(loaded):
         dataset[row]
-    (record,) = (record for record in caplog.records if record.name != "hf_reinforce.sources")
+    (record,) = (record for record in caplog.records if record.name != "hf_reinforce.sources.image_source")
     assert f"The image of row {unprobed(loaded)[0]} is not in its place" in record.getMessage()
 
 
@@ -180,7 +181,7 @@ def test_source_without_rows(photos, loaded):
 def test_missing_images_are_counted_in_one_warning(photos, folder, caplog):
     kept = [row for row in range(ROWS) if row not in (3, 17)]
     dataset = load_reinforced(str(folder), source=photos.select(kept), allow_missing=True)
-    (record,) = (record for record in caplog.records if record.name != "hf_reinforce.sources")
+    (record,) = (record for record in caplog.records if record.name != "hf_reinforce.sources.image_source")
     assert record.levelname == "WARNING" and len(dataset) == 98
     message = record.getMessage()
     assert message.startswith("Training on 98 of 100 images; 2 are missing: row 3 (hash ")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_reinforce import images, jpeg
-from hf_reinforce.images import ImageError
-from hf_reinforce.policies import named_policy
+from hf_reinforce import images
+from hf_reinforce.augmentations.policies import named_policy
+from hf_reinforce.images import ImageError, jpeg
 
 
 def find(name):

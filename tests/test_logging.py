@@ -21,7 +21,7 @@ def main():
     further = {further}
     (*_, values) = parse("Says things.", [] if further else [Flags], lambda: further)
     import datasets, huggingface_hub, tqdm.auto, transformers
-    for name in ("hf_reinforce.run", "elsewhere", "datasets.load", "transformers.trainer", "huggingface_hub.api"):
+    for name in ("hf_reinforce.anything", "elsewhere", "datasets.load", "transformers.trainer", "huggingface_hub.api"):
         for level in ("info", "warning"):
             getattr(logging.getLogger(name), level)("%s of %s", level, name)
     datasets.Dataset.from_dict({{"a": [1]}}).map(lambda row: row, desc="mapping")
@@ -31,7 +31,10 @@ def main():
 
 main()
 """
-PROJECT, LIBRARIES = "hf_reinforce.run", ("elsewhere", "datasets.load", "transformers.trainer", "huggingface_hub.api")
+PROJECT, LIBRARIES = (
+    "hf_reinforce.anything",
+    ("elsewhere", "datasets.load", "transformers.trainer", "huggingface_hub.api"),
+)
 
 
 def said(tmp_path, *flags, rank=0, world=1, further="[]"):

@@ -25,14 +25,14 @@ from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.v2 import functional as F
 
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
+from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
-from hf_reinforce.dataset import WrongImageError
-from hf_reinforce.ml_dr import import_ml_dr
-from hf_reinforce.ml_dr.config import policy_of
-from hf_reinforce.ml_dr.images import image_folder_order
-from hf_reinforce.ml_dr.unpickling import UnsafePickleError, read_members, safe_load
-from hf_reinforce.policies import named_policy
-from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
+from hf_reinforce.importers.ml_dr import import_ml_dr
+from hf_reinforce.importers.ml_dr.config import policy_of
+from hf_reinforce.importers.ml_dr.images import image_folder_order
+from hf_reinforce.importers.ml_dr.unpickling import UnsafePickleError, read_members, safe_load
+from hf_reinforce.replay.dataset import WrongImageError
+from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl
 
 SIZE, CLASSES, NUM_SAMPLES, TOP_K = 32, 5, 6, 3
 MAGNITUDES = [0.0, 0.09, 0.09, 4.35, 4.35, 9.0, 0.27, 0.27, 0.27, 0.27, 7.0, 178.5, 0.0, 0.0]
@@ -282,7 +282,7 @@ def quick_preview(monkeypatch, request):
     """Drawing takes seconds; a single test looks at the picture, the others only replay what would be drawn."""
     if "picture" not in request.node.name:
         monkeypatch.setattr(
-            "hf_reinforce.ml_dr.importer.draw",
+            "hf_reinforce.importers.ml_dr.importer.draw",
             lambda dataset, positions, path: [dataset.view(p, 0) for p in positions],
         )
 
@@ -380,7 +380,7 @@ def test_id_map_leads_to_the_rows_of_the_source(tmp_path):
 
 
 def test_the_order_of_the_archive_does_not_matter(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.ml_dr.shards.BUFFERED_RECORDS", 2 * NUM_SAMPLES)
+    monkeypatch.setattr("hf_reinforce.importers.ml_dr.shards.BUFFERED_RECORDS", 2 * NUM_SAMPLES)
     original = Original("mixing")
     members = original.members()
     for name, order in (("one", members), ("two", dict(sorted(members.items())))):
@@ -394,12 +394,12 @@ def test_the_order_of_the_archive_does_not_matter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stop", ["read", "write"])
 def test_an_interrupted_import_goes_on(stop, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.ml_dr.shards.BUFFERED_RECORDS", 3 * NUM_SAMPLES)
+    monkeypatch.setattr("hf_reinforce.importers.ml_dr.shards.BUFFERED_RECORDS", 3 * NUM_SAMPLES)
     original = Original("mixing")
     archives = [original.archive(tmp_path / "a.tar.gz"), original.archive(tmp_path / "b.tar")]
     import_ml_dr(archives, original.source, tmp_path / "whole", shard_size=3)
     calls, name = [], "safe_load" if stop == "read" else "write_shard"
-    module = importlib.import_module("hf_reinforce.ml_dr.shards")
+    module = importlib.import_module("hf_reinforce.importers.ml_dr.shards")
     real = getattr(module, name)
 
     def interrupted(*args):

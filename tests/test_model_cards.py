@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCard
 from tiny import TinyNet, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_reinforced, reinforce
+from hf_reinforce.augmentations.policies import evaluation_policy, named_policy
 from hf_reinforce.cards import model_card
 from hf_reinforce.cards.model_card import Evaluation, loaded_revision, shown_command, write_model_card
-from hf_reinforce.policies import evaluation_policy, named_policy
-from hf_reinforce.students import create_student
+from hf_reinforce.models.students import create_student
 
 ROWS, CLASSES, SIZE = 24, 5, 32
 EVALUATION = Evaluation("somebody/pets", "small", "test", "0" * 40)

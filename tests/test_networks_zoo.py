@@ -36,8 +36,8 @@ from transformers import (
 )
 
 from hf_reinforce import load_teacher
-from hf_reinforce.classifiers import named_member
-from hf_reinforce.preprocessing import Preprocessing
+from hf_reinforce.models.networks import named_member
+from hf_reinforce.models.preprocessing import Preprocessing
 
 CLASSES = NAMES[:5]
 SIZE = {"height": 32, "width": 32}

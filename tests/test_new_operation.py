@@ -16,7 +16,7 @@ from hf_reinforce import AugmentationPolicy, ReinforcementConfig, load_policy, l
 from hf_reinforce.augmentations import AUGMENTATIONS, ViewAugmentation
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.cards.preview import draw
-from hf_reinforce.generation import reinforce
+from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.inspection import inspect_dataset, operations_table
 
 ROWS, N = 12, 4

@@ -24,8 +24,14 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
 )
+from hf_reinforce.augmentations.policies import (
+    POLICY_NAMES,
+    AugmentationPolicy,
+    evaluation_policy,
+    load_policy,
+    named_policy,
+)
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
-from hf_reinforce.policies import POLICY_NAMES, AugmentationPolicy, evaluation_policy, load_policy, named_policy
 from hf_reinforce.schema import MAX_IMAGE_SIDE
 
 MIXING_NAMES = [name for name in POLICY_NAMES if "mixing" in name]

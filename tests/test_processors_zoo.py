@@ -26,14 +26,14 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_teacher
-from hf_reinforce.classifiers import named_member
+from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation.evaluator import Settings, evaluate_task
 from hf_reinforce.evaluation.suites import Entry
 from hf_reinforce.evaluation.tasks import open_task
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.preprocessing import UNKNOWN, Preprocessing, preprocessing_from, timm_preprocessing
-from hf_reinforce.processors import read_processor
-from hf_reinforce.students import create_student, image_processor, record_preprocessing, student_preprocessing
+from hf_reinforce.models.networks import named_member
+from hf_reinforce.models.preprocessing import UNKNOWN, Preprocessing, preprocessing_from, timm_preprocessing
+from hf_reinforce.models.processors import read_processor
+from hf_reinforce.models.students import create_student, image_processor, record_preprocessing, student_preprocessing
 
 CLASSES = NAMES[:5]
 REFUSED = {"donut-swin", "imagegpt", "siglip2"}  # 2560x1920 pixels, tokens, patches

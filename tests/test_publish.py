@@ -27,10 +27,11 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from test_ml_dr import Original
 from tiny import tiny_dataset, tiny_teacher
 
-from hf_reinforce import ReinforcementConfig, load_policy, publish, push_to_hub, reinforce
+from hf_reinforce import ReinforcementConfig, load_policy, push_to_hub, reinforce
 from hf_reinforce.cards.dataset_card import write_dataset_card
-from hf_reinforce.ml_dr import import_ml_dr
-from hf_reinforce.shards import check_source_rows
+from hf_reinforce.hub import publish
+from hf_reinforce.importers.ml_dr import import_ml_dr
+from hf_reinforce.store.shards import check_source_rows
 
 ROWS = 150  # three shards of 64 rows
 
@@ -102,7 +103,7 @@ def metadata(content):
 
 def push(folder, repo_id, group=100, **kwargs):
     """In the client: publishes without waits between the tries, so many files in a commit."""
-    from hf_reinforce import publish
+    from hf_reinforce.hub import publish
 
     with mock.patch.object(publish, "_FILES_PER_COMMIT", group), mock.patch("time.sleep"):
         return publish.push_to_hub(folder, repo_id, **kwargs)
@@ -742,7 +743,7 @@ def digest_of(pixels):
 
 
 def test_an_import_that_leaves_images_out_is_published_and_streamed(hub, client, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.ml_dr.importer.draw", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.importers.ml_dr.importer.draw", lambda *arguments: None)
     original = Original("randaug")  # eight images
     photos = io.BytesIO()
     original.source.to_parquet(photos)
@@ -787,7 +788,7 @@ def test_an_estimate_reads_a_few_images(hub, client, photos, tmp_path, recorded)
 
 def commits_of(*names_and_revisions):
     """In the client."""
-    from hf_reinforce.remote import dataset_commit
+    from hf_reinforce.hub.remote import dataset_commit
 
     return [dataset_commit(*item) for item in names_and_revisions]
 

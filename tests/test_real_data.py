@@ -8,16 +8,9 @@ import torch
 from datasets import load_dataset
 from test_jpeg import FAST, FOUND, pillow
 
-from hf_reinforce import (
-    ReinforcedDataset,
-    ReinforcementConfig,
-    images,
-    jpeg,
-    load_policy,
-    load_teacher,
-    reinforce,
-)
-from hf_reinforce.targets import KL_BOUND, Targets, rounding_kl
+from hf_reinforce import ReinforcedDataset, ReinforcementConfig, images, load_policy, load_teacher, reinforce
+from hf_reinforce.images import jpeg
+from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PHOTOS = SHARED / "data" / "imagenet1k_samples256"

@@ -8,7 +8,7 @@ from recipe_modules import load_recipe
 from transformers import HfArgumentParser
 
 from hf_reinforce import AugmentationPolicy, KDTrainingArguments, load_policy
-from hf_reinforce.policies import POLICY_NAMES
+from hf_reinforce.augmentations.policies import POLICY_NAMES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")

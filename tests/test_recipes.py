@@ -100,7 +100,7 @@ def listed(value):
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
     """A folder with images as Parquet, two splits, and a teacher: a timm student as transformers saves it."""
-    from hf_reinforce.students import create_student
+    from hf_reinforce.models.students import create_student
 
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "pets").mkdir()

@@ -20,7 +20,7 @@ from tiny import NAMES, reinforced_rows, tiny_dataset
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_reinforce import load_policy, load_teacher
-from hf_reinforce.students import create_student, saved_weights
+from hf_reinforce.models.students import create_student, saved_weights
 
 C, SIZE = 5, 32
 LFS = (

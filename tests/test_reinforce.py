@@ -17,16 +17,16 @@ from PIL import Image as PILImage
 from tiny import NAMES, TinyNet, encode_image, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import images, schema
-from hf_reinforce import run as run_of_files
+from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
 from hf_reinforce.cards import dataset_card
-from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.generation import reinforce
-from hf_reinforce.hub import load_reinforced
+from hf_reinforce.generation import run as run_of_files
+from hf_reinforce.generation.reinforce import reinforce
+from hf_reinforce.generation.reinforcer import Reinforcer
+from hf_reinforce.hub.load import load_reinforced
 from hf_reinforce.images import ImageError
-from hf_reinforce.policies import POLICY_NAMES, named_policy
 from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.reinforcer import Reinforcer
-from hf_reinforce.targets import KL_BOUND, Targets, encode, rounding_kl, top_k_targets
+from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, encode, rounding_kl, top_k_targets
 
 ROWS, SHARDS, CLASSES, TOP_K = 150, 3, 5, 3
 IMAGE = Image(decode=False)

@@ -83,7 +83,7 @@ def loaded(name, *args, **kwargs):
 
 def asked(*args, **kwargs):
     """In the client: whether it is a reinforced data set."""
-    from hf_reinforce.hub import is_reinforced
+    from hf_reinforce.hub.load import is_reinforced
 
     return is_reinforced(*args, **kwargs)
 
@@ -190,7 +190,8 @@ def log_of_loading(name):
     """In the client."""
     import logging
 
-    from hf_reinforce import hub, load_reinforced
+    from hf_reinforce import load_reinforced
+    from hf_reinforce.hub import load as hub
 
     with mock.patch.object(hub, "logger", mock.Mock(spec=logging.Logger)) as logger:
         load_reinforced(name)

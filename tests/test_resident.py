@@ -20,9 +20,9 @@ from hf_reinforce import (
 )
 from hf_reinforce.augmentations import batched
 from hf_reinforce.images import ImageError
-from hf_reinforce.pixels import PixelMismatchError
-from hf_reinforce.resident import ResidentImages
-from hf_reinforce.views import EpochSampler
+from hf_reinforce.replay.resident import ResidentImages
+from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.store.pixel_contract import PixelMismatchError
 
 ROWS, N, C, SIZE = 70, 3, 5, 16
 POLICIES = ("small_crop", "small_randaug", "small_mixing_randaug")

@@ -14,9 +14,9 @@ from recipe_modules import RECIPES, load_recipe
 from safetensors.torch import load_file
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
-import hf_reinforce.run
+import hf_reinforce.generation.run
 from hf_reinforce import KDTrainer, KDTrainingArguments, load_policy, load_reinforced, reinforce
-from hf_reinforce.students import create_student
+from hf_reinforce.models.students import create_student
 
 ROWS, CLASSES, SIZE = 320, 5, 32
 POLICIES = ("randaug", "mixing")
@@ -72,8 +72,8 @@ def reinforced(pets, tmp_path_factory):
         return done[policy, world]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_reinforce.run, "write_preview", lambda *arguments: None)
-        patch.setattr(hf_reinforce.run, "write_dataset_card", lambda *arguments: None)
+        patch.setattr(hf_reinforce.generation.run, "write_preview", lambda *arguments: None)
+        patch.setattr(hf_reinforce.generation.run, "write_dataset_card", lambda *arguments: None)
         yield find
 
 

@@ -3,8 +3,8 @@ from datasets import ClassLabel, Features, List, Value
 from torchvision.transforms import RandAugment
 
 from hf_reinforce import schema
+from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
-from hf_reinforce.policies import POLICY_NAMES, named_policy
 
 SOURCE = {"label": ClassLabel(names=["cat", "dog"]), "file_name": Value("string")}
 

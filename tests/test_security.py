@@ -13,13 +13,13 @@ from test_config import example
 from tiny import encode_image, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import KDTrainer, KDTrainingArguments, ReinforcementConfig, images, load_reinforced, reinforce
+from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.cards import markdown
 from hf_reinforce.cards.model_card import shown_command
-from hf_reinforce.class_words import class_words, printable
 from hf_reinforce.evaluation.class_maps import make_class_map
 from hf_reinforce.images import ImageError
-from hf_reinforce.policies import named_policy
-from hf_reinforce.students import create_student
+from hf_reinforce.models.class_words import class_words, printable
+from hf_reinforce.models.students import create_student
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "hf_reinforce").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")])
@@ -29,7 +29,7 @@ MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "mars
 NAMES = {"eval", "exec", "compile", "__import__"}
 CALLS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen", "pandas.read_pickle"}
 ALLOWED = {
-    ("hf_reinforce/ml_dr/unpickling.py", "pickle"): "an unpickler that builds numbers and containers only",
+    ("hf_reinforce/importers/ml_dr/unpickling.py", "pickle"): "an unpickler that builds numbers and containers only",
 }
 
 

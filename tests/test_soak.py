@@ -13,10 +13,11 @@ from tiny import tiny_dataset, tiny_teacher
 from torch.utils.data import BatchSampler
 
 from benchmarks import soak
-from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, reinforce, run
+from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, reinforce
+from hf_reinforce.generation import run
 from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.streaming.partition import Consumer, epoch_blocks, row_blocks
-from hf_reinforce.views import EpochSampler
+from hf_reinforce.replay.streaming.partition import Consumer, epoch_blocks, row_blocks
+from hf_reinforce.replay.views import EpochSampler
 
 IMAGES, COUNTED = 32, ("handles", "threads", "processes")
 

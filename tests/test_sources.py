@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_da
 from datasets.arrow_writer import ArrowWriter
 
 from hf_reinforce.images import ImageError
-from hf_reinforce.sources import ImageSource, find_columns
+from hf_reinforce.sources.image_source import ImageSource, find_columns
 
 COARSE_AND_FINE = Features(
     {"img": Image(), "fine_label": ClassLabel(names=["a", "b"]), "coarse_label": ClassLabel(names=["c"])}

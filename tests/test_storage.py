@@ -14,10 +14,11 @@ import pytest
 from datasets import Array2D, ClassLabel, Dataset, Features, Image, List, Sequence, Value, concatenate_datasets
 from tiny import tiny_dataset, tiny_teacher
 
-from hf_reinforce import schema, storage
-from hf_reinforce.policies import POLICY_NAMES, named_policy
-from hf_reinforce.reinforcer import Reinforcer
-from hf_reinforce.storage import ColumnReader, append_reinforcements, explained_writes, shard_name, write_shard
+from hf_reinforce import schema
+from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
+from hf_reinforce.generation.reinforcer import Reinforcer
+from hf_reinforce.store import parquet as storage
+from hf_reinforce.store.parquet import ColumnReader, append_reinforcements, explained_writes, shard_name, write_shard
 
 
 def reinforced(policy="mixing_randaug", rows=10, first_sample=0, num_samples=3, **options):

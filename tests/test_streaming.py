@@ -21,21 +21,14 @@ from PIL import Image as PIL
 from tiny import encode_image, tiny_dataset, tiny_teacher
 from torch.utils.data import DataLoader
 
-from hf_reinforce import (
-    KDTrainer,
-    KDTrainingArguments,
-    ReinforcementConfig,
-    load_policy,
-    load_reinforced,
-    reinforce,
-)
+from hf_reinforce import KDTrainer, KDTrainingArguments, ReinforcementConfig, load_policy, load_reinforced, reinforce
 from hf_reinforce.cards import preview
-from hf_reinforce.dataset import WrongImageError
 from hf_reinforce.images import decode
-from hf_reinforce.pixels import PixelMismatchError
-from hf_reinforce.streaming.loader import BatchNumbers, StreamBatches
-from hf_reinforce.streaming.partition import Consumer, epoch_blocks, row_blocks, windows
-from hf_reinforce.streaming.rows import ParquetRows
+from hf_reinforce.replay.dataset import WrongImageError
+from hf_reinforce.replay.streaming.loader import BatchNumbers, StreamBatches
+from hf_reinforce.replay.streaming.partition import Consumer, epoch_blocks, row_blocks, windows
+from hf_reinforce.sources.rows import ParquetRows
+from hf_reinforce.store.pixel_contract import PixelMismatchError
 
 ROWS, N, SHARD = 200, 3, 64  # four shards, the last one of 8 rows
 BROKEN = (5, 64, 65)
@@ -539,7 +532,7 @@ def test_missing_images(policy, form, stored, photos, caplog):
 
 
 def test_other_pixels(stored, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.dataset.view_checksum", lambda view: "0" * 16)
+    monkeypatch.setattr("hf_reinforce.replay.dataset.view_checksum", lambda view: "0" * 16)
     with pytest.raises(PixelMismatchError):
         load_reinforced(stored(), streaming=True)
     assert len(load_reinforced(stored(), streaming=True, accept_pixel_mismatch=True)) == ROWS

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_policy, load_teacher
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.students import WHOLE_IMAGE_SIZE, create_student, student_preprocessing
+from hf_reinforce.augmentations.policies import evaluation_policy
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.students import WHOLE_IMAGE_SIZE, create_student, student_preprocessing
 
 NAMES = ("ant", "bee", "cat")
 OTHERS = ("dog", "eel", "fox", "gnu")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hf_reinforce.targets import (
+from hf_reinforce.targets.class_distribution import (
     CODEBOOK_EXPONENT,
     CODEBOOK_LEVELS,
     KL_BOUND,

@@ -24,10 +24,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_reinforce.cifar_networks import CIFAR_MEAN, CIFAR_STD
-from hf_reinforce.classifiers import TEACHER_KINDS, Member, weight_hash
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.teachers import Teacher, load_teacher
+from hf_reinforce.models.cifar_networks import CIFAR_MEAN, CIFAR_STD
+from hf_reinforce.models.networks import TEACHER_KINDS, Member, weight_hash
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.teachers import Teacher, load_teacher
 
 CLASSES = NAMES[:5]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

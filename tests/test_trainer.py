@@ -27,16 +27,16 @@ from hf_reinforce import (
     load_policy,
     load_teacher,
 )
-from hf_reinforce.dataset import batch_targets
-from hf_reinforce.ema import EMA_FILE
+from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.metrics import ClassificationMetrics
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.resuming import resumable
-from hf_reinforce.schedules import TimmSchedule
-from hf_reinforce.students import create_student
-from hf_reinforce.targets import densify
-from hf_reinforce.views import EpochSampler
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.students import create_student
+from hf_reinforce.replay.dataset import batch_targets
+from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.targets.class_distribution import densify
+from hf_reinforce.training.checkpoints import resumable
+from hf_reinforce.training.ema import EMA_FILE
+from hf_reinforce.training.schedules import TimmSchedule
 
 ROWS, N, C, SIZE, BATCH = 24, 2, 5, 16, 4
 STEPS = ROWS // BATCH
@@ -773,7 +773,7 @@ def test_hard_label_weight_without_labels(trainer_of):
 
 def test_seconds_of_training_go_on_where_a_run_is_resumed(replay, trainer_of, tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 5))
-    monkeypatch.setattr("hf_reinforce.resuming.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("hf_reinforce.training.checkpoints.time.monotonic", lambda: float(next(clock)))
     options = {"save_strategy": "steps", "save_steps": 4, "logging_strategy": "steps", "logging_steps": 2}
     trainer_of(Student(), replay(MIXED), **options).train()
     resumed = trainer_of(Student(), replay(MIXED), **{**options, "output_dir": str(tmp_path / "again")})

@@ -10,7 +10,7 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from hf_reinforce.students import create_student, saved_weights
+from hf_reinforce.models.students import create_student, saved_weights
 from hf_reinforce.transfer.backbones import Backbone, freeze_batch_norm, load_backbone, spec_from
 from hf_reinforce.transfer.extras import MissingPackageError, optional
 

@@ -11,9 +11,9 @@ from sklearn.datasets import make_blobs
 from tiny import tiny_dataset
 
 from hf_reinforce import AugmentedDataset, ImageSource
-from hf_reinforce.classifiers import named_member
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.students import create_student, saved_weights
+from hf_reinforce.augmentations.policies import evaluation_policy
+from hf_reinforce.models.networks import named_member
+from hf_reinforce.models.students import create_student, saved_weights
 from hf_reinforce.transfer.probe import extract_features, fit_probe
 
 

@@ -13,10 +13,10 @@ from tiny import tiny_dataset
 from torch import nn
 
 from hf_reinforce import AugmentedDataset, ImageSource
-from hf_reinforce.classifiers import Member, named_member
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.students import create_student
+from hf_reinforce.augmentations.policies import evaluation_policy
+from hf_reinforce.models.networks import Member, named_member
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.students import create_student
 from hf_reinforce.transfer.probe import PooledFeatures, extract_features
 
 # What a probe may get wrong: heads with layers before the last one, two heads, norms after pooling.

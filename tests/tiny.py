@@ -13,8 +13,8 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from hf_reinforce import AugmentationPolicy, ReinforcementConfig, reinforce
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.teachers import Teacher, load_teacher
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.teachers import Teacher, load_teacher
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.35)
@@ -93,6 +93,6 @@ def reinforced_rows(
     source: Dataset, teacher: Teacher, policy: AugmentationPolicy, folder: Path, **options: Any
 ) -> tuple[Dataset, ReinforcementConfig]:
     """Reinforces into a folder, without pictures: the rows and the configuration that `ReinforcedDataset` takes."""
-    with patch("hf_reinforce.run.write_preview"), patch("hf_reinforce.cards.dataset_card.draw_statistics"):
+    with patch("hf_reinforce.generation.run.write_preview"), patch("hf_reinforce.cards.dataset_card.draw_statistics"):
         path = reinforce(source, teacher, policy, folder, num_workers=1, **options)
     return load_dataset(str(folder), policy.name, split="train"), ReinforcementConfig.load(path)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hf_reinforce.cards.markdown import shell_word
-from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.store.config import ReinforcementConfig
 
 INSTALL = (
     "There is no release on a package index yet. Get a copy of its repository, which also has the recipes, and run "

@@ -12,10 +12,10 @@ from hf_reinforce.cards import commands, markdown, tables
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
 from hf_reinforce.cards.statistics import measure
 from hf_reinforce.cards.tables import Configuration, Remarks
-from hf_reinforce.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
-from hf_reinforce.shards import shard_files
-from hf_reinforce.storage import whole_file
+from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.store.parquet import whole_file
+from hf_reinforce.store.shards import shard_files
 
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")

@@ -11,10 +11,10 @@ from datasets import Dataset, IterableDataset
 
 from hf_reinforce.augmentations import Crop
 from hf_reinforce.cards.statistics import BINS, Statistics, largest_entropy
-from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.dataset import ReinforcedDataset
 from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.storage import whole_file
+from hf_reinforce.replay.dataset import ReinforcedDataset
+from hf_reinforce.store.config import ReinforcementConfig
+from hf_reinforce.store.parquet import whole_file
 
 PREVIEW_FILE = "preview.png"
 STATISTICS_FILE = "statistics.png"

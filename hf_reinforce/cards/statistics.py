@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hf_reinforce import schema
 from hf_reinforce.augmentations.base import Mask
-from hf_reinforce.config import ReinforcementConfig
-from hf_reinforce.shards import open_shard
+from hf_reinforce.store.config import ReinforcementConfig
+from hf_reinforce.store.shards import open_shard
 
 BINS = 20
 _MAX_TARGETS = 2**18

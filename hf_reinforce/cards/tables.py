@@ -7,8 +7,8 @@ from typing import Any
 
 from hf_reinforce.cards.markdown import code, hub_link, table, text
 from hf_reinforce.cards.statistics import Statistics
-from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet
+from hf_reinforce.store.config import ReinforcementConfig
 
 UNMEASURED = "not measured yet"
 _FEW_IMAGES = 20  # a class with fewer measured images says little about itself

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_reinforce.class_matching import ModelClasses
-from hf_reinforce.class_words import some
-from hf_reinforce.documents import read_document, shortened
-from hf_reinforce.evaluation.imagenet import plain
+from hf_reinforce.augmentations.documents import read_document, shortened
+from hf_reinforce.models.class_matching import ModelClasses
+from hf_reinforce.models.class_words import some
+from hf_reinforce.models.imagenet_classes import plain
 
 TABLES = Path(__file__).parent / "class_tables"
 SCORINGS = ("restricted", "full")

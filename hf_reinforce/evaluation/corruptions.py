@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.evaluation.results import Corruption
-from hf_reinforce.policies import AugmentationPolicy
 from hf_reinforce.randomness import hash_uniform
-from hf_reinforce.sources import ImageSource
-from hf_reinforce.views import AugmentedDataset
+from hf_reinforce.replay.views import AugmentedDataset
+from hf_reinforce.sources.image_source import ImageSource
 
 CORRUPTIONS = (
     "gaussian_noise",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation.corruptions import CorruptedDataset
 from hf_reinforce.evaluation.framing import as_evaluated, framing
 from hf_reinforce.evaluation.results import ERRORS_FOLDER, DatasetResult, Evaluation, Predictions
@@ -29,9 +30,8 @@ from hf_reinforce.evaluation.summary import (
 )
 from hf_reinforce.evaluation.tasks import Task, open_tasks
 from hf_reinforce.metrics import ClassificationMetrics
-from hf_reinforce.policies import evaluation_policy
-from hf_reinforce.teachers import Teacher
-from hf_reinforce.views import AugmentedDataset
+from hf_reinforce.models.teachers import Teacher
+from hf_reinforce.replay.views import AugmentedDataset
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from hf_reinforce.classifiers import Member
-from hf_reinforce.preprocessing import timm_preprocessing
-from hf_reinforce.teachers import Teacher
+from hf_reinforce.models.networks import Member
+from hf_reinforce.models.preprocessing import timm_preprocessing
+from hf_reinforce.models.teachers import Teacher
 
 
 def as_evaluated(model: Teacher, image_size: int | None = None) -> Teacher:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hf_reinforce.cards import markdown
-from hf_reinforce.class_words import class_words
 from hf_reinforce.evaluation import pictures
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
+from hf_reinforce.models.class_words import class_words
 
 REPORT_FILE = "report.md"
 RELIABILITY, CORRUPTIONS, CONFUSIONS = "reliability.png", "corruptions.png", "confusions.png"

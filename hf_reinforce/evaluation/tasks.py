@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from hf_reinforce.evaluation.class_maps import ClassMap, make_class_map
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS
-from hf_reinforce.evaluation.imagenet import real_labels
 from hf_reinforce.evaluation.results import Corruption
 from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
-from hf_reinforce.loading import load_source
-from hf_reinforce.local import resolve
-from hf_reinforce.remote import dataset_commit
-from hf_reinforce.sources import ImageSource, find_columns
+from hf_reinforce.hub.remote import dataset_commit
+from hf_reinforce.local_copies import resolve
+from hf_reinforce.models.imagenet_classes import real_labels
+from hf_reinforce.sources.image_source import ImageSource, find_columns
+from hf_reinforce.sources.loading import load_source
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def open_rows(
 ) -> tuple[Dataset, str | None]:
     """A split of a data set, and the commit of the Hub that it is of; None for a folder.
 
-    Arguments and errors as `hf_reinforce.loading.load_source`.
+    Arguments and errors as `hf_reinforce.sources.loading.load_source`.
     """
     commit = None if Path(resolve(name)).exists() else dataset_commit(name, revision)
     try:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from hf_reinforce.repository import Repository
-from hf_reinforce.storage import file_checksum
+from hf_reinforce.hub.repository import Repository
+from hf_reinforce.store.parquet import file_checksum
 
 
 def verify_shards(

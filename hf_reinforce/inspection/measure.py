@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from hf_reinforce import schema
 from hf_reinforce.augmentations.base import Mask, valid
 from hf_reinforce.cards.statistics import StoredTargets, Sums, batches, num_rows
-from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.store.config import ReinforcementConfig
 
 _EXAMPLES = 100
 

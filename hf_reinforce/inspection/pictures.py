@@ -8,12 +8,12 @@ from datasets import Image
 from torch import Tensor
 
 from hf_reinforce import images
-from hf_reinforce.config import ReinforcementConfig
 from hf_reinforce.images import ImageError
 from hf_reinforce.inspection.measure import Disagreement
-from hf_reinforce.loading import load_source, stream_source
+from hf_reinforce.sources.loading import load_source, stream_source
+from hf_reinforce.sources.rows import DatasetRows, ParquetRows, Rows
 from hf_reinforce.splits import is_part
-from hf_reinforce.streaming.rows import DatasetRows, ParquetRows, Rows
+from hf_reinforce.store.config import ReinforcementConfig
 
 OPERATIONS_FILE = "operations.png"
 DISAGREEMENTS_FILE = "disagreements.png"

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_reinforce.cards.markdown import text
-from hf_reinforce.class_words import class_words
-from hf_reinforce.config import ReinforcementConfig
+from hf_reinforce.hub.repository import Repository
 from hf_reinforce.inspection.measure import Disagreement, measure
 from hf_reinforce.inspection.pictures import (
     DISAGREEMENTS_FILE,
@@ -17,8 +16,9 @@ from hf_reinforce.inspection.pictures import (
     draw_operations,
     read_images,
 )
-from hf_reinforce.repository import Repository
-from hf_reinforce.storage import whole_file
+from hf_reinforce.models.class_words import class_words
+from hf_reinforce.store.config import ReinforcementConfig
+from hf_reinforce.store.parquet import whole_file
 
 JSON_FILE = "inspection.json"
 MARKDOWN_FILE = "inspection.md"

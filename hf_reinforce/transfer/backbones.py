@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_reinforce.classifiers import Member, named_member
-from hf_reinforce.local import resolve
-from hf_reinforce.preprocessing import Preprocessing
-from hf_reinforce.processors import processor_preprocessing
-from hf_reinforce.students import student_preprocessing
+from hf_reinforce.local_copies import resolve
+from hf_reinforce.models.networks import Member, named_member
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.processors import processor_preprocessing
+from hf_reinforce.models.students import student_preprocessing
 
 FINEST_STRIDE = 4
 """Maps at smaller strides are left out: neither FPN nor the heads use them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image, remove_small_boxes
 
 from hf_reinforce import images
-from hf_reinforce.sources import find_columns
+from hf_reinforce.sources.image_source import find_columns
 from hf_reinforce.transfer.coco import segmentation_mask
 from hf_reinforce.transfer.positions import generator_of
 

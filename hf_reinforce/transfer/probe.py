@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_reinforce.classifiers import Member
 from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.models.networks import Member
+from hf_reinforce.replay.views import AugmentedDataset
 from hf_reinforce.transfer.extras import optional
-from hf_reinforce.views import AugmentedDataset
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the L2 penalty that are tried, on standardised features."""

@@ -13,7 +13,7 @@ from torchvision.models.segmentation import FCN, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
-from hf_reinforce.preprocessing import normalize
+from hf_reinforce.models.preprocessing import normalize
 from hf_reinforce.transfer.backbones import Backbone, spec_from
 from hf_reinforce.transfer.masks import IGNORE
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_reinforce.resuming import resumable
+from hf_reinforce.training.checkpoints import resumable
 from hf_reinforce.transfer.positions import PositionSampler
 
 

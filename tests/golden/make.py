@@ -24,7 +24,7 @@ def source():
 
 def contents(dataset):
     """Everything a student is given of each reinforcement: checksum of the view, parameters, target."""
-    from hf_reinforce.pixels import view_checksum
+    from hf_reinforce.store.pixel_contract import view_checksum
 
     return [
         {"view": view_checksum(dataset.view(row, slot)), "params": dataset.params(row, slot)}

@@ -1,0 +1,299 @@
+"""Augmentation policies: ordered operations that make a view of an image, and mix views.
+
+The named policies follow the paper (Faghri et al., ICCV 2023). Parameters of a view are sampled once, stored, and
+applied again as often as wanted; `AugmentationPolicy.apply` is the code that both generation and replay run.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hf_reinforce import images, schema
+from hf_reinforce.augmentations import (
+    CutMix,
+    HorizontalFlip,
+    MixAugmentation,
+    MixUp,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+    ViewAugmentation,
+    evaluation_operations,
+)
+from hf_reinforce.augmentations.documents import read_document, read_operation, shortened
+from hf_reinforce.images import ImageError
+from hf_reinforce.randomness import params_generator
+
+_STAGES = ("resize", "crop", "image", "mix")
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class AugmentationPolicy:
+    """Ordered operations: an optional resize, one crop, operations on the view, operations that mix two views.
+
+    Args:
+        name: name of the policy, and of the Hub configuration that it makes.
+        operations: the operations in the order of their application.
+
+    Raises:
+        ValueError: if the order is another one, there isn't exactly one crop, or two operations share a field.
+    """
+
+    name: str
+    operations: tuple[ViewAugmentation | MixAugmentation, ...]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or len(self.name) > _LONGEST_NAME:
+            raise ValueError(
+                f"A policy's name makes a folder: at most {_LONGEST_NAME} letters, digits, '_', '-' and '.', not "
+                f"{shortened(self.name)}."
+            )
+        stages = [_STAGES.index(operation.stage) for operation in self.operations]
+        names = [operation.name for operation in self.operations]
+        if stages != sorted(stages) or stages.count(_STAGES.index("crop")) != 1 or stages.count(0) > 1:
+            raise ValueError(
+                f"Policy {self.name!r} must be at most one resize, exactly one crop, operations on the view and then "
+                f"mixing operations, in this order; found {names}."
+            )
+        stored = [operation.field for operation in self.operations if operation.field is not None]
+        if len(set(names)) != len(names) or len(set(stored)) != len(stored):
+            raise ValueError(f"Policy {self.name!r} has two operations that store the same field: {names}.")
+
+    @cached_property
+    def view_operations(self) -> tuple[ViewAugmentation, ...]:
+        return tuple(op for op in self.operations if isinstance(op, ViewAugmentation))
+
+    @cached_property
+    def mix_operations(self) -> tuple[MixAugmentation, ...]:
+        return tuple(op for op in self.operations if isinstance(op, MixAugmentation))
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side of a view in pixels."""
+        return int(next(op.size for op in self.view_operations if op.stage == "crop"))  # type: ignore[attr-defined]
+
+    @property
+    def feature(self) -> dict[str, Any]:
+        """The `augmentation_params` struct of this policy."""
+        return schema.params_feature(
+            {op.field: op.feature for op in self.view_operations if op.field is not None},
+            {op.field: op.feature for op in self.mix_operations},
+        )
+
+    def sample(self, seed: int, row: int, slot: int, height: int, width: int) -> dict[str, Any]:
+        """Draws the parameters of one reinforcement; a function of its arguments alone.
+
+        Args:
+            seed: seed of the reinforced data set.
+            row: row of the image in the source split.
+            slot: index of the reinforcement.
+            height: height of the decoded image in pixels.
+            width: its width.
+
+        Returns:
+            field -> parameters, None where an operation is not applied. Partners are not chosen here.
+
+        Raises:
+            ImageError: if a box in the resized image would not fit the schema.
+        """
+        self.check_size(height, width)
+        rng = params_generator(seed, row, slot)
+        params: dict[str, Any] = {}
+        for operation in self.operations:
+            drawn = operation.sample(rng, height, width)
+            if operation.field is not None:
+                params[operation.field] = drawn
+            if isinstance(operation, Resize):
+                height, width = operation.output_size(height, width)
+            elif operation.stage == "crop":
+                height = width = self.image_size
+        return params
+
+    def apply(self, image: Tensor, params: Mapping[str, Any], image_size: int | None = None) -> Tensor:
+        """Makes the view that the parameters describe.
+
+        Args:
+            image: decoded image, uint8 [3, H, W]; not changed.
+            params: what `sample` returned.
+            image_size: side of the view, default the policy's own. Boxes and translations scale with it.
+
+        Returns:
+            uint8 tensor [3, image_size, image_size], values 0 to 255, before any mixing.
+        """
+        scale = 1.0 if image_size is None else image_size / self.image_size
+        for operation in self.view_operations:
+            if operation.field is None:
+                image = operation.apply(image, None, scale)
+            elif params[operation.field] is not None:
+                image = operation.apply(image, params[operation.field], scale)
+        return image
+
+    def collate_views(self, params: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+        """Parameters of B views for `apply_batch`: field -> array [B, ...].
+
+        Raises:
+            ValueError: if an operation works on one image at a time only.
+        """
+        stored = ((op, op.field) for op in self.view_operations if op.field is not None)
+        return {field: operation.collate([item[field] for item in params]) for operation, field in stored}
+
+    def apply_batch(self, images: Tensor, params: Mapping[str, NDArray[Any]]) -> Tensor:
+        """Views uint8 [B, 3, S, S] of images [B, 3, H, W], which are resized already where the policy does that, on
+        their device: on a CPU those of `apply`, else within one level of them."""
+        for operation in self.view_operations:
+            if operation.field is not None:
+                images = operation.apply_batch(images, params[operation.field])
+        return images
+
+    def render(self, encoded: images.Encoded, params: Mapping[str, Any], image_size: int | None = None) -> Tensor:
+        """`apply` to an encoded image; of an image that is cropped first, only the box is decoded.
+
+        Raises:
+            ImageError: if the image cannot be decoded.
+        """
+        first = self.view_operations[0]
+        if first.stage != "crop" or first.field is None:
+            return self.apply(images.decode(encoded), params, image_size)
+        inside = {**params, first.field: {**params[first.field], "top": 0, "left": 0}}
+        return self.apply(images.decode(encoded, params[first.field]), inside, image_size)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises an ImageError if boxes in an image of this size, once resized, would not fit the schema's int16."""
+        for operation in self.view_operations:
+            if isinstance(operation, Resize) and max(operation.output_size(height, width)) > schema.MAX_IMAGE_SIDE:
+                raise ImageError(
+                    f"the image of {width}x{height} pixels is too narrow: resized to a shorter side of "
+                    f"{operation.size} its longer side exceeds {schema.MAX_IMAGE_SIDE} pixels."
+                )
+
+    def mixes(self, params: Mapping[str, Any]) -> bool:
+        """Whether this reinforcement needs a partner."""
+        return any(params[operation.field] is not None for operation in self.mix_operations)
+
+    def collate_mix(self, params: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Mixing parameters of B samples: field -> tensor [B, ...]."""
+        return {op.field: op.collate([item[op.field] for item in params]) for op in self.mix_operations}
+
+    def mix(self, images: Tensor, partners: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """Mixes views with their partners' on the device.
+
+        Args:
+            images: float [B, 3, S, S].
+            partners: float [B, 3, S, S]: the partners' views, themselves not mixed.
+            params: see `collate_mix`.
+
+        Returns:
+            float [B, 3, S, S].
+        """
+        scale = images.shape[-1] / self.image_size
+        for operation in self.mix_operations:
+            images = operation.apply(images, partners, params[operation.field], scale)
+        return images
+
+    def own_share(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Share of each mixed image that is its own, float [B]; the rest is its partner's. For policies that mix."""
+        shares = [op.own_share(params[op.field], self.image_size) for op in self.mix_operations]
+        return torch.stack(shares).prod(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The policy as a JSON- and YAML-ready dict; `from_dict` reads it back."""
+        operations = [
+            {op.name: {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(op).items()}}
+            for op in self.operations
+        ]
+        return {"name": self.name, "operations": operations}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "AugmentationPolicy":
+        """Reads `{"name": ..., "operations": [{operation: {option: value}}, ...]}`.
+
+        Raises:
+            ValueError: for an unknown key, operation or option, or a value that an operation refuses.
+        """
+        if not isinstance(data, Mapping) or set(data) != {"name", "operations"}:
+            found = shortened(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"A policy has the keys 'name' and 'operations'; found {found}.")
+        if not isinstance(data["name"], str):
+            raise ValueError(f"A policy's 'name' must be a text, not {shortened(data['name'])}.")
+        if not isinstance(data["operations"], list):
+            raise ValueError("A policy's 'operations' must be a list such as [{horizontal_flip: {p: 0.5}}].")
+        return cls(data["name"], tuple(read_operation(item) for item in data["operations"]))
+
+
+def _photo_crop(size: int) -> list[ViewAugmentation]:
+    return [RandomResizedCrop(size), HorizontalFlip()]
+
+
+def _small_crop(size: int) -> list[ViewAugmentation]:
+    # The paper enlarges CIFAR to 224 and pads by 16 there; at 32 pixels the usual 4 play the same part.
+    if size <= 64:
+        return [Resize(size), RandomCrop(size, padding=size // 8), HorizontalFlip()]
+    return [Resize(size), RandomCrop(size, padding=size // 14), HorizontalFlip()]
+
+
+_RANDAUG: list[ViewAugmentation] = [RandAugment(), RandomErasing()]
+_MIXING: list[MixAugmentation] = [MixUp(), CutMix()]
+_NAMED: dict[str, tuple[Callable[[int], list[ViewAugmentation]], list[Any]]] = {
+    "rrc": (_photo_crop, []),
+    "mixing": (_photo_crop, _MIXING),
+    "randaug": (_photo_crop, _RANDAUG),
+    "mixing_randaug": (_photo_crop, [*_RANDAUG, *_MIXING]),
+    "small_crop": (_small_crop, []),
+    "small_mixing": (_small_crop, _MIXING),
+    "small_randaug": (_small_crop, _RANDAUG),
+    "small_mixing_randaug": (_small_crop, [*_RANDAUG, *_MIXING]),
+}
+
+POLICY_NAMES = tuple(_NAMED)
+"""Named policies. `small_*` crops with padding instead of by area: CIFAR at its own 32 pixels, or enlarged to 224."""
+
+
+def named_policy(name: str, image_size: int) -> AugmentationPolicy:
+    """A policy of the paper at an output size.
+
+    Args:
+        name: one of `POLICY_NAMES`.
+        image_size: side of a view in pixels, e.g. 224, or 32 for `small_*`.
+
+    Raises:
+        ValueError: for an unknown name or a size below 1.
+    """
+    if name not in _NAMED:
+        raise ValueError(f"Unknown policy {name!r}. Named policies: {', '.join(POLICY_NAMES)}; or give a YAML file.")
+    if image_size < 1:
+        raise ValueError(f"image_size must be >= 1, not {image_size}.")
+    crop, further = _NAMED[name]
+    return AugmentationPolicy(name, (*crop(image_size), *further))
+
+
+def load_policy(name_or_path: str, image_size: int = 224) -> AugmentationPolicy:
+    """A named policy, or a user's own from a YAML file (which states its sizes itself).
+
+    Raises:
+        ValueError: for an unknown name, or a file that is not a policy.
+    """
+    if not str(name_or_path).endswith((".yaml", ".yml")):
+        return named_policy(name_or_path, image_size)
+    if not Path(name_or_path).exists():
+        raise ValueError(f"There is no policy file {name_or_path}.")
+    try:
+        return AugmentationPolicy.from_dict(read_document(Path(name_or_path)))
+    except ValueError as error:
+        raise ValueError(f"{name_or_path} is not a policy: {error}") from error
+
+
+def evaluation_policy(
+    image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear", **framing: Any
+) -> AugmentationPolicy:
+    """The deterministic view of evaluation, see `evaluation_operations`."""
+    return AugmentationPolicy("evaluation", evaluation_operations(image_size, crop_pct, interpolation, **framing))

@@ -1,0 +1,1 @@
+"""Reinforcing: what `datasets.map` maps, the run around it, and its cost."""

@@ -1,0 +1,114 @@
+"""A reinforced data set where it is: a folder, or one commit of a Hub repository, from the cache where that has it."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from glob import escape
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from hf_reinforce.local_copies import resolve
+from hf_reinforce.sources.errors import explained
+from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
+
+_FIRST_FILES = (f"*/{CONFIG_FILE}", "README.md")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A reinforced data set.
+
+    Attributes:
+        name: Hub id or folder, as the user named it.
+        folder: the folder; of a Hub repository the cached files of the commit.
+        commit: id of the commit, None for a folder.
+    """
+
+    name: str
+    folder: Path
+    commit: str | None
+
+    @classmethod
+    def find(cls, name: str, revision: str | None = None) -> "Repository":
+        """The data set of this name, with every `reinforcement.json` that it has.
+
+        A branch or tag is resolved once, so that all files that are read later are of one commit. Without the Hub it
+        is the commit that the branch or tag named when the cache was filled.
+
+        Args:
+            name: Hub id or folder.
+            revision: branch, tag or commit, default `main`; ignored for a folder.
+
+        Raises:
+            ValueError: if there is no such repository or revision, it may not be read, or is in no cache while the Hub
+                cannot be reached.
+        """
+        path = resolve(name)
+        if Path(path).exists():
+            return cls(name, Path(path), None)
+        with explained(name, revision):
+            commit = HfApi().resolve_revision(path, repo_type="dataset", revision=revision).resolved
+            files = list(_FIRST_FILES)
+            folder = snapshot_download(path, repo_type="dataset", revision=commit, allow_patterns=files)
+        return cls(name, Path(folder), commit)
+
+    @property
+    def config_names(self) -> list[str]:
+        """Names of the configurations."""
+        return sorted(file.parent.name for file in self.folder.glob(f"*/{CONFIG_FILE}"))
+
+    def load_config(self, config_name: str | None = None) -> tuple[str, ReinforcementConfig]:
+        """Name and `reinforcement.json` of a configuration, default the only one.
+
+        Raises:
+            ValueError: if there is no such configuration, or there are several, or none is in the cache and the Hub
+                cannot be reached.
+        """
+        names = self.config_names
+        if not names:
+            if self.commit is not None:  # without the Hub, the cache may hold the card alone
+                with explained(self.name):
+                    HfApi().list_repo_files(self.name, repo_type="dataset", revision=self.commit)
+            raise ValueError(f"{self.name} is not a reinforced data set; recipes/reinforce.py makes one of it.")
+        if config_name is None and len(names) == 1:
+            config_name = names[0]
+        if config_name is None or config_name not in names:
+            raise ValueError(
+                f"{self.name} has the configurations {names}; name one of them with config_name "
+                "(--dataset_config_name)."
+            )
+        return config_name, ReinforcementConfig.load(self.folder / config_name)
+
+    def shards(self, config_name: str, split: str, streaming: bool = False) -> list[str]:
+        """The shards of a configuration in their order, as paths of files.
+
+        Args:
+            config_name: the configuration.
+            split: the split that was reinforced.
+            streaming: download nothing: addresses that fsspec opens, unless all shards are in the cache.
+
+        Raises:
+            ValueError: as `find`.
+        """
+        pattern = f"{escape(config_name)}/{escape(split)}-*.parquet"
+        if self.commit is not None:
+            with explained(self.name):
+                try:
+                    self._snapshot(pattern, local_files_only=streaming)
+                except LocalEntryNotFoundError:
+                    if not streaming:
+                        raise
+                    files = HfApi().list_repo_files(self.name, repo_type="dataset", revision=self.commit)
+                    address = f"hf://datasets/{self.name}@{self.commit}"
+                    return sorted(f"{address}/{file}" for file in files if fnmatch(file, pattern))
+        return sorted(map(str, self.folder.glob(pattern)))
+
+    def _snapshot(self, pattern: str, local_files_only: bool) -> None:
+        snapshot_download(
+            self.name,
+            repo_type="dataset",
+            revision=self.commit,
+            allow_patterns=pattern,
+            local_files_only=local_files_only,
+        )

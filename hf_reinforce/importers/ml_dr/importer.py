@@ -1,0 +1,171 @@
+"""Imports reinforced data sets that the original implementation (apple/ml-dr) published; see `docs/import.md`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Image
+from numpy.typing import NDArray
+
+from hf_reinforce import images, schema
+from hf_reinforce.augmentations.policies import AugmentationPolicy
+from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.cards.preview import PREVIEW_FILE, draw
+from hf_reinforce.importers.ml_dr.config import policy_of, read_config
+from hf_reinforce.importers.ml_dr.shards import Import
+from hf_reinforce.importers.ml_dr.unpickling import read_members
+from hf_reinforce.licenses import read_license, recorded_name
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.replay.dataset import ReinforcedDataset
+from hf_reinforce.sources.image_source import prepare
+from hf_reinforce.splits import split_text
+from hf_reinforce.store.config import PixelContract, ReinforcementConfig, SourceRecord
+from hf_reinforce.store.pixel_contract import library_versions
+
+_PREVIEW_IMAGES = 3
+
+
+def import_ml_dr(
+    archives: Sequence[str | Path],
+    dataset: Dataset,
+    output_dir: str | Path,
+    *,
+    id_map: Sequence[int] | NDArray[np.int64] | None = None,
+    policy: AugmentationPolicy | None = None,
+    teachers: Sequence[str] = (),
+    num_classes: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    source_name: str | None = None,
+    source_config: str | None = None,
+    source_revision: str | None = None,
+    split: str = "train",
+    shard_size: int | None = None,
+) -> Path:
+    """Converts archives of the original implementation into a folder that is a Hub repository.
+
+    Run again after an interruption, it goes on where it was.
+
+    Args:
+        archives: tar or tar.gz files or extracted folders of one kind. If there are several, or several folders inside
+            one, the reinforcements of each image are put one behind the other.
+        dataset: the images that were reinforced, one split.
+        output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
+        id_map: for each index of the archive, the row of the data set; -1 leaves the image out. Default: the same.
+            See `ml_dr.images.image_folder_order`.
+        policy: what the views were made with; default: as the archive's configuration says, for which a compressed
+            archive has to be read twice.
+        teachers: names of the teachers; default: those in the archive's configuration.
+        num_classes: classes of the targets; default those of the label column, else of the archive.
+        image_column: default: the only image column.
+        label_column: as for `reinforce`; `""`: use no labels.
+        source_name: Hub id or folder under which the images can be found again.
+        source_config: its Hub configuration.
+        source_revision: its Hub revision.
+        split: its split, and the split of the result.
+        shard_size: rows per Parquet file, default so many that a shard has about 2^20 reinforcements, at most 4,096.
+
+    Returns:
+        The folder of the configuration, `output_dir / policy.name`.
+
+    Raises:
+        UnsafePickleError: if an archive asks for any class or function but NumPy's numbers.
+        ValueError: if an archive is damaged or incomplete, or its records, the policy and the images do not belong
+            together.
+    """
+    paths = [Path(archive) for archive in archives]
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing or not paths or not len(dataset):
+        raise ValueError(f"There must be archives and images to import; missing: {missing or 'any'}.")
+    dataset, image_column, label_column = prepare(dataset, image_column, label_column)
+    original = {} if policy is not None else _find_config(paths)
+    augmentation = original.get("reinforce", {}).get("image_augmentation", {})
+    policy = policy or policy_of(augmentation)
+    rows = _check_id_map(np.arange(len(dataset)) if id_map is None else np.asarray(id_map), len(dataset))
+    label = dataset.features[label_column] if label_column else None
+    names = tuple(label.names) if isinstance(label, ClassLabel) else None
+    counts = {count for count in (num_classes, names and len(names), original.get("num_classes")) if count}
+    if len(counts) != 1:
+        raise ValueError(
+            f"The number of classes must be given once or alike: num_classes is {num_classes}, the label column has "
+            f"{names and len(names)}, the archive {original.get('num_classes')}."
+        )
+    teacher = original.get("teacher", {}).get("name") or "unknown"
+    config = ReinforcementConfig(
+        policy=policy,
+        num_samples=1,  # as top_k and shard_size: known when the archives have been read
+        top_k=1,
+        num_classes=counts.pop(),
+        class_names=names,
+        seed=0,
+        teachers=_describe(list(teachers) or str(teacher).split(","), policy, augmentation.get("normalize", {})),
+        temperature=1.0,
+        class_map=None,
+        source=SourceRecord(
+            source_name and recorded_name(source_name),
+            source_config,
+            source_revision,
+            split_text(split),
+            len(dataset),
+            image_column,
+            label_column,
+            tuple(name for name in dataset.column_names if name != image_column),
+            read_license(source_name, "dataset", source_revision),
+        ),
+        pixels=PixelContract(images.PIXEL_BACKEND, library_versions(), ()),
+        shard_size=shard_size or 0,
+        shuffled=False,
+    )
+    dataset = dataset.cast_column(image_column, Image(decode=False))
+    folder = Path(output_dir) / policy.name
+    run = Import(paths, dataset, rows, config, folder)
+    run.read()
+    config, shards = run.write()
+    _draw_preview(folder, config, shards, dataset)
+    write_dataset_card(folder.parent)
+    return folder
+
+
+def _find_config(paths: Sequence[Path]) -> dict[str, Any]:
+    for path in paths:
+        for member in read_members(path):
+            if member.index is None:
+                return read_config(member)
+    raise ValueError(f"None of {[path.name for path in paths]} has a config.pth.tar; say which policy it is of.")
+
+
+def _check_id_map(rows: NDArray[Any], num_rows: int) -> NDArray[np.int64]:
+    used = rows[rows >= 0] if rows.ndim == 1 and rows.dtype.kind == "i" else np.zeros(0, dtype=np.int64)
+    if not len(used) or rows.min() < -1 or used.max() >= num_rows or len(np.unique(used)) < len(used):
+        raise ValueError(
+            f"The id map must be a list that gives each index of the archive a row of its own, from 0 to "
+            f"{num_rows - 1}, or -1."
+        )
+    return rows.astype(np.int64)
+
+
+def _describe(names: Sequence[str], policy: AugmentationPolicy, normalize: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The teachers as `Teacher.describe` would, as far as they are known."""
+    preprocessing = Preprocessing(policy.image_size, interpolation="bilinear").record()
+    preprocessing |= {key: list(normalize[key]) for key in ("mean", "std") if key in normalize}
+    unknown = {"kind": "ml-dr", "revision": None, "weight_hash": None, "dtype": "float32", "weight": 1.0}
+    return tuple({"name": name.strip(), **unknown, "preprocessing": preprocessing} for name in names)
+
+
+def _draw_preview(folder: Path, config: ReinforcementConfig, shards: Sequence[Path], dataset: Dataset) -> None:
+    """Draws the first images; their partners may be in any shard."""
+    shard = next((shard for shard in shards if pq.read_metadata(shard).num_rows), None)
+    if shard is None:
+        return
+    head = pa.Table.from_batches([next(pq.ParquetFile(shard).iter_batches(batch_size=_PREVIEW_IMAGES))])
+    params = head.column(schema.AUGMENTATION_PARAMS).combine_chunks().flatten()
+    partners = set(params.field(schema.PARTNER_ROW).to_pylist()) if config.policy.mix_operations else set()
+    further = partners - {None, *head.column(schema.SOURCE_ROW).to_pylist()}
+    tables = [head]
+    for index in sorted({row // config.shard_size for row in further}):
+        tables.append(pq.read_table(shards[index], filters=[(schema.SOURCE_ROW, "in", further)]))
+    rows = Dataset(pa.concat_tables(tables))
+    draw(ReinforcedDataset(rows, config, dataset, accept_pixel_mismatch=True), range(len(head)), folder / PREVIEW_FILE)

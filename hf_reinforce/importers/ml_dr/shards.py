@@ -1,0 +1,298 @@
+"""Turns archives of the original implementation into shards, in bounded memory, and continues after an interruption.
+
+An archive is read once, from front to back, and its images come in any order. So their rows are first put aside on
+the disk, by the shard that they belong to; then shard after shard is sorted, completed with the source's columns and
+written. A journal says how far the reading came.
+"""
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from hf_reinforce import images, schema
+from hf_reinforce.importers.ml_dr.config import policy_of, read_config
+from hf_reinforce.importers.ml_dr.images import ImageFacts, Join
+from hf_reinforce.importers.ml_dr.records import Columns, logits_array, params_array, read_record
+from hf_reinforce.importers.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
+from hf_reinforce.sources.image_source import ImageSource
+from hf_reinforce.store.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
+from hf_reinforce.store.parquet import append_reinforcements, file_checksum, shard_name, write_shard
+from hf_reinforce.store.pixel_contract import view_checksum
+
+BUFFERED_RECORDS = 2**18
+"""Reinforcements held in memory before they are put aside, 400 bytes each at most."""
+SHARD_RECORDS = 2**20
+"""Reinforcements of a shard, unless a shard size is asked for. One shard at a time is built in memory."""
+MAX_SHARD_SIZE = 4096
+
+_JOURNAL = "journal.json"
+_REFERENCE_VIEWS = 4
+
+
+@contextmanager
+def _frozen_objects() -> Iterator[None]:
+    """Lets the garbage collector look at new objects only; else a record's make it walk all loaded libraries again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class Import:
+    """One import. `read` puts the records aside, `write` makes the shards.
+
+    Args:
+        paths: archives.
+        dataset: the images, not decoded.
+        rows: row of the data set for each index of the archives, or -1.
+        config: what the result will say of itself, but for what the archives say: N, K, shard size.
+        folder: folder of the configuration.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        dataset: Dataset,
+        rows: NDArray[np.int64],
+        config: ReinforcementConfig,
+        folder: Path,
+    ) -> None:
+        self.paths, self.dataset, self.rows, self.config, self.folder = paths, dataset, rows, config, folder
+        self.staging, record = folder / ".import", config.source
+        self.journal: dict[str, Any] = {
+            "request": {
+                "archives": [[str(path.resolve()), path.stat().st_size] for path in paths],
+                "id_map": xxhash.xxh3_64_hexdigest(rows.tobytes()),
+                "config": {key: value for key, value in config.to_dict().items() if key != "pixels"},
+            },
+            "archive": 0,
+            "records": 0,
+            "shard_size": config.shard_size,
+            "parts": {},
+            "files": {},
+        }
+        self._resume()
+        self.source = ImageSource(dataset, record.image_column, record.label_column)
+        label = record.label_column
+        labels = np.asarray(dataset.with_format("numpy")[label]) if label else None
+        self.facts = ImageFacts.of(self.source, rows[rows >= 0], self.staging / "images.npz")
+        self.join = Join(rows, self.facts, labels, config.policy)
+        self._buffer: dict[str, list[tuple[int, Columns]]] = {}
+        self._buffered = 0
+
+    def _resume(self) -> None:
+        path = self.staging / _JOURNAL
+        if (self.folder / CONFIG_FILE).exists() and (
+            not path.exists() or ReinforcementConfig.load(self.folder).complete
+        ):
+            raise ValueError(f"{self.folder} already holds a reinforced data set; choose another output folder.")
+        self.staging.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["request"] != self.journal["request"]:
+                raise ValueError(
+                    f"{self.folder} holds an unfinished import of other archives or with other settings. Ask for the "
+                    "same to continue it, or remove the folder."
+                )
+            self.journal = found
+        for file in self.staging.glob("*.arrows"):  # what came after the journal's last entry is read again
+            os.truncate(file, self.journal["files"].get(file.name, 0))
+        self._save_journal()
+
+    def _save_journal(self) -> None:
+        temporary = self.staging / "journal.tmp"
+        temporary.write_text(json.dumps(self.journal), encoding="utf-8")
+        temporary.replace(self.staging / _JOURNAL)
+
+    def read(self) -> None:
+        """Reads the archives, from where an interrupted import stopped.
+
+        Raises:
+            UnsafePickleError: if a record asks for any class or function but NumPy's numbers.
+            ValueError: if a record is damaged or does not fit the policy, the classes, the images or the others.
+        """
+        total = int((self.rows >= 0).sum()) * len(self.paths)
+        with _frozen_objects(), tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
+            for archive in range(self.journal["archive"], len(self.paths)):
+                count = 0
+                for member in read_members(self.paths[archive]):
+                    if member.index is None:
+                        self._check_config(member)
+                        continue
+                    count += 1
+                    progress.update()
+                    if count > self.journal["records"]:
+                        self._add(archive, member)
+                    if self._buffered >= BUFFERED_RECORDS:
+                        self._put_aside(archive, count)
+                self._put_aside(archive + 1, 0)
+
+    def _check_config(self, member: Member) -> None:
+        found = policy_of(read_config(member)["reinforce"]["image_augmentation"])
+        if found.operations != self.config.policy.operations:
+            raise ValueError(
+                f"{member.name} describes the policy {found.to_dict()}, not {self.config.policy.to_dict()}. Import "
+                "archives of different policies into configurations of their own."
+            )
+
+    def _add(self, archive: int, member: Member) -> None:
+        try:
+            index, columns = read_record(
+                safe_load(member.data, member.name), self.config.policy, self.config.num_classes
+            )
+            found = {"num_samples": len(columns[schema.LABEL]), "top_k": columns[schema.LABEL].shape[1]}
+            if index != member.index:
+                raise ValueError(f"it is the record of image {index}")
+            if index >= len(self.rows) or columns[schema.PARTNER_ROW].max() >= len(self.rows):
+                raise ValueError(f"it is about images beyond the {len(self.rows)} of the data set or the id map")
+            key = f"{archive:04d} {member.folder}"
+            part = self.journal["parts"].setdefault(key, found)
+            top_k = next(iter(self.journal["parts"].values()))["top_k"]
+            if found != part or found["top_k"] != top_k:
+                raise ValueError(
+                    f"it has {found['num_samples']} reinforcements of {found['top_k']} classes, where others have "
+                    f"{part['num_samples']} of {top_k}; all images must have the same number"
+                )
+            if not self.journal["shard_size"]:
+                size = SHARD_RECORDS // (found["num_samples"] * len(self.paths))
+                self.journal["shard_size"] = min(max(1, size), MAX_SHARD_SIZE)
+            row = int(self.rows[index])
+            if row >= 0 and self.facts.usable[row]:
+                self._buffer.setdefault(key, []).append((row, self.join(row, columns)))
+                self._buffered += found["num_samples"]
+        except UnsafePickleError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{member.name} cannot be imported: {error}.") from error
+
+    def _put_aside(self, archive: int, records: int) -> None:
+        self.join.check_labels()
+        size = self.journal["shard_size"]
+        for key, items in self._buffer.items():
+            items.sort(key=lambda item: item[0])
+            rows = np.array([row for row, _ in items])
+            table = self._table(rows, [columns for _, columns in items], self.journal["parts"][key])
+            starts = np.flatnonzero(np.diff(rows // size, prepend=-1))
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+                path = self._file(key, int(rows[start]) // size)
+                options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+                with open(path, "ab") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
+                    writer.write_table(table.slice(start, stop - start))
+                self.journal["files"][path.name] = path.stat().st_size
+        self._buffer, self._buffered = {}, 0
+        self.journal |= {"archive": archive, "records": records}
+        self._save_journal()
+
+    def _file(self, key: str, shard: int) -> Path:
+        return self.staging / f"{list(self.journal['parts']).index(key):04d}-{shard:05d}.arrows"
+
+    def _table(self, rows: NDArray[np.int64], items: Sequence[Columns], part: dict[str, int]) -> pa.Table:
+        columns = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
+        arrow = self._schema(part)
+        params, logits = (arrow.field(name).type for name in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS))
+        arrays = [
+            pa.array(rows),
+            pa.array(self.facts.hashes[rows].astype(str).tolist(), pa.string()),
+            pa.FixedSizeListArray.from_arrays(params_array(columns, params.value_type), type=params),
+            pa.FixedSizeListArray.from_arrays(logits_array(columns, logits.value_type), type=logits),
+        ]
+        return pa.Table.from_arrays(arrays, schema=arrow)
+
+    def _schema(self, part: dict[str, Any], source: dict[str, Any] | None = None) -> pa.Schema:
+        policy, classes = self.config.policy, self.config.num_classes
+        return schema.reinforced_features(
+            source or {}, policy.feature, part["num_samples"], part["top_k"], classes
+        ).arrow_schema
+
+    def write(self) -> tuple[ReinforcementConfig, list[Path]]:
+        """Makes the shards out of what was put aside.
+
+        Raises:
+            ValueError: if an image of the id map is missing in an archive, or is there twice.
+        """
+        parts, size = self.journal["parts"], self.journal["shard_size"]
+        if not parts:
+            raise ValueError(f"{[path.name for path in self.paths]} hold no records; records are named 0.pth.tar etc.")
+        missing = np.flatnonzero(~self.facts.usable).tolist()
+        self.config = replace(
+            self.config,
+            num_samples=sum(part["num_samples"] for part in parts.values()),
+            top_k=next(iter(parts.values()))["top_k"],
+            shard_size=size,
+            skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in missing),
+        )
+        self.config.save(self.folder)
+        rows = np.flatnonzero(self.facts.usable)
+        count = -(-len(self.dataset) // size)
+        shards = [self.folder / shard_name(self.config.split, index, count) for index in range(count)]
+        for index, path in enumerate(tqdm(shards, desc="Writing", unit="shard")):
+            if not path.exists():
+                first, last = np.searchsorted(rows, [index * size, (index + 1) * size])
+                self._write_shard(path, index, rows[first:last])
+        pixels = replace(self.config.pixels, reference_views=self._reference_views(shards))
+        checksums = {path.name: file_checksum(path) for path in shards}
+        self.config = replace(self.config, pixels=pixels, checksums=checksums, complete=True)
+        self.config.save(self.folder)
+        shutil.rmtree(self.staging)
+        return self.config, shards
+
+    def _write_shard(self, path: Path, index: int, rows: NDArray[np.int64]) -> None:
+        whole = reduce(append_reinforcements, (self._part(key, index, rows) for key in sorted(self.journal["parts"])))
+        columns = list(self.config.source.columns)
+        kept = self.dataset.select_columns(columns).select(rows).with_format("arrow")[:] if columns else whole
+        arrow = self._schema(self.config.to_dict(), {name: self.dataset.features[name] for name in columns})
+        arrays = [(kept if name in columns else whole).column(name) for name in arrow.names]
+        write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow))
+
+    def _part(self, key: str, shard: int, rows: NDArray[np.int64]) -> pa.Table:
+        """What one folder of an archive says about the rows of a shard."""
+        path, pieces = self._file(key, shard), [self._schema(self.journal["parts"][key]).empty_table()]
+        if path.exists():
+            with open(path, "rb") as file:
+                while file.tell() < path.stat().st_size:
+                    pieces.append(pa.ipc.open_stream(file).read_all())
+        table = pa.concat_tables(pieces).combine_chunks()
+        order = np.argsort(table.column(schema.SOURCE_ROW).to_numpy(), kind="stable")
+        found = table.column(schema.SOURCE_ROW).to_numpy()[order]
+        if not np.array_equal(found, rows):
+            index = {int(row): i for i, row in enumerate(self.rows)}
+            twice = sorted({index[int(row)] for row in found[1:][found[1:] == found[:-1]]})
+            missing = sorted(index[int(row)] for row in np.setdiff1d(rows, found))
+            raise ValueError(
+                f"{self.paths[int(key.split()[0])]} ({key.split(' ', 1)[1]}) has no records of the images "
+                f"{missing[:8]} and several of {twice[:8]} (of the first shard that is not right). Download it again; "
+                "or leave images out with -1 in the id map."
+            )
+        return table.take(pa.array(order))
+
+    def _reference_views(self, shards: Sequence[Path]) -> tuple[ReferenceView, ...]:
+        """Checksums of the first view of a few images, as they come out here."""
+        views: list[ReferenceView] = []
+        for shard in shards:
+            head = next(pq.ParquetFile(shard).iter_batches(_REFERENCE_VIEWS - len(views)), None)
+            for item in [] if head is None else head.to_pylist():
+                row, params = item[schema.SOURCE_ROW], item[schema.AUGMENTATION_PARAMS][0]
+                view = self.config.policy.apply(images.decode(self.source.encoded(row)), params)
+                views.append(ReferenceView(row, 0, view_checksum(view)))
+            if len(views) == _REFERENCE_VIEWS:
+                break
+        return tuple(views)

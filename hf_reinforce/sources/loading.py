@@ -1,0 +1,141 @@
+"""Datasets of images by Hub id or folder: one split of them, whole or as a stream."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetBuilder, Features, Image, IterableDataset
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from hf_reinforce.local_copies import resolve
+from hf_reinforce.sources.errors import explained
+from hf_reinforce.sources.rows import ParquetRows, StreamRows
+from hf_reinforce.splits import WRITE, is_part, split_names, split_text
+
+logger = logging.getLogger(__name__)
+
+
+def load_source(
+    name: str,
+    config_name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    alone: bool = False,
+    streaming: bool = False,
+) -> Any:
+    """One split of a dataset of images.
+
+    Args:
+        name: a Hub id, a folder of Parquet files, or an ImageFolder.
+        config_name: Hub configuration; of a folder that has a single one of another name, that.
+        split: name of the split, or a part of splits: `train[:50%]`, `train[5:15]`, `train+test`.
+        revision: Hub revision; ignored for a folder.
+        alone: download only the Parquet files of this split; `load_dataset` prepares all splits of a configuration.
+        streaming: return an `IterableDataset`.
+
+    Raises:
+        ValueError: if there is no such dataset, revision, configuration or split, it may not be read or is damaged;
+            the message names what there is, or says what to do.
+    """
+    builder, split = _builder(name, config_name, split, revision)
+    if streaming:
+        _refuse_part(name, split)
+    with explained(name, revision):
+        if streaming:
+            return builder.as_streaming_dataset(split)
+        files = builder.config.data_files or {}
+        if alone and isinstance(builder, Parquet) and set(split_names(split)) <= set(files):
+            files = {part: files[part] for part in split_names(split)}
+            return datasets.load_dataset("parquet", data_files=files, split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split)
+
+
+def _builder(name: str, config_name: str | None, split: str, revision: str | None) -> tuple[DatasetBuilder, str]:
+    """What builds a dataset, and its split as a text, which is checked before anything is downloaded."""
+    split = split_text(split)
+    names = split_names(split)
+    path = resolve(name)
+    local = Path(path).is_dir()
+    if local and (Path(path, "state.json").exists() or any(Path(path).glob("*/cache-*.arrow"))):
+        raise ValueError(  # beside the rows there may be what `map` has cached
+            f"{name!r} was written by save_to_disk, for load_from_disk alone. Write Parquet files to another folder: "
+            "load_from_disk(FOLDER).to_parquet('OTHER/train.parquet'), of a DatasetDict for each of its splits."
+        )
+    with explained(name, revision):
+        where = _own_config(path, config_name) if local and config_name is not None else {"name": config_name}
+        builder = datasets.load_dataset_builder(path, **where, revision=None if local else revision)
+    known = list(map(str, builder.config.data_files or builder.info.splits or ()))
+    missing = [part for part in names if known and part not in (*known, "all")]
+    if missing:
+        raise ValueError(f"{name!r} has no split {missing[0]!r}; its splits are {known}.")
+    return builder, split
+
+
+def _own_config(path: str, config_name: str) -> dict[str, str]:
+    """How a local copy calls a configuration of the Hub: the card that names it may not have been copied."""
+    there = datasets.get_dataset_config_names(path)
+    if config_name not in there:
+        if Path(config_name).name == config_name and (Path(path) / config_name).is_dir():
+            return {"data_dir": config_name}
+        if len(there) == 1:
+            logger.warning("%s has no configuration %r; its only one, %r, is used.", path, config_name, there[0])
+            return {"name": there[0]}
+    return {"name": config_name}
+
+
+def _refuse_part(name: str, split: str) -> None:
+    if is_part(split):
+        raise ValueError(
+            f"{split!r} of {name!r} is a part of splits, which a stream cannot find; name a whole split, or load it "
+            "without streaming=True (--streaming True)."
+        )
+
+
+def stream_source(
+    name: str,
+    columns: Sequence[str],
+    config_name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> ParquetRows | StreamRows:
+    """One split of a dataset of images, to be read without downloading it.
+
+    Args:
+        name: as `load_source`.
+        columns: columns that are read, of which the first holds images.
+        config_name: as `load_source`.
+        split: name of the split.
+        revision: Hub revision; ignored for a folder.
+
+    Returns:
+        Rows of Parquet files, any of which can be reached at once; of any other format, rows of a stream.
+
+    Raises:
+        ValueError: as `load_source`, or if it lacks a column, or the split is a part of splits.
+    """
+    builder, split = _builder(name, config_name, split, revision)
+    _refuse_part(name, split)
+    with explained(name, revision):
+        stream: IterableDataset = builder.as_streaming_dataset(split)
+    features = stream.features
+    if features is not None:  # None: a stream of samples that nobody has looked at
+        check_columns(name, features, columns)
+    if features is None or not isinstance(builder, Parquet) or split not in builder.config.data_files:
+        return StreamRows(stream, columns)
+    features = Features({column: features[column] for column in columns} | {columns[0]: Image(decode=False)})
+    with explained(name, revision):
+        return ParquetRows(builder.config.data_files[split], columns, features=features)
+
+
+def check_columns(name: str, found: Iterable[str], columns: Sequence[str]) -> None:
+    """Raises ValueError for a source that lacks a column of what was reinforced; the message says what to do."""
+    missing = [column for column in columns if column not in found]
+    if missing:
+        raise ValueError(
+            f"{name} should have the columns {list(columns)}, as when it was reinforced, but has {list(found)}. Load "
+            f"it with `datasets`, rename its column with .rename_column(..., {missing[0]!r}), and pass the result as "
+            f"source=. {WRITE}"
+        )

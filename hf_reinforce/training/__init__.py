@@ -1,0 +1,1 @@
+"""The Trainer, its arguments, the average of the weights, and checkpoints."""

@@ -1,0 +1,294 @@
+"""`KDTrainer`: transformers' Trainer with distillation from stored targets, from an online teacher, or none.
+
+The three methods draw from the same augmentation policy and differ in one flag, so they can be compared.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import EvalPrediction, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+
+from hf_reinforce.augmentations.policies import AugmentationPolicy
+from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.models.fitting import check_fit, student_logits
+from hf_reinforce.models.preprocessing import Preprocessing
+from hf_reinforce.models.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
+from hf_reinforce.models.teachers import Teacher
+from hf_reinforce.replay.dataset import ReinforcedDataset, batch_targets
+from hf_reinforce.replay.resident import ResidentImages
+from hf_reinforce.replay.streaming.loader import training_loader
+from hf_reinforce.replay.streaming.stream import ReinforcedStream
+from hf_reinforce.replay.views import AugmentedDataset, EpochSampler
+from hf_reinforce.targets.class_distribution import sparse_kl, top_k_targets
+from hf_reinforce.training.arguments import KDTrainingArguments
+from hf_reinforce.training.checkpoints import TrainingTime, resumable
+from hf_reinforce.training.ema import WeightAverage
+from hf_reinforce.training.schedules import TimmSchedule
+
+
+class KDTrainer(Trainer):  # type: ignore[misc]
+    """Trains a student.
+
+    Args:
+        model: the student: a transformers classifier, or a module that maps images [B, 3, S, S] to logits [B, C].
+        args: see `KDTrainingArguments`.
+        train_dataset: a `ReinforcedDataset` or `ReinforcedStream`, or an `AugmentedDataset` for `plain` and `online`.
+        eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
+        teacher: for `method="online"`; its classes are brought into the order of the dataset's, by name.
+        preprocessing: the student's normalisation and input size, default its own at the size of the views.
+        kwargs: as `transformers.Trainer`.
+
+    Raises:
+        TypeError: for a dataset of another kind.
+        ValueError: if the method lacks its teacher, its targets or its labels, or a label that it needs is no class;
+            if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`; or if the
+            teacher has other weights in another process.
+    """
+
+    loss_is_scaled_for_ga = False
+    data_collator: Any
+    processing_class: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: KDTrainingArguments,
+        train_dataset: AugmentedDataset | ReinforcedStream | None = None,
+        eval_dataset: AugmentedDataset | None = None,
+        teacher: Teacher | None = None,
+        preprocessing: Preprocessing | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.method == "online" and teacher is None:
+            raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
+        _check_datasets(train_dataset, eval_dataset, args)
+        if teacher is not None:
+            names = getattr(getattr(train_dataset, "source", None), "class_names", None)
+            teacher = teacher if teacher.fitted else teacher.with_classes(names)
+            teacher.check_processes()
+        repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
+        if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
+            raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
+        resident = None if isinstance(train_dataset, ReinforcedStream) or not args.images_on_device else train_dataset
+        if args.images_on_device and isinstance(train_dataset, ReinforcedStream):
+            raise ValueError("A stream has no images to keep; leave out images_on_device (--images_on_device False).")
+        check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
+        self._resident = None
+        if resident is not None:
+            self._resident = ResidentImages(resident, args.device)
+            train_dataset = resident.without_pixels()
+        if (dataset := train_dataset or eval_dataset) is not None:
+            kwargs.setdefault("data_collator", dataset.collate)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = _RunningMetrics()
+        # Trainer looks for `model.config` when labels are smoothed, which a plain module need not have.
+        smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
+        kwargs |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(model.to(memory_format=torch.channels_last), args, **kwargs)
+        args.label_smoothing_factor = smoothing
+        self.model_accepts_loss_kwargs = False
+        self._preprocessing = preprocessing
+        if preprocessing is not None:  # what cannot be saved is noticed before it is trained
+            record_preprocessing(model, preprocessing)
+            image_processor(model)
+        self.add_callback(TrainingTime())
+        self.teacher = None if teacher is None else teacher.to(args.device)
+        self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, AugmentedDataset):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(dataset, seed, self.args.repeated_augmentation)
+        return super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        if isinstance(self.train_dataset, ReinforcedStream):
+            batch_size, collate = self._train_batch_size, self.data_collator
+            return resumable(training_loader(self.train_dataset, self.args, batch_size, collate))
+        return super().get_train_dataloader()
+
+    def num_examples(self, dataloader: Any) -> int:
+        return getattr(dataloader.dataset, "num_rows", 0) or int(super().num_examples(dataloader))
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        before = self.data_collator, self.args.dataloader_drop_last
+        if not is_training:  # those may be mixed and carry targets; what is evaluated counts to the last row
+            self.data_collator, self.args.dataloader_drop_last = getattr(dataset, "collate", before[0]), False
+        try:
+            return resumable(super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs))
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = before
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        if self._resident is not None and "positions" in inputs:
+            inputs["pixel_values"] = self._resident.views(inputs["positions"], inputs["view_params"])
+        return inputs
+
+    def _images(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The B mixed views of a batch, float, values 0 to 255."""
+        images: Tensor = inputs["pixel_values"].float()
+        if "partner" in inputs:
+            own = images[: len(inputs["partner"])]
+            policy: AugmentationPolicy = self.train_dataset.policy
+            return policy.mix(own, images[inputs["partner"]], inputs)
+        return images
+
+    def _logits(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
+        logits, outputs = student_logits(model, self.accelerator.unwrap_model(model), images, self._preprocessing)
+        return logits, outputs
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The method's loss on one batch, a mean over its samples."""
+        images = self._images(inputs)
+        logits, outputs = self._logits(model, images)
+        args = self.args
+        if args.method == "plain":
+            loss = self._label_loss(logits, inputs)
+        else:
+            loss = self._distillation_loss(logits, images, inputs)
+            if args.hard_label_weight:
+                loss = (1 - args.hard_label_weight) * loss + args.hard_label_weight * self._label_loss(logits, inputs)
+        return (loss.mean(), outputs) if return_outputs else loss.mean()
+
+    def _label_loss(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if "labels" not in inputs:
+            raise ValueError(f"method={self.args.method!r} needs labels with these settings, but there are none.")
+        logits, smoothing = logits.float(), self.args.label_smoothing_factor
+        own = F.cross_entropy(logits, inputs["labels"], reduction="none", label_smoothing=smoothing)
+        if "partner" not in inputs:
+            return own
+        other = F.cross_entropy(logits, inputs["partner_labels"], reduction="none", label_smoothing=smoothing)
+        policy: AugmentationPolicy = self.train_dataset.policy
+        share = policy.own_share(inputs)
+        return share * own + (1 - share) * other
+
+    def _distillation_loss(self, logits: Tensor, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if self.args.method == "online":
+            answer = self.teacher(images)  # type: ignore[misc]
+            return sparse_kl(logits, top_k_targets(answer, answer.shape[-1]), self.args.temperature)
+        if "target_label" not in inputs:
+            raise ValueError('method="reinforced" needs a reinforced data set; this one has no stored targets.')
+        return sparse_kl(logits, batch_targets(inputs), self.args.temperature)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss (cross-entropy), logits and labels of an evaluation batch."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits, _ = self._logits(model, self._images(inputs))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels).detach()
+        return (loss, None, None) if prediction_loss_only else (loss, logits.detach(), labels)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.args.timm_optimizer is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from timm.optim import create_optimizer_v2
+
+        args, model = self.args, self.model if model is None else model
+        self.optimizer = create_optimizer_v2(
+            model, opt=args.timm_optimizer, lr=args.learning_rate, weight_decay=args.weight_decay, momentum=0.9
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.timm_scheduler is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = TimmSchedule(optimizer, self.args.timm_scheduler, num_training_steps, warmup)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _averaged_weights(self) -> Any:
+        """Context in which the student has its averaged weights, where there are any."""
+        return nullcontext() if self.ema is None else self.ema.applied(self.model)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.compute_metrics, _RunningMetrics):
+            self.compute_metrics.reset()
+        with self._averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the student: with averaged weights, unless it is for a checkpoint, which keeps both."""
+        checkpoint = output_dir if _internal_call else None  # push_to_hub gives no folder
+        if checkpoint and self.args.should_save:  # unfinished from here on
+            (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        with nullcontext() if checkpoint else self._averaged_weights():
+            super().save_model(output_dir, _internal_call)
+        if checkpoint and self.args.should_save and self.ema is not None:
+            self.ema.save(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # `trainer_state.json` comes next, see `resuming`
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        policy = getattr(self.train_dataset, "policy", None)
+        size = getattr(self.train_dataset, "image_size", None) or getattr(policy, "image_size", None)
+        record_preprocessing(student, self._preprocessing or student_preprocessing(student, size))
+        self.processing_class = self.processing_class or image_processor(student)  # saved and published by Trainer
+        token, self.args.hub_token = self.args.hub_token, None  # training_args.bin is published too
+        try:
+            super()._save(output_dir, saved_weights(student, state_dict or student.state_dict()))
+        finally:
+            self.args.hub_token = token
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ema is not None:
+            self.ema.load(resume_from_checkpoint)
+
+
+def _check_datasets(train_dataset: Any, eval_dataset: Any, args: KDTrainingArguments) -> None:
+    """Refuses other kinds of datasets, and before anything is spent labels that are needed and are no class."""
+    for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+        if type(dataset).__module__.partition(".")[0] == "datasets":
+            raise TypeError(
+                f"{name} is a {type(dataset).__name__}; pass what load_reinforced returns, or "
+                "AugmentedDataset(ImageSource.of(SPLIT), POLICY) of one split."
+            )
+    if isinstance(train_dataset, AugmentedDataset) and (args.method == "plain" or args.hard_label_weight):
+        source = train_dataset.source
+        if isinstance(train_dataset, ReinforcedDataset):
+            source = train_dataset.image_source()
+        if source.has_labels:
+            source.check_labels(name="The training set")
+    if isinstance(eval_dataset, AugmentedDataset) and eval_dataset.source.has_labels:
+        eval_dataset.source.check_labels(name="The evaluation set")
+
+
+class _RunningMetrics:
+    """`compute_metrics` for `batch_eval_metrics=True`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._metrics = ClassificationMetrics()
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        logits, labels = (torch.as_tensor(item) for item in (prediction.predictions, prediction.label_ids))
+        self._metrics.update(logits, labels)
+        return self._metrics.compute() if compute_result else {}
