@@ -1,8 +1,8 @@
 """Same inputs, same bytes: shards and `reinforcement.json`, and the samples of each epoch, as they were when frozen.
 
-What is drawn and stored may never change, whatever the code that does it looks like. The views have no resizing in them
-and the teacher weighs pixels by whole numbers, so that no processor has its own rounding. Where a change is wanted, the
-schema gets a new version.
+What is drawn and stored may never change, whatever the code that does it looks like. The views have no resizing and the
+teacher weighs pixels by whole numbers, so that no processor has its own rounding. Where a change is wanted, the schema
+gets a new version.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from golden.make import source as ten_images
 from torch import nn
 
 from hf_reinforce import AugmentationPolicy, load_policy, load_reinforced, load_teacher, reinforce
+from hf_reinforce.augmentations.policies import POLICY_NAMES
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.replay.views import EpochSampler
 
