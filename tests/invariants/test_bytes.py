@@ -18,7 +18,6 @@ from golden.make import source as ten_images
 from torch import nn
 
 from hf_reinforce import AugmentationPolicy, load_policy, load_reinforced, load_teacher, reinforce
-from hf_reinforce.augmentations.policies import POLICY_NAMES
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.replay.views import EpochSampler
 
