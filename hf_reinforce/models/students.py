@@ -34,23 +34,29 @@ def create_student(
     model_args: Mapping[str, Any] | None = None,
     revision: str | None = None,
 ) -> nn.Module:
-    """A student, with random weights or pretrained ones.
+    """Makes a student, with random or with pretrained weights.
 
     Args:
         name_or_path: a timm architecture such as `mobilenetv3_small_100` (random weights), or a Hub id or folder of a
             transformers or timm classifier (its weights, with a new head where the classes differ).
-        num_labels: classes.
-        image_size: side of the input in pixels.
-        class_names: names of the classes, saved with the model.
+        num_labels: number of classes.
+        image_size: side of the student's square input in pixels.
+        class_names: names of the classes, which are saved with the student.
         model_args: further arguments of `timm.create_model`, e.g. `{"drop_path_rate": 0.1}`, added to those of a saved
             network.
         revision: Hub revision.
 
     Returns:
-        A transformers `PreTrainedModel`, to be saved by `KDTrainer.save_model`.
+        A transformers `PreTrainedModel`. `KDTrainer.save_model` saves it so that transformers and timm load it.
 
     Raises:
         ValueError: if there is no such architecture, folder or repository.
+
+    Example:
+        from hf_reinforce import create_student
+
+        student = create_student("mobilenetv3_small_100", num_labels=100, image_size=32)
+        pretrained = create_student("timm/tf_efficientnet_lite0.in1k", num_labels=100, image_size=224)
     """
     import timm
     from transformers import AutoModelForImageClassification, TimmWrapperConfig

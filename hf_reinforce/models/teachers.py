@@ -28,16 +28,27 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Teacher:
-    """One or several classifiers; several answer with the weighted mean of their probabilities, as in the paper.
+    """One classifier or an ensemble, which answers with the weighted mean of its members' probabilities.
+
+    `load_teacher` makes one from names. An ensemble is what the paper (arXiv:2303.08983) uses for ImageNet+.
 
     Args:
-        members: the networks.
-        temperature: every member's logits are divided by it before the softmax; the paper uses 1.
-        class_map: for each class of the data set, the index of the teacher's class. The logits are restricted to these
-            classes before the softmax. None: the classes are the teacher's own.
+        members: the networks of the teacher.
+        temperature: divides the logits of every member before the softmax; the paper uses 1.
+        class_map: the teacher's class index for each class of the dataset. The logits are restricted to these classes
+            before the softmax. None: the classes of the targets are the teacher's own.
 
     Raises:
-        ValueError: for no member, a weight or temperature that isn't positive, or members with different class counts.
+        ValueError: if there is no member, a weight or the temperature is not positive, or the members have different
+            numbers of classes.
+
+    Example:
+        import torch
+        from hf_reinforce import load_teacher
+
+        teacher = load_teacher("timm/tf_efficientnet_lite0.in1k")
+        views = torch.randint(256, (4, 3, 224, 224), dtype=torch.uint8)
+        log_probabilities = teacher(views)  # float32 [4, num_classes]
     """
 
     def __init__(
@@ -117,17 +128,18 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """The teacher's answer.
+        """Answers for a batch of views.
 
         Args:
-            images: views [B, 3, S, S] on the teacher's device, uint8 or float, values 0 to 255.
+            images: views [B, 3, S, S] on the teacher's device, uint8 or float, with values from 0 to 255. Every member
+                resizes and normalises them in its own way.
 
         Returns:
-            float32 [B, C], log-probabilities.
+            Log-probabilities, float32 [B, C].
 
         Raises:
-            ValueError: if members have other classes, or some without names, and `with_classes` has not been told how
-                they correspond.
+            ValueError: if the members' classes cannot be matched by name, and `with_classes` has not said how they
+                correspond.
         """
         self._check_clash()
         total = sum(member.weight for member in self.members)
@@ -159,13 +171,16 @@ class Teacher:
         ]
 
     def with_classes(self, names: Sequence[str] | None, class_map: ClassMap | None = None) -> "Teacher":
-        """Fits the teacher to the classes of a data set: each member's are brought into its order by name.
+        """Fits the teacher to the classes of a dataset, by their names.
 
         Args:
-            names: the data set's ClassLabel names in order; None for a data set without labels, whose targets are then
-                over the teacher's own classes.
+            names: the dataset's ClassLabel names in order. None for a dataset without labels: its targets are over the
+                teacher's own classes.
             class_map: `"identity"` (same classes, same order, other names), the teacher's class index for each class
-                of the data set, or a mapping from the data set's names to the teacher's names or indices.
+                of the dataset, or a mapping from the dataset's names to the teacher's names or indices.
+
+        Returns:
+            A teacher that shares its networks with this one.
 
         Raises:
             ValueError: if the classes do not match and no class_map says how they correspond.
@@ -235,7 +250,7 @@ def load_teacher(
     weights: Sequence[float] | None = None,
     temperature: float = 1.0,
 ) -> Teacher:
-    """Loads a teacher; nothing is unpickled and no remote code runs.
+    """Loads a teacher by name. Nothing is unpickled, and no remote code runs.
 
     Args:
         name_or_path: a Hub id or folder of a transformers or timm image classifier, a timm architecture together with
@@ -243,12 +258,21 @@ def load_teacher(
         preprocessing: replaces the networks' own; needed for a module.
         checkpoint: safetensors file, or a `.pt`/`.pth` that `torch.load(weights_only=True)` accepts.
         revision: Hub revision of every member.
-        weights: ensemble weights, one per member.
-        temperature: see `Teacher`.
+        weights: the members' shares in the ensemble, positive, default equal.
+        temperature: divides the logits of every member before the softmax.
+
+    Returns:
+        A teacher in evaluation mode, on the CPU.
 
     Raises:
         ValueError: if a member cannot be found or read, its weights are not those of its network, or its
             preprocessing is unknown.
+
+    Example:
+        from hf_reinforce import load_teacher
+
+        teacher = load_teacher("timm/tf_efficientnet_lite0.in1k")
+        ensemble = load_teacher(["timm/tf_efficientnet_lite0.in1k", "google/mobilenet_v2_1.0_224"], weights=[2, 1])
     """
     entries = [name_or_path] if isinstance(name_or_path, (str, nn.Module)) else list(name_or_path)
     if weights is not None and len(weights) != len(entries):
