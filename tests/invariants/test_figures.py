@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from hf_reinforce.evaluation.bootstrap import resample
-from hf_reinforce.evaluation.results import Predictions
 from hf_reinforce.metrics import (
     ALEXNET_ERRORS,
-    ClassificationMetrics,
+    group_means,
     mean_corruption_error,
+    measure,
     relative_mean_corruption_error,
-    score_samples,
+    reliability,
+    score,
 )
 
 IMAGES, CLASSES = 600, 12
@@ -96,11 +97,7 @@ def drawn():
 
 
 def predictions():
-    logits, labels = drawn()
-    scores = score_samples(logits, labels)
-    names = ("label", "prediction", "confidence", "label_probability", "nll", "brier")
-    columns = {name: getattr(scores, name).numpy() for name in names}
-    return Predictions(row=np.arange(IMAGES), correct_top5=(scores.rank < 5).numpy(), **columns)
+    return score(*drawn())
 
 
 def close(expected):
@@ -108,27 +105,19 @@ def close(expected):
 
 
 def test_metrics():
-    metrics = ClassificationMetrics()
-    metrics.update(*drawn())
-    found = metrics.compute()
-    assert found.pop("num_samples") == IMAGES
-    assert found == close(FIGURES)
+    assert len(predictions()) == IMAGES
+    assert measure(predictions()) == close(FIGURES)
 
 
 def test_reliability_diagram():
-    metrics = ClassificationMetrics()
-    metrics.update(*drawn())
-    diagram = metrics.reliability()
+    diagram = reliability(predictions())
     for name, expected in RELIABILITY.items():
-        values = [None if np.isnan(value) else value for value in getattr(diagram, name).tolist()]
-        assert values == [None if value is None else close(value) for value in expected]
+        assert getattr(diagram, name) == [None if value is None else close(value) for value in expected]
 
 
 def test_accuracy_of_each_class():
     found = predictions()
-    count = np.bincount(found.label, minlength=CLASSES)
-    right = np.bincount(found.label[found.correct], minlength=CLASSES)
-    assert (right / count).tolist() == close(PER_CLASS)
+    assert group_means(found.correct, found.label, CLASSES) == close(PER_CLASS)
 
 
 def test_bootstrap():
