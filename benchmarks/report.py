@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from benchmarks.measure import Row
-from hf_reinforce.evaluation import summary
+from hf_reinforce.evaluation import results
 from hf_reinforce.images.jpeg import DECODER
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "timm", "transformers", "accelerate")
@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     return {
         "gpu": None,
-        **summary.machine("cuda" if torch.cuda.is_available() else "cpu"),
+        **results.machine("cuda" if torch.cuda.is_available() else "cpu"),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "date": datetime.now(UTC).date().isoformat(),
     }

@@ -108,15 +108,16 @@ def scores_of(runs, names, num_resamples, seed):
     """What a group scored on a dataset, or on the mean over several.
 
     Returns:
-        The metrics of each run, [S, 6]; those of resampled images, mean over the runs, [R, 6]; checksums of the rows,
+        The metrics of each run, [S, M]; those of resampled images, mean over the runs, [R, M]; checksums of the rows,
         only one where all runs saw the same; the numbers that the students' names end in, none if these are not S.
     """
     import numpy as np
 
-    from hf_reinforce.evaluation.bootstrap import checksum, measure, resample
+    from hf_reinforce.evaluation.bootstrap import checksum, resample
+    from hf_reinforce.metrics import measure
 
     predictions = [[evaluation.predictions(folder, name) for name in names] for folder, evaluation in runs.items()]
-    metrics = [np.mean([measure(found) for found in of_run], axis=0) for of_run in predictions]
+    metrics = [np.mean([list(measure(found).values()) for found in of_run], axis=0) for of_run in predictions]
     resamples = np.mean([resample(found, num_resamples, seed) for of_run in predictions for found in of_run], axis=0)
     rows = {tuple(checksum(found.row) for found in of_run) for of_run in predictions}
     seeds = [int(number[1]) for folder in runs if (number := re.search(SEED, student(folder)))]
@@ -164,7 +165,7 @@ def inference(value, resamples=None, test=None):
 
 
 def holm(p):
-    """Holm's correction (1979) of p [D, 6] for D differences, each metric by itself."""
+    """Holm's correction (1979) of p [D, M] for D differences, each metric by itself."""
     import numpy as np
 
     order = np.argsort(p, axis=0)
@@ -178,7 +179,7 @@ def compare(groups, num_resamples=1000, seed=0):
     import numpy as np
     from tqdm.auto import tqdm
 
-    from hf_reinforce.evaluation.bootstrap import HIGHER_IS_BETTER, LARGEST, METRICS
+    from hf_reinforce.metrics import METRICS
 
     if num_resamples < 100:
         raise ValueError(f"--num_resamples must be >= 100, not {num_resamples}; 1000 is usual.")
@@ -187,6 +188,8 @@ def compare(groups, num_resamples=1000, seed=0):
     if corrupted := [name for name, found in common.items() if found.corruption]:
         units.append((f"mean over {len(corrupted)} corrupted sets", corrupted))
     rows, differences, (first, *others) = [], [], groups
+    largest = [metric.largest for metric in METRICS.values()]
+    higher_is_better = [metric.higher_is_better for metric in METRICS.values()]
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of scipy, about seeds without any spread
         for title, names in tqdm(units, desc="Comparing", unit="dataset", disable=None):
@@ -195,11 +198,11 @@ def compare(groups, num_resamples=1000, seed=0):
             for name, found in scores.items():
                 row = about | {"student": name} | estimate(*found)
                 del row["p"]
-                rows.append(row | {"low": row["low"].clip(0), "high": np.minimum(row["high"], LARGEST)})
+                rows.append(row | {"low": row["low"].clip(0), "high": np.minimum(row["high"], largest)})
             here = [about | {"student": n, "minus": first} | difference(scores[n], scores[first]) for n in others]
             rows, differences = rows + here, differences + here
     for row, p in zip(differences, holm(np.array([row["p"] for row in differences])), strict=True):
-        better = (row["value"] > 0) == np.isin(METRICS, list(HIGHER_IS_BETTER))
+        better = (row["value"] > 0) == higher_is_better
         row |= {"p_adjusted": p, "verdict": np.where(p >= 0.05, "noise", np.where(better, "better", "worse"))}
     for row in rows:
         arrays = {key: values for key, values in row.items() if isinstance(values, np.ndarray)}
@@ -211,14 +214,15 @@ def compare(groups, num_resamples=1000, seed=0):
 def table(found):
     """The table in Markdown, and how to read it."""
     from hf_reinforce.cards import markdown
-    from hf_reinforce.evaluation.report import COLUMNS, metric_text
+    from hf_reinforce.evaluation.report import metric_text
+    from hf_reinforce.metrics import METRICS
 
     rows = []
     for row in found["rows"]:
         name = markdown.text(row["student"])
         name += f" \N{MINUS SIGN} {markdown.text(row['minus'])}" if "minus" in row else ""
         cells = []
-        for metric in COLUMNS:
+        for metric in METRICS:
             ends = [metric_text(metric, row[key][metric], "minus" in row) for key in ("value", "low", "high")]
             verdict = row["verdict"][metric] if "minus" in row else ""
             bold = "**" if verdict in ("better", "worse") else ""
@@ -232,7 +236,9 @@ def table(found):
         "An interval over images is about these very students; several seeds are joined as NAME=RUN,RUN.",
         *map(markdown.text, found["notes"]),
     ]
-    shown = markdown.table(["dataset", "student, 95 % interval", *COLUMNS.values()], rows)
+    shown = markdown.table(
+        ["dataset", "student, 95 % interval", *(metric.heading for metric in METRICS.values())], rows
+    )
     return "\n".join([shown, "", *(f"- {line}" for line in lines), ""])
 
 

@@ -120,7 +120,7 @@ def train(architecture, method, splits, split, policy, epochs, seed, output, tea
 
     from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments
     from hf_reinforce.augmentations.policies import evaluation_policy
-    from hf_reinforce.metrics import ClassificationMetrics
+    from hf_reinforce.metrics import measure, reliability, score
     from hf_reinforce.models.students import create_student
 
     set_seed(seed)
@@ -154,14 +154,14 @@ def train(architecture, method, splits, split, policy, epochs, seed, output, tea
     result = trainer.train()
     trainer.save_model()
     prediction = trainer.predict(test_set)
-    metrics = ClassificationMetrics()
-    metrics.update(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
-    found = {f"eval_{name}": value for name, value in metrics.compute().items()}
-    return folder, {**found, "seconds_per_epoch": result.metrics["train_runtime"] / epochs}, metrics.reliability()
+    scores = score(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
+    found = {f"eval_{name}": value for name, value in measure(scores).items()}
+    return folder, {**found, "seconds_per_epoch": result.metrics["train_runtime"] / epochs}, reliability(scores)
 
 
 def write_report(output, args, teacher_accuracy, runs):
     """report.json, report.md and reliability.png."""
+    from hf_reinforce.evaluation.pictures import draw_reliability
 
     def mean(method, name):
         return statistics.fmean(run[name] for run in runs[method])
@@ -207,21 +207,9 @@ def write_report(output, args, teacher_accuracy, runs):
         "![reliability](reliability.png)",
     ]
     (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw_reliability(output / "reliability.png", {method: runs[method][0]["reliability"] for method in METHODS})
-
-
-def draw_reliability(path, diagrams):
-    """Accuracy against confidence, one panel for each method; on the diagonal a model knows how sure it may be."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axis, (method, diagram) in zip(figure.subplots(1, len(diagrams), sharey=True), diagrams.items(), strict=True):
-        axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
-        filled = diagram.count > 0
-        axis.bar(diagram.confidence[filled], diagram.accuracy[filled], width=0.05, color="#4c72b0")
-        axis.set(title=method, xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
-    figure.axes[0].set_ylabel("accuracy")
-    figure.savefig(path, dpi=120)
+    first = {method: runs[method][0] for method in METHODS}
+    errors = {method: run["eval_ece"] for method, run in first.items()}
+    draw_reliability({method: run["reliability"] for method, run in first.items()}, errors, output / "reliability.png")
 
 
 if __name__ == "__main__":

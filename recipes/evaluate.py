@@ -127,9 +127,9 @@ def evaluate_dataset(args):
 
 
 def check_table(name, columns):
-    from hf_reinforce.evaluation.class_maps import is_table, tables
+    from hf_reinforce.models.classes import tables
 
-    if name != "index" and not is_table(name):
+    if name != "index" and name not in tables() and not Path(name).is_file():
         raise ValueError(
             f"--classes_from {name}: there is no such column, table or file; the columns are {', '.join(columns)}, "
             f"the tables {', '.join(tables())}."

@@ -14,7 +14,7 @@ from hf_reinforce.evaluation.pictures import (
     save_figure,
     set_title,
 )
-from hf_reinforce.evaluation.results import ReliabilityDiagram
+from hf_reinforce.metrics import ReliabilityDiagram
 
 
 def draw_stages(stages, baseline, path):

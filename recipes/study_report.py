@@ -81,7 +81,7 @@ def collect(file, size):
     import torch
     from study import read_study, records_of, runs_of
 
-    from hf_reinforce.evaluation.summary import machine, versions
+    from hf_reinforce.evaluation.results import machine, versions
 
     study = read_study(file)
     runs, folder, records = runs_of(study, size, []), Path(study["output_dir"]) / size, records_of(study, size)

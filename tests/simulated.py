@@ -8,15 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_reinforce.evaluation.results import (
-    Corruption,
-    DatasetResult,
-    Evaluation,
-    Predictions,
-    ReliabilityDiagram,
-    predictions_file,
-)
-from hf_reinforce.metrics import ClassificationMetrics, brier_score, negative_log_likelihood, top_k_correct
+from hf_reinforce.evaluation.results import Corruption, DatasetResult, Evaluation, predictions_file
+from hf_reinforce.metrics import measure, reliability, score
 
 NAMES = ("ant", "bee_fly", "cat", "dog", "eel", "fox", "gnu", "hen", "jay", "yak")
 
@@ -38,22 +31,6 @@ def simulated_logits(
     logits = common.normal(size=(num_images, len(NAMES))) + 0.6 * own.normal(size=(num_images, len(NAMES)))
     logits[np.arange(num_images), labels] += strength
     return torch.tensor(logits * sharpness), torch.tensor(labels)
-
-
-def predictions_of(logits: Tensor, labels: Tensor) -> Predictions:
-    """What an evaluation writes of these logits."""
-    probabilities = logits.softmax(-1)
-    confidence, prediction = probabilities.max(-1)
-    return Predictions(
-        row=np.arange(len(labels)),
-        label=labels.numpy(),
-        prediction=prediction.numpy(),
-        confidence=confidence.float().numpy(),
-        label_probability=probabilities.gather(1, labels[:, None])[:, 0].float().numpy(),
-        nll=negative_log_likelihood(logits, labels).float().numpy(),
-        brier=brier_score(logits, labels).float().numpy(),
-        correct_top5=top_k_correct(logits, labels, 5).bool().numpy(),
-    )
 
 
 def write_evaluation(
@@ -93,16 +70,8 @@ def write_evaluation(
 
 
 def _result(folder, name, logits, labels, corruption=None):
-    predictions = predictions_of(logits, labels)
+    predictions = score(logits.float(), labels)
     predictions.save(folder / "evaluation" / predictions_file(name))
-    metrics = ClassificationMetrics()
-    metrics.update(logits, labels)
-    diagram = metrics.reliability()
-    confidence, accuracy = (
-        [None if np.isnan(value) else value for value in values.tolist()]
-        for values in (diagram.confidence, diagram.accuracy)
-    )
-    found = {key: value for key, value in metrics.compute().items() if key != "num_samples"}
     return DatasetResult(
         title=name.title(),
         dataset_name="me/pets" if corruption else f"me/{name}",
@@ -110,8 +79,8 @@ def _result(folder, name, logits, labels, corruption=None):
         num_samples=len(labels),
         class_map="the model's classes are the data set's",
         class_names=list(NAMES),
-        metrics=found,
-        reliability=ReliabilityDiagram(confidence, accuracy, [int(count) for count in diagram.count]),
+        metrics=measure(predictions),
+        reliability=reliability(predictions),
         per_class_accuracy={},
         predictions=predictions_file(name),
         corruption=corruption,

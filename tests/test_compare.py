@@ -8,23 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from recipe_modules import load_recipe
 from scipy import stats
-from simulated import predictions_of, simulated_logits, write_evaluation
+from simulated import simulated_logits, write_evaluation
 from test_evaluation_report import tables
 
 from hf_reinforce.evaluation import bootstrap
-from hf_reinforce.evaluation.bootstrap import METRICS, measure, resample
-from hf_reinforce.evaluation.results import Evaluation, Predictions
-from hf_reinforce.metrics import ClassificationMetrics, adaptive_calibration_error
+from hf_reinforce.evaluation.bootstrap import resample
+from hf_reinforce.evaluation.results import Evaluation
+from hf_reinforce.metrics import Predictions, measure, score
 
 recipe = load_recipe("compare")
 PETS = "evaluation/predictions/pets.parquet"
-
-
-def simulated(**student):
-    return predictions_of(*simulated_logits(**student))
 
 
 def student(folder, name, **arguments):
@@ -50,29 +45,14 @@ def figures(row, *keys):
 # -- the bootstrap ------------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_those_of_the_accumulator():
-    logits, labels = simulated_logits(num_images=1003, sharpness=2)
-    metrics = ClassificationMetrics()
-    metrics.update(logits, labels)
-    expected = metrics.compute()
-    assert measure(predictions_of(logits, labels)) == pytest.approx([expected[name] for name in METRICS], abs=1e-6)
-
-
-def test_adaptive_error_of_equal_confidences():
-    predictions = simulated(num_images=1003)
-    coarse = replace(predictions, confidence=predictions.confidence.round(1))
-    expected = adaptive_calibration_error(torch.tensor(coarse.confidence), torch.tensor(coarse.correct))
-    assert measure(coarse)[METRICS.index("ece_adaptive")] == pytest.approx(expected, abs=1e-9)
-
-
 def test_a_resample_is_what_the_drawn_images_score(monkeypatch):
-    predictions = simulated(num_images=200)
+    predictions = score(*simulated_logits(num_images=200))
     (weights,) = bootstrap._weights(predictions.row, 3, seed=0)
     whole = resample(predictions, 3, seed=0)
     for counts, found in zip(weights, whole, strict=True):
         drawn = np.repeat(np.arange(200), counts.astype(int))
-        columns = {name: values[drawn] for name, values in vars(predictions).items() if values is not None}
-        assert len(drawn) == 200 and found == pytest.approx(measure(Predictions(**columns)), abs=1e-9)
+        assert len(drawn) == 200
+        assert found == pytest.approx(list(measure(predictions.select(drawn)).values()), abs=1e-9)
     monkeypatch.setattr(bootstrap, "_BLOCK", 200)
     assert np.allclose(resample(predictions, 3, seed=0), whole, atol=1e-12), "blocks of one resample"
     assert not np.allclose(resample(predictions, 3, seed=1), whole)
@@ -107,7 +87,7 @@ def test_over_seeds_as_scipy_does(tmp_path, names):
     for seed, name in enumerate([*names, *others]):
         student(tmp_path, name, seed=seed, strength=1.5 + 0.1 * name.startswith("new"))
     plain, new = (
-        np.array([measure(Predictions.load(tmp_path / name / PETS)) for name in of_group])
+        np.array([list(measure(Predictions.load(tmp_path / name / PETS)).values()) for name in of_group])
         for of_group in (names, others)
     )
     rows, _ = compared("A=" + ",".join(str(tmp_path / name) for name in names), f"{tmp_path}/new-*")

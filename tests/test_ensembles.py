@@ -29,8 +29,7 @@ from hf_reinforce import (
     load_teacher,
     reinforce,
 )
-from hf_reinforce.evaluation.class_maps import make_class_map
-from hf_reinforce.models.imagenet_classes import imagenet_classes, wordnet_ids
+from hf_reinforce.models.classes import imagenet_classes, make_class_map, wordnet_ids
 from hf_reinforce.models.networks import Member
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import create_student

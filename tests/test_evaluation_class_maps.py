@@ -6,8 +6,8 @@ import logging
 import pytest
 import torch
 
-from hf_reinforce.evaluation.class_maps import load_table, make_class_map, tables
-from hf_reinforce.models.imagenet_classes import imagenet_classes, real_labels, wordnet_ids
+from hf_reinforce.evaluation.tasks import real_labels
+from hf_reinforce.models.classes import imagenet_classes, load_table, make_class_map, tables, wordnet_ids
 
 IMAGENETTE = [
     "tench",
@@ -80,15 +80,11 @@ def test_restriction_is_the_conditional_distribution():
     assert full(answers) is answers and full.targets == {0: (3,), 1: (1,)}
 
 
-@pytest.mark.parametrize("merge", ["max", "sum", "mean"])
-def test_several_classes_of_the_model_are_one(merge):
-    class_map = make_class_map(
-        OWN, 5, ["pet", "insect"], [0, 1], {"insect": ["ant", "bee"], "pet": ["cat"]}, merge=merge
-    )
-    assert groups(class_map) == [[2], [0, 1]]
+def test_of_several_classes_of_the_model_the_most_probable_counts():
+    class_map = make_class_map(OWN, 5, ["pet", "insect"], [0, 1], {"insect": ["ant", "bee"], "pet": ["cat"]})
+    assert groups(class_map) == [[2], [0, 1]] and "the most probable of several" in class_map.description
     p = torch.softmax(torch.randn(3, 5), -1)
-    pair = {"max": p[:, :2].amax(-1), "sum": p[:, :2].sum(-1), "mean": p[:, :2].mean(-1)}[merge]
-    expected = torch.stack([p[:, 2], pair], -1)
+    expected = torch.stack([p[:, 2], p[:, :2].amax(-1)], -1)
     torch.testing.assert_close(class_map(p.log()).exp(), expected / expected.sum(-1, keepdim=True))
     full = make_class_map(OWN, 5, ["pet", "insect"], [0, 1], {"insect": ["ant", "bee"], "pet": [2]}, scoring="full")
     assert full.targets == {0: (2,), 1: (0, 1)}  # either of them is right
@@ -145,7 +141,7 @@ def test_lists_and_files(tmp_path):
 
 
 def test_published_tables():
-    assert tables() == ["geirhos16", "imagenet", "imagenet_a", "imagenet_r", "objectnet"]
+    assert tables() == ["imagenet", "imagenet_a", "imagenet_r", "objectnet"]
     known, sizes = set(imagenet_classes()), {"imagenet": 1000, "imagenet_a": 200, "imagenet_r": 200}
     for name in tables():
         table = load_table(name)
@@ -153,18 +149,22 @@ def test_published_tables():
         assert set(entries) <= known and len(set(entries)) == len(entries), name
         assert len(table) == sizes.get(name, len(table))
         assert list(table) == sorted(table), name  # the order of folders, which labels without names count
-    objectnet, sixteen = load_table("objectnet"), load_table("geirhos16")
+    objectnet = load_table("objectnet")
     assert len(objectnet) == 113 and objectnet["bicycle"] == ["n03792782", "n02835271"]
-    assert len(sixteen) == 16 and sum(map(len, sixteen.values())) == 207
-    cats = make_class_map(None, 1000, None, range(16), "geirhos16", merge="mean")
-    assert groups(cats)[sorted(sixteen).index("cat")] == [281, 282, 283, 284, 285, 286]
+    assert groups(make_class_map(None, 1000, None, range(113), "objectnet"))[sorted(objectnet).index("bicycle")] == [
+        671,
+        444,
+    ]
     assert len(real_labels()) == 50_000 and real_labels()[1] == [970, 795] and real_labels()[0] == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((OWN, 5, ["ant", "yak"], [0]), "1 of the data set's 2 classes .yak. are not found"),
+        (
+            (OWN, 5, ["ant", "yak"], [0]),
+            "1 of the data set's 2 classes .yak. are not found.* or --class_map",
+        ),
         ((None, 3, ["ant", "yak"], [0]), "among the model's 3 .no names."),
         (
             (OWN, 5, None, [0, 5]),
@@ -172,15 +172,17 @@ def test_published_tables():
         ),
         ((OWN, 5, ["2", "9"], [0], "index"), "names of the classes go up to 9, the model has 5 classes"),
         ((OWN, 5, ["x"], [0], [5]), "The model has classes 0 to 4, but the class map names 5"),
-        ((OWN, 5, ["x"], [0], "no_table"), "neither one of geirhos16, imagenet, .* nor a file"),
+        ((OWN, 5, ["x"], [0], "no_table"), "neither one of imagenet, .* nor a file"),
         ((OWN, 5, ["x", "y"], [0], ["ant"]), "one entry for each of the data set's 2 classes, but has 1"),
         ((OWN, 5, ["x", "y"], [0], {"x": "ant"}), "no entry for 1 classes of the data set: y; it has x"),
-        ((OWN, 5, ["x"], [0], ["yak"]), "names 'yak', which is no class of the model; it has ant, bee"),
+        (
+            (OWN, 5, ["x"], [0], ["yak"]),
+            "names 'yak', which is no class of the model; it has ant, bee.* --classes_from",
+        ),
         ((None, 5, ["x"], [0], ["yak"]), "it has no names, only indices 0 to 4"),
         ((OWN, 5, None, [3], ["ant", "bee"]), "has 2 classes, but the data set has the label 3"),
         ((OWN, 5, ["x"], [0], "index"), "class names that are numbers, such as '17'; found x"),
         ((OWN, 5, ["ant"], [0], None, "some"), "scoring must be one of restricted, full"),
-        ((OWN, 5, ["ant"], [0], None, "full", "min"), "merge one of max, sum, mean"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, expected):

@@ -9,12 +9,11 @@ from tiny import NAMES, tiny_dataset, tiny_teacher
 
 from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation import evaluator
-from hf_reinforce.evaluation.evaluator import Settings, best_label, evaluate_task, sentence
-from hf_reinforce.evaluation.results import Corruption, DatasetResult, Evaluation, Predictions, ReliabilityDiagram
-from hf_reinforce.evaluation.suites import Entry
-from hf_reinforce.evaluation.summary import corruption_summary, shape_bias, summarise
+from hf_reinforce.evaluation.evaluator import Settings, best_label, evaluate_task, sentence, summarise
+from hf_reinforce.evaluation.results import Corruption, DatasetResult, Evaluation
+from hf_reinforce.evaluation.suites import Entry, corruption_summary
 from hf_reinforce.evaluation.tasks import open_task
-from hf_reinforce.metrics import ALEXNET_ERRORS, ClassificationMetrics
+from hf_reinforce.metrics import ALEXNET_ERRORS, ReliabilityDiagram, measure, score
 from hf_reinforce.replay.views import AugmentedDataset
 
 C, ROWS = 5, 11
@@ -37,15 +36,13 @@ def answers(model):
 
 def test_figures_and_predictions_by_hand(model, answers):
     task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
-    metrics, predictions = evaluate_task(model, task, SETTINGS)
+    predictions = evaluate_task(model, task, SETTINGS)
     labels = torch.arange(ROWS) % C
-    expected = ClassificationMetrics()
-    expected.update(answers, labels)
-    assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)
     np.testing.assert_array_equal(predictions.prediction, answers.argmax(-1))
     np.testing.assert_allclose(predictions.confidence, answers.exp().amax(-1), rtol=1e-5)
     np.testing.assert_allclose(predictions.nll, -answers[torch.arange(ROWS), labels], rtol=1e-4)
-    result = summarise(Entry("pets"), "pets", task, metrics, predictions)
+    result = summarise(Entry("pets"), "pets", task, predictions)
+    assert result.metrics == pytest.approx(measure(score(answers, labels)), rel=1e-5)
     for label, name in enumerate(NAMES[:C]):
         own = predictions.correct[labels == label]
         assert result.per_class_accuracy[name] == pytest.approx(own.mean())
@@ -56,7 +53,7 @@ def test_restricted_and_full_scoring(model, answers):
     rows = tiny_dataset(ROWS, labels=2)  # ants and bees only
     for scoring, columns in (("restricted", slice(2)), ("full", slice(C))):
         task = open_task(rows, Entry("pets", scoring=scoring), NAMES[:C], C)
-        _, predictions = evaluate_task(model, task, SETTINGS)
+        predictions = evaluate_task(model, task, SETTINGS)
         dataset = AugmentedDataset(task.source, evaluation_policy(16))
         own = torch.cat([model(dataset[row]["pixel_values"][None]) for row in range(ROWS)])[:, columns]
         np.testing.assert_array_equal(predictions.prediction, own.argmax(-1))
@@ -70,18 +67,17 @@ def test_any_of_several_labels_is_right():
 
 
 def test_processes_share_the_images(model, monkeypatch):
-    """Two processes, one after the other: each has its images, and what they gather is what one process finds."""
-    task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
-    alone, expected = evaluate_task(model, task, SETTINGS)
-    parts = []
-    for rank in (0, 1):
+    """Three processes, one after the other: each has its images, and what they gather is what one process finds."""
+    task = open_task(tiny_dataset(2), Entry("pets"), NAMES[:C], C)
+    expected = evaluate_task(model, task, SETTINGS)
+    batches = []
+    for rank in (1, 2, 0):
         monkeypatch.setenv("RANK", str(rank))
-        parts.append(evaluator._evaluate_part(model, task, SETTINGS, "", 2))
-    assert [len(part.positions) for part in parts] == [6, 5]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: parts)
-    metrics, predictions = evaluate_task(model, task, SETTINGS)
-    assert metrics.compute() == pytest.approx(alone.compute())
+        batches += evaluator._evaluate_part(model, task, SETTINGS, "", 3)
+    assert [batch.row.tolist() for batch in batches] == [[1], [0]], "the third process has no image"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: batches)
+    predictions = evaluate_task(model, task, SETTINGS)
     np.testing.assert_array_equal(predictions.label, expected.label)
     np.testing.assert_allclose(predictions.nll, expected.nll, rtol=1e-5)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*own, ValueError("the other's image")])
@@ -95,29 +91,6 @@ def test_logits_that_are_not_finite():
     task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
     with pytest.raises(ValueError, match="finite logits; found nan or infinity .* Check the weights, or evaluate in"):
         evaluate_task(model, task, SETTINGS)
-
-
-def test_shape_bias_by_hand():
-    shape, texture = np.array([0, 0, 1, 1, 2, 2]), np.array([1, 1, 2, 2, 0, 2])
-    prediction = np.array([0, 1, 1, 0, 2, 2])  # shape, texture, shape, neither, shape; the last has no conflict
-    ones = np.ones(6, dtype=np.float32)
-    found = shape_bias(
-        Predictions(np.arange(6), shape, prediction, ones, ones, ones, ones, ones.astype(bool), texture)
-    )
-    assert found == {"shape_bias": 3 / 4, "texture_accuracy": 1 / 5}
-    neither = Predictions(np.arange(1), shape[:1], np.array([2]), *[ones[:1]] * 4, ones[:1] > 0, texture[:1])
-    assert shape_bias(neither) == {"shape_bias": None, "texture_accuracy": 0.0}
-
-
-def test_shape_bias_of_a_model(model):
-    rows = tiny_dataset(ROWS, labels=3).add_column("texture", [NAMES[(row + 1) % 3] for row in range(ROWS)])
-    entry = Entry("cues", texture_column="texture", metric="shape_bias")
-    task = open_task(rows, entry, NAMES[:C], C)
-    metrics, predictions = evaluate_task(model, task, SETTINGS)
-    figures = summarise(entry, "cues", task, metrics, predictions).metrics
-    shapes = int(predictions.correct.sum())
-    textures = int((predictions.prediction == (np.arange(ROWS) + 1) % 3).sum())
-    assert shapes + textures < ROWS and figures["shape_bias"] == pytest.approx(shapes / (shapes + textures))
 
 
 def with_errors(errors, clean=0.3):

@@ -23,10 +23,10 @@ from hf_reinforce import ReinforcementConfig, reinforce, schema
 from hf_reinforce.augmentations import AUGMENTATIONS
 from hf_reinforce.augmentations.documents import read_document, read_operation
 from hf_reinforce.augmentations.policies import AugmentationPolicy, load_policy, named_policy
-from hf_reinforce.evaluation.class_maps import load_table, make_class_map
 from hf_reinforce.importers.ml_dr.config import TRANSFORMS, policy_of, read_config
 from hf_reinforce.importers.ml_dr.records import read_record
 from hf_reinforce.importers.ml_dr.unpickling import Member, read_members, safe_load
+from hf_reinforce.models.classes import load_table, make_class_map
 from hf_reinforce.store.shards import open_shard
 from hf_reinforce.targets.class_distribution import check_stored, encode, top_k_targets
 

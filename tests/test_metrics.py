@@ -1,20 +1,31 @@
-"""Metrics against torchmetrics, scikit-learn and NumPy, and under splits, merges and bad input."""
+"""Metrics against torchmetrics, scikit-learn and NumPy, under batches and weights, and on bad input."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import brier_score_loss, log_loss
+from tiny import TinyNet, tiny_dataset
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
+from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments
+from hf_reinforce.augmentations.policies import evaluation_policy
+from hf_reinforce.evaluation.bootstrap import resample
+from hf_reinforce.evaluation.report import write_report
 from hf_reinforce.metrics import (
-    MEAN_METRICS,
-    ClassificationMetrics,
-    calibration_bins,
+    METRICS,
+    Metric,
+    Predictions,
+    adaptive_calibration_error,
     expected_calibration_error,
-    top_k_correct,
+    group_means,
+    mean,
+    measure,
+    reliability,
+    score,
 )
 
 
@@ -27,11 +38,19 @@ def make_batch(samples: int, classes: int, seed: int = 0, sharpness: float = 3.0
     return logits, labels
 
 
-def measure(*batches: tuple[Tensor, Tensor], num_bins: int = 15) -> ClassificationMetrics:
-    metrics = ClassificationMetrics(num_bins)
-    for logits, labels in batches:
-        metrics.update(logits, labels)
-    return metrics
+def measured(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    return measure(score(logits, labels))
+
+
+def ece(logits: Tensor, labels: Tensor, num_bins: int = 15) -> float:
+    return float(expected_calibration_error(score(logits, labels), np.ones(len(labels)), num_bins))
+
+
+def adaptive(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> float:
+    """The adaptive calibration error of images that are given by their confidences."""
+    count, zeros = len(confidence), np.zeros(len(confidence))
+    answers = Predictions(np.arange(count), 1 - correct, zeros.astype(int), confidence, zeros, zeros, zeros > 0)
+    return float(adaptive_calibration_error(answers, np.ones(count), num_bins))
 
 
 def logits_of(probabilities: list[list[float]]) -> Tensor:
@@ -76,10 +95,9 @@ def test_agrees_with_torchmetrics_scikit_learn_and_numpy(samples: int, classes: 
         "ece_adaptive": adaptive_reference(logits, labels, 15),
         "nll": log_loss(labels.numpy(), probabilities, labels=every_class),
         "brier": float(((probabilities - one_hot) ** 2).sum(1).mean()),
-        "num_samples": samples,
     }
-    found = measure((logits, labels)).compute()
-    assert found.keys() == expected.keys()
+    found = measured(logits, labels)
+    assert found.keys() == expected.keys() == METRICS.keys()
     assert found == pytest.approx(expected, abs=1e-6)
     assert found["ece"] == pytest.approx(ece_reference(logits.double(), labels, 15), abs=1e-6)
     if samples > 1:  # scikit-learn needs both labels of a two-class problem
@@ -90,96 +108,57 @@ def test_agrees_with_torchmetrics_scikit_learn_and_numpy(samples: int, classes: 
 @pytest.mark.parametrize("num_bins", [1, 2, 10, 15, 100])
 def test_ece_for_other_numbers_of_bins(num_bins: int) -> None:
     logits, labels = make_batch(1500, 5, sharpness=1.0)
-    expected = ece_reference(logits.double(), labels, num_bins)
-    assert measure((logits.double(), labels), num_bins=num_bins).compute()["ece"] == pytest.approx(expected, abs=1e-12)
-    assert expected_calibration_error(calibration_bins(logits.double(), labels, num_bins)) == pytest.approx(expected)
+    assert ece(logits.double(), labels, num_bins) == pytest.approx(ece_reference(logits.double(), labels, num_bins))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 499])
+@pytest.mark.parametrize("batch_size", [1, 7, 499])
 def test_batches_change_nothing(batch_size: int) -> None:
     logits, labels = make_batch(500, 20)
-    whole = measure((logits, labels))
-    split = measure(*zip(logits.split(batch_size), labels.split(batch_size), strict=True))
-    assert split.compute() == pytest.approx(whole.compute(), rel=1e-6)
-    torch.testing.assert_close(split.state, whole.state, rtol=1e-6, atol=0)
-    torch.testing.assert_close(split.confidences, whole.confidences)
-    double = measure(*zip(logits.double().split(batch_size), labels.split(batch_size), strict=True))
-    torch.testing.assert_close(double.state, measure((logits.double(), labels)).state, rtol=1e-12, atol=0)
+    batches = zip(logits.split(batch_size), labels.split(batch_size), strict=True)
+    split = Predictions.concatenate([score(*batch) for batch in batches])
+    assert measure(split) == pytest.approx(measured(logits, labels), rel=1e-6)
 
 
-def test_merges_and_summed_states_change_nothing() -> None:
-    first, second, third = (make_batch(size, 12, seed) for seed, size in enumerate((100, 3, 257)))
-    whole = measure(first, second, third)
-    merged = measure(first)
-    merged.merge(measure(second, third))
-    merged.merge(ClassificationMetrics())
-    parts = [measure(part) for part in (third, first, second)]
-    state = torch.stack([part.state for part in parts]).sum(0)
-    padding = torch.zeros(7)
-    confidences = torch.cat([padding, *(part.confidences for part in parts)])
-    summed = ClassificationMetrics.from_state(state, confidences)
-    assert merged.compute() == pytest.approx(whole.compute(), rel=1e-12)
-    assert summed.compute() == pytest.approx(whole.compute(), rel=1e-12)
+def test_a_weight_counts_an_image_several_times() -> None:
+    found, drawn = score(*make_batch(300, 20)), np.random.default_rng(0).integers(0, 300, (2, 300))
+    weights = np.array([np.bincount(row, minlength=300) for row in drawn], float)
+    for places, own in zip(drawn, weights, strict=True):
+        assert measure(found, own) == pytest.approx(measure(found.select(places)))
+    for metric in METRICS.values():
+        assert metric.function(found, weights) == pytest.approx(
+            [float(metric.function(found, own)) for own in weights]
+        )
 
 
-def test_a_state_without_confidences_has_no_adaptive_error() -> None:
-    whole = measure(make_batch(100, 12))
-    summed = ClassificationMetrics.from_state(whole.state)
-    assert math.isnan(summed.compute()["ece_adaptive"])
-    assert summed.compute() == pytest.approx({**whole.compute(), "ece_adaptive": math.nan}, nan_ok=True)
-    summed.update(*make_batch(5, 12))
-    assert math.isnan(summed.compute()["ece_adaptive"]), "part of the samples is no answer"
-    with pytest.raises(
-        ValueError, match=r"counts 100 samples, but there are confidences of 99; pass both of the same"
-    ):
-        ClassificationMetrics.from_state(whole.state, whole.confidences[1:])
-
-
-def test_the_state_is_a_copy_of_fixed_size() -> None:
-    metrics = measure(make_batch(50, 4))
-    before = metrics.compute()
-    assert metrics.state.dtype == torch.float64
-    assert metrics.state.shape == (len(MEAN_METRICS) + 3 * 15,)
-    restored = ClassificationMetrics.from_state(metrics.state)
-    metrics.state.zero_()
-    metrics.confidences.zero_()
-    restored.update(*make_batch(5, 4, seed=1))
-    assert metrics.compute() == before
-    assert measure(make_batch(5000, 4)).state.shape == metrics.state.shape
-
-
-def test_many_samples_do_not_lose_precision() -> None:
-    metrics = ClassificationMetrics.from_state(measure(make_batch(8, 3)).state * 2**30)  # beyond float32's integers
-    metrics.update(*make_batch(1, 3, seed=1))
-    assert metrics.compute()["num_samples"] == 8 * 2**30 + 1
+def test_scores_of_single_images() -> None:
+    logits, labels = make_batch(200, 8)
+    found = score(logits, labels, np.arange(200) + 7)
+    probabilities = logits.double().softmax(-1).numpy()
+    own = probabilities[np.arange(200), labels]
+    np.testing.assert_array_equal(found.row, np.arange(7, 207))
+    np.testing.assert_array_equal(found.label, labels)
+    np.testing.assert_array_equal(found.prediction, probabilities.argmax(1))
+    np.testing.assert_array_equal(found.correct_top5, (probabilities > own[:, None]).sum(1) < 5)
+    np.testing.assert_allclose(found.confidence, probabilities.max(1), atol=1e-6)
+    np.testing.assert_allclose(found.nll, -np.log(own), atol=1e-6)
+    np.testing.assert_allclose(found.brier, ((probabilities - np.eye(8)[labels]) ** 2).sum(1), atol=1e-6)
 
 
 def test_a_confidence_of_one_is_in_the_last_bin() -> None:
-    labels = torch.tensor([0, 0, 1])
-    logits = torch.tensor([[200.0, 0.0], [200.0, 0.0], [200.0, 0.0]])
+    logits, labels = torch.tensor([[200.0, 0.0]] * 3), torch.tensor([0, 0, 1])
     assert logits.softmax(-1).amax() == 1.0
-    metrics = measure((logits, labels))
-    reliability = metrics.reliability()
-    assert reliability.count.tolist() == [0.0] * 14 + [3.0]
-    assert reliability.confidence[-1] == 1.0
-    assert reliability.accuracy[-1] == pytest.approx(2 / 3)
-    assert metrics.compute() == pytest.approx(
-        {
-            "accuracy": 2 / 3,
-            "accuracy_top5": 1.0,
-            "ece": 1 / 3,
-            "ece_adaptive": 1 / 3,
-            "nll": 200 / 3,
-            "brier": 2 / 3,
-            "num_samples": 3.0,
-        }
-    )
+    diagram = reliability(score(logits, labels))
+    assert diagram.count == [0] * 14 + [3]
+    assert diagram.confidence[-1] == 1.0
+    assert diagram.accuracy[-1] == pytest.approx(2 / 3)
+    expected = {"accuracy": 2 / 3, "accuracy_top5": 1.0, "ece": 1 / 3, "ece_adaptive": 1 / 3, "nll": 200 / 3}
+    assert measured(logits, labels) == pytest.approx({**expected, "brier": 2 / 3})
 
 
 def test_a_confidence_of_one_shares_its_bin_with_those_just_below() -> None:
     # One error at 1.0 and one hit at 0.95: apart they would miss by (1 + 0.05) / 2, together by |0.5 - 0.975|.
     logits = torch.tensor([[500.0, 0.0], [math.log(0.95), math.log(0.05)]], dtype=torch.float64)
-    assert measure((logits, torch.tensor([1, 0])), num_bins=10).compute()["ece"] == pytest.approx(0.475)
+    assert ece(logits, torch.tensor([1, 0]), 10) == pytest.approx(0.475)
 
 
 @pytest.mark.parametrize(
@@ -188,78 +167,63 @@ def test_a_confidence_of_one_shares_its_bin_with_those_just_below() -> None:
 )
 def test_a_bin_holds_its_upper_edge(confidence: float, num_bins: int, expected: int) -> None:
     logits = logits_of([[confidence, 1.0 - confidence]])
-    count = measure((logits, torch.tensor([0])), num_bins=num_bins).reliability().count
-    assert count.nonzero().flatten().tolist() == [expected]
+    assert np.flatnonzero(reliability(score(logits, torch.tensor([0])), num_bins).count).tolist() == [expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("classes", [1, 3, 5, 15])
 def test_equal_logits_lie_on_an_edge_in_every_precision(classes: int, dtype: torch.dtype) -> None:
-    count = measure((torch.zeros(1, classes, dtype=dtype), torch.tensor([0]))).reliability().count
-    assert count.nonzero().flatten().tolist() == [15 // classes - 1]
+    diagram = reliability(score(torch.zeros(1, classes, dtype=dtype), torch.tensor([0])))
+    assert np.flatnonzero(diagram.count).tolist() == [15 // classes - 1]
 
 
 def test_the_lower_of_equal_classes_wins() -> None:
-    logits = torch.zeros(8, 8)
-    assert top_k_correct(logits, torch.arange(8), 1).tolist() == [1.0] + [0.0] * 7
-    assert top_k_correct(logits, torch.arange(8), 5).tolist() == [1.0] * 5 + [0.0] * 3
+    found = score(torch.zeros(8, 8), torch.arange(8))
+    assert found.correct.tolist() == [True] + [False] * 7
+    assert found.correct_top5.tolist() == [True] * 5 + [False] * 3
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4, 5])
 def test_top5_of_at_most_five_classes_is_always_right(classes: int) -> None:
-    assert measure(make_batch(64, classes)).compute()["accuracy_top5"] == 1.0
+    assert measured(*make_batch(64, classes))["accuracy_top5"] == 1.0
 
 
-def test_empty_bins_are_nan_and_count_for_nothing() -> None:
-    reliability = measure((logits_of([[0.9, 0.1]]), torch.tensor([0]))).reliability()
-    empty = reliability.count == 0
-    assert int(empty.sum()) == 14
-    assert reliability.confidence[empty].isnan().all()
-    assert reliability.accuracy[empty].isnan().all()
-    assert reliability.confidence[~empty].item() == pytest.approx(0.9)
+def test_empty_bins_are_none_and_the_others_give_the_ece() -> None:
+    found = score(*make_batch(3000, 10, sharpness=1.0))
+    diagram = reliability(found)
+    assert diagram.confidence[0] is None and diagram.accuracy[0] is None and diagram.count[0] == 0
+    filled = [bin for bin in zip(diagram.accuracy, diagram.confidence, diagram.count, strict=True) if bin[2]]
+    gaps = sum(abs(accuracy - confidence) * count for accuracy, confidence, count in filled)
+    assert gaps / sum(diagram.count) == pytest.approx(measure(found)["ece"])
 
 
-def test_reliability_gives_the_ece() -> None:
-    metrics = measure(make_batch(3000, 10, sharpness=1.0))
-    diagram = metrics.reliability()
-    gaps = ((diagram.accuracy - diagram.confidence).abs() * diagram.count).nansum() / diagram.count.sum()
-    assert float(gaps) == pytest.approx(metrics.compute()["ece"])
+def test_means_of_groups() -> None:
+    assert group_means([1.0, 3.0, 5.0], np.array([2, 0, 2]), 4) == [3.0, None, 3.0, None]
 
 
 def test_log_probabilities_and_logits_agree() -> None:
     logits, labels = make_batch(200, 6)
-    expected = measure((logits.double(), labels)).compute()
-    assert measure((logits.double().log_softmax(-1), labels)).compute() == pytest.approx(expected)
+    expected = measured(logits.double(), labels)
+    assert measured(logits.double().log_softmax(-1), labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits, labels = make_batch(200, 6)
-    assert measure((logits.to(dtype), labels)).compute() == measure((logits.to(dtype).float(), labels)).compute()
+    assert measured(logits.to(dtype), labels) == measured(logits.to(dtype).float(), labels)
 
 
-def test_takes_other_integer_labels_gradients_and_an_empty_batch() -> None:
-    logits, labels = make_batch(20, 6)
-    expected = measure((logits, labels)).compute()
-    metrics = measure((logits.clone().requires_grad_(), labels.to(torch.uint8)), (logits[:0], labels[:0]))
-    assert metrics.compute() == expected
-    assert not metrics.state.requires_grad
-
-
-def test_changes_none_of_its_inputs() -> None:
+def test_takes_other_integer_labels_and_gradients_and_changes_none_of_its_inputs() -> None:
     logits, labels = make_batch(20, 6)
     copies = logits.clone(), labels.clone()
-    measure((logits, labels))
-    assert torch.equal(logits, copies[0])
-    assert torch.equal(labels, copies[1])
+    assert measured(logits.clone().requires_grad_(), labels.to(torch.uint8)) == measured(logits, labels)
+    assert torch.equal(logits, copies[0]) and torch.equal(labels, copies[1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_device_changes_nothing() -> None:
     logits, labels = make_batch(500, 20)
-    metrics = measure((logits.cuda(), labels.cuda()), (logits.cuda(), labels))
-    assert metrics.compute() == pytest.approx(measure((logits, labels), (logits, labels)).compute(), abs=1e-6)
-    assert ClassificationMetrics.from_state(metrics.state.cuda()).compute() == metrics.compute()
+    assert measured(logits.cuda(), labels) == pytest.approx(measured(logits, labels), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -291,38 +255,87 @@ def test_the_device_changes_nothing() -> None:
         ),
     ],
 )
-def test_refuses_a_bad_batch_and_adds_nothing(logits: Tensor, labels: Tensor, message: str) -> None:
-    metrics = measure(make_batch(10, 3))
-    before = metrics.compute()
+def test_refuses_a_bad_batch(logits: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        metrics.update(logits, labels)
-    assert metrics.compute() == before
+        score(logits, labels)
 
 
-@pytest.mark.parametrize("metrics", [ClassificationMetrics(), measure((torch.zeros(0, 3), torch.zeros(0).long()))])
-def test_refuses_to_measure_nothing(metrics: ClassificationMetrics) -> None:
-    for read in (metrics.compute, metrics.reliability):
-        with pytest.raises(ValueError, match=r"at least one sample, and none was seen; call update"):
-            read()
+def test_refuses_to_measure_nothing() -> None:
+    with pytest.raises(ValueError, match=r"at least one image, and there is none; name a dataset or a split"):
+        measured(torch.zeros(0, 3), torch.zeros(0).long())
 
 
-def test_refuses_other_numbers_of_bins() -> None:
-    with pytest.raises(ValueError, match=r"15 bins cannot take in metrics with 10; make both with the same num_bins"):
-        ClassificationMetrics().merge(ClassificationMetrics(10))
-    with pytest.raises(ValueError, match=r"num_bins must be >= 1, not 0"):
-        ClassificationMetrics(0)
+# -- the adaptive calibration error -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        torch.zeros(len(MEAN_METRICS) + 44, dtype=torch.float64),
-        torch.zeros(len(MEAN_METRICS), dtype=torch.float64),
-        torch.zeros(0, dtype=torch.float64),
-        torch.zeros(1, len(MEAN_METRICS) + 45, dtype=torch.float64),
-        torch.zeros(len(MEAN_METRICS) + 45),
-    ],
-)
-def test_refuses_what_is_no_state(state: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"A state is a float64 tensor of 4 \+ 3 \* num_bins values; found"):
-        ClassificationMetrics.from_state(state)
+def draw(samples: int, seed: int = 0, levels: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences and whether they are right; with `levels`, so many distinct confidences."""
+    generator = np.random.default_rng(seed)
+    confidence = generator.uniform(0.1, 1.0, samples)
+    if levels:
+        confidence = np.ceil(confidence * levels) / levels
+    correct = generator.uniform(size=samples) < confidence**2
+    return confidence.astype(np.float32), correct.astype(int)
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 15, 40])
+@pytest.mark.parametrize("samples", [1, 14, 15, 150, 1003])
+def test_equal_groups_of_the_sorted_images(samples: int, num_bins: int) -> None:
+    confidence, correct = draw(samples)
+    gap = (correct - confidence.astype(float))[confidence.argsort()]
+    expected = sum(abs(group.sum()) for group in np.array_split(gap, num_bins)) / samples
+    assert adaptive(confidence, correct, num_bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_image_a_bin_is_the_mean_distance() -> None:
+    confidence, correct = draw(12)
+    expected = np.abs(correct - confidence.astype(float)).mean()
+    for num_bins in (12, 13, 100):  # the others are empty
+        assert adaptive(confidence, correct, num_bins) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("levels", [1, 3, 8])
+def test_the_order_of_equal_confidences_does_not_matter(levels: int) -> None:
+    confidence, correct = draw(500, levels=levels)
+    found = adaptive(confidence, correct)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(500)
+        assert adaptive(confidence[order], correct[order]) == pytest.approx(found, abs=1e-12)
+
+
+def test_equal_confidences_are_shared_out_in_proportion() -> None:
+    # Two bins of three images: 0.5 with one hit of one, then five at 0.9 with one hit. Each of these counts 0.2 hits.
+    confidence, correct = np.array([0.5, 0.9, 0.9, 0.9, 0.9, 0.9]), np.array([1, 0, 0, 1, 0, 0])
+    first, second = (1 + 0.2 * 2) - (0.5 + 2 * 0.9), 0.2 * 3 - 3 * 0.9
+    assert adaptive(confidence, correct, 2) == pytest.approx((abs(first) + abs(second)) / 6)
+
+
+def test_one_confidence_perfect_and_worst() -> None:
+    assert adaptive(np.full(90, 0.75), (np.arange(90) < 30).astype(int)) == pytest.approx(0.75 - 1 / 3)
+    assert adaptive(np.ones(20), np.ones(20, int)) == 0.0
+    assert adaptive(np.ones(20), np.zeros(20, int)) == 1.0
+
+
+# -- another metric -----------------------------------------------------------------------------------------------
+
+
+def test_a_metric_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Seen by the Trainer, the evaluation with its report, and the bootstrap."""
+    from simulated import write_evaluation
+
+    def sure_errors(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
+        return mean(~predictions.correct & (predictions.confidence > 0.3), weights)
+
+    monkeypatch.setitem(METRICS, "sure_errors", Metric(sure_errors, "sure errors"))
+    found = score(*make_batch(300, 10))
+    expected = float((~found.correct & (found.confidence > 0.3)).mean())
+    assert 0 < expected == measure(found)["sure_errors"]
+    assert resample(found, 50, seed=0)[:, -1].mean() == pytest.approx(expected, abs=0.02)
+
+    folder = write_evaluation(tmp_path / "student") / "evaluation"
+    (result,) = json.loads((folder / "evaluation.json").read_text())["datasets"].values()
+    assert f"{result['metrics']['sure_errors']:.3f} |" in write_report(folder).read_text()
+
+    args = KDTrainingArguments(str(tmp_path / "out"), use_cpu=True, method="plain", report_to="none")
+    held_out = AugmentedDataset(ImageSource.of(tiny_dataset(9)), evaluation_policy(16))
+    assert 0 <= KDTrainer(TinyNet(5, 0), args, eval_dataset=held_out).evaluate()["eval_sure_errors"] <= 1

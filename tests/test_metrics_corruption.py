@@ -8,9 +8,7 @@ import pytest
 from hf_reinforce.metrics import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
-    corruption_errors,
     mean_corruption_error,
-    relative_corruption_errors,
     relative_mean_corruption_error,
 )
 
@@ -62,17 +60,15 @@ def test_agrees_with_numpy():
     errors, baseline = make_errors(0), make_errors(1)
     own, base = (np.array([table[name] for name in errors]) for table in (errors, baseline))
     ratios = own.sum(1) / base.sum(1)
-    assert list(corruption_errors(errors, baseline).values()) == pytest.approx(ratios)
     assert mean_corruption_error(errors, baseline) == pytest.approx(ratios.mean())
     relative = (own - 0.2).sum(1) / (base - 0.25).sum(1)
-    assert list(relative_corruption_errors(errors, 0.2, baseline, 0.25).values()) == pytest.approx(relative)
     assert relative_mean_corruption_error(errors, 0.2, baseline, 0.25) == pytest.approx(relative.mean())
 
 
 def test_some_corruptions_are_enough():
     errors = {name: own for name, own in make_errors().items() if name in ("fog", "snow")}
-    assert corruption_errors(errors).keys() == {"fog", "snow"}
-    assert mean_corruption_error(errors) == pytest.approx(sum(corruption_errors(errors).values()) / 2)
+    ratios = [sum(own) / sum(ALEXNET_ERRORS[name]) for name, own in errors.items()]
+    assert mean_corruption_error(errors) == pytest.approx(sum(ratios) / 2)
 
 
 def test_one_severity_with_a_baseline_of_one():

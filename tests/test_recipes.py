@@ -21,7 +21,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_reinforce import load_reinforced, load_teacher
 from hf_reinforce.cards import preview
-from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.metrics import Predictions, measure, score
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ROWS, TEST_ROWS, C, SIZE = 24, 10, 5, 32
@@ -260,14 +260,14 @@ def test_evaluation_by_hand(recipe, workshop, tmp_path):
     figures = json.loads(output.read_text())
     model = AutoModelForImageClassification.from_pretrained(workshop / "teacher").eval()
     cfg = model.config.pretrained_cfg
-    metrics = ClassificationMetrics()
+    scores = []
     for row in tiny_dataset(TEST_ROWS, labels=C).select(range(7)):
         image = F.pil_to_tensor(row["image"].convert("RGB"))
         image = F.center_crop(F.resize(image, [SIZE], antialias=True), [SIZE, SIZE]).float() / 255
         image = F.normalize(image, cfg["mean"], cfg["std"])
         with torch.no_grad():
-            metrics.update(model(image[None]).logits, torch.tensor([row["label"]]))
-    for name, value in metrics.compute().items():
+            scores.append(score(model(image[None]).logits, torch.tensor([row["label"]])))
+    for name, value in measure(Predictions.concatenate(scores)).items():
         assert figures[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
@@ -521,6 +521,7 @@ def test_other_settings_for_the_same_folder_are_refused(recipe, plus, workshop):
         ({"dataset_name": "owner/nothing"}, "There is no data set"),
         ({"max_samples": 0}, "--max_samples must be at least 1, not 0"),
         ({"class_map": "[0]"}, "class_map must give one teacher class"),
+        ({"class_map": "[0]"}, "mend --class_map"),
     ],
 )
 def test_mistakes_in_evaluation_are_one_sentence(flags, expected, recipe, workshop):

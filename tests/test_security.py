@@ -16,9 +16,8 @@ from hf_reinforce import KDTrainer, KDTrainingArguments, ReinforcementConfig, im
 from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.cards import markdown
 from hf_reinforce.cards.model_card import shown_command
-from hf_reinforce.evaluation.class_maps import make_class_map
 from hf_reinforce.images import ImageError
-from hf_reinforce.models.class_words import class_words, printable
+from hf_reinforce.models.classes import class_words, make_class_map, printable
 from hf_reinforce.models.students import create_student
 
 ROOT = Path(__file__).parent.parent

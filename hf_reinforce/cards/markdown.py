@@ -6,7 +6,7 @@ import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from hf_reinforce.models.class_words import printable
+from hf_reinforce.models.classes import printable
 
 _PLAIN = re.compile(r"[\w .,:;/@+='?%()-]")  # neither Markdown nor HTML give these a meaning inside a line
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 import torch
 
-from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.metrics import NUM_BINS, adaptive_calibration_error, expected_calibration_error, measure, score
 
 _DESCRIPTION = (
     "Top-1 and top-5 accuracy, negative log-likelihood, Brier score, and the expected calibration error over bins of "
@@ -24,7 +25,7 @@ Returns:
 
 
 class ClassificationCalibration(evaluate.Metric):  # type: ignore[misc]
-    """`ClassificationMetrics` behind the interface of `evaluate`."""
+    """`hf_reinforce.metrics.measure` behind the interface of `evaluate`."""
 
     def _info(self) -> Any:
         return evaluate.MetricInfo(
@@ -36,7 +37,9 @@ class ClassificationCalibration(evaluate.Metric):  # type: ignore[misc]
             ),
         )
 
-    def _compute(self, predictions: Any, references: Any, num_bins: int = 15) -> dict[str, float]:
-        metrics = ClassificationMetrics(num_bins)
-        metrics.update(torch.as_tensor(predictions), torch.as_tensor(references))
-        return metrics.compute()
+    def _compute(self, predictions: Any, references: Any, num_bins: int = NUM_BINS) -> dict[str, float]:
+        scores = score(torch.as_tensor(predictions), torch.as_tensor(references))
+        weights, errors = np.ones(len(scores)), {}
+        for name, error in (("ece", expected_calibration_error), ("ece_adaptive", adaptive_calibration_error)):
+            errors[name] = float(error(scores, weights, num_bins))
+        return {**measure(scores), **errors, "num_samples": float(len(scores))}

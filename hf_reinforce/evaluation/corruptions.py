@@ -15,27 +15,12 @@ from torch import Tensor
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.evaluation.results import Corruption
+from hf_reinforce.metrics import ALEXNET_ERRORS
 from hf_reinforce.randomness import hash_uniform
 from hf_reinforce.replay.views import AugmentedDataset
 from hf_reinforce.sources.image_source import ImageSource
 
-CORRUPTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
+CORRUPTIONS = tuple(ALEXNET_ERRORS)
 """The 15 corruptions that count for the mean corruption error."""
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -1,35 +1,30 @@
-"""Evaluates a student, a teacher or an ensemble on suites of data sets."""
+"""Evaluates a student, a teacher or an ensemble on suites of datasets."""
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.errors import HTTPError
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation.corruptions import CorruptedDataset
-from hf_reinforce.evaluation.framing import as_evaluated, framing
-from hf_reinforce.evaluation.results import ERRORS_FOLDER, DatasetResult, Evaluation, Predictions
-from hf_reinforce.evaluation.suites import Entry, Suite
-from hf_reinforce.evaluation.summary import (
-    corruption_summary,
-    machine,
-    measured_errors,
-    summarise,
-    versions,
-)
+from hf_reinforce.evaluation.results import DatasetResult, Evaluation, machine, predictions_file, versions
+from hf_reinforce.evaluation.suites import Entry, Suite, corruption_summary, measured_errors
 from hf_reinforce.evaluation.tasks import Task, open_tasks
-from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.metrics import Predictions, group_means, measure, reliability, score
+from hf_reinforce.models.networks import Member
+from hf_reinforce.models.preprocessing import timm_preprocessing
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.views import AugmentedDataset
 
@@ -59,57 +54,39 @@ class Settings:
     progress: bool = True
 
 
-def evaluate_task(
-    model: Teacher, task: Task, settings: Settings, name: str = ""
-) -> tuple[ClassificationMetrics, Predictions]:
-    """Evaluates a model on one data set. Under several processes each takes a part, and all get the whole result.
+def evaluate_task(model: Teacher, task: Task, settings: Settings, name: str = "") -> Predictions:
+    """Evaluates a model on one dataset. Under several processes each takes a part, and all get the whole result.
 
     Args:
         model: on `settings.device`.
         task: the images.
         settings: how they are shown.
-        name: name of the data set, for the progress bar.
+        name: name of the dataset, for the progress bar.
 
     Raises:
         ValueError: if an image cannot be read, the model answers with numbers that are not finite, or the processes
             have different ones.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        model.check_processes()
+    if world == 1:
+        return Predictions.concatenate(_evaluate_part(model, task, settings, name, world))
+    from accelerate.utils import gather_object
+
+    model.check_processes()
     try:
-        part: _Part | Exception = _evaluate_part(model, task, settings, name, world)
-    except (ValueError, OSError) as error:
-        part = error
-    parts = [part]
-    if world > 1:  # an error, too, reaches all, or the others would wait for ever
-        from accelerate.utils import gather_object
-
-        parts = gather_object(parts)
-    found = []
-    for part in parts:
-        if isinstance(part, Exception):
-            raise part
-        found.append(part)
-    metrics = ClassificationMetrics.from_state(
-        torch.stack([part.state for part in found]).sum(0), torch.cat([part.confidences for part in found])
-    )
-    order = np.argsort(np.concatenate([part.positions for part in found]))
-    columns = {key: np.concatenate([part.columns[key] for part in found])[order] for key in found[0].columns}
-    return metrics, Predictions(row=task.rows, texture=task.textures, **columns)
+        found: list[Any] = _evaluate_part(model, task, settings, name, world)
+    except (ValueError, OSError) as error:  # reaches all, or the others would wait for ever
+        found = [error]
+    batches = gather_object(found)
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+    predictions = Predictions.concatenate(batches)
+    return predictions.select(np.argsort(predictions.row))
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What one process found: the state of its metrics, and its predictions for the images at some positions."""
-
-    state: Tensor
-    confidences: Tensor
-    positions: NDArray[np.int64]
-    columns: dict[str, NDArray[Any]]
-
-
-def _evaluate_part(model: Teacher, task: Task, settings: Settings, name: str, world: int) -> _Part:
+def _evaluate_part(model: Teacher, task: Task, settings: Settings, name: str, world: int) -> list[Predictions]:
+    """The batches of this process."""
     model, rank = as_evaluated(model, settings.image_size), int(os.environ.get("RANK", 0))
     positions = np.arange(rank, len(task.rows), world)
     dataset = _dataset(model, task, settings)
@@ -121,17 +98,14 @@ def _evaluate_part(model: Teacher, task: Task, settings: Settings, name: str, wo
         collate_fn=dataset.collate,
         pin_memory=settings.device.startswith("cuda"),
     )
-    metrics, columns, done = ClassificationMetrics(), dict[str, list[Tensor]](), 0
+    done, scored = 0, []
     for batch in tqdm(loader, desc=name, unit="batch", disable=not settings.progress or rank > 0, leave=False):
         answers = task.class_map(model(batch["pixel_values"].to(settings.device, non_blocking=True)))
-        labels = torch.from_numpy(task.labels[positions[done : done + len(answers)]]).to(answers.device)
-        scores = metrics.update(answers, best_label(answers, labels))
-        for key in ("label", "prediction", "confidence", "label_probability", "nll", "brier"):
-            columns.setdefault(key, []).append(getattr(scores, key))
-        columns.setdefault("correct_top5", []).append(scores.rank < 5)
+        own = positions[done : done + len(answers)]
+        labels = torch.from_numpy(task.labels[own]).to(answers.device)
+        scored.append(score(answers, best_label(answers, labels), task.rows[own]))
         done += len(answers)
-    arrays = {key: torch.cat(values).cpu().numpy() for key, values in columns.items()}
-    return _Part(metrics.state, metrics.confidences, positions, arrays)
+    return scored
 
 
 def best_label(answers: Tensor, labels: Tensor) -> Tensor:
@@ -150,8 +124,46 @@ def best_label(answers: Tensor, labels: Tensor) -> Tensor:
     return labels.gather(1, own.argmax(1, keepdim=True))[:, 0]
 
 
+def as_evaluated(model: Teacher, image_size: int | None = None) -> Teacher:
+    """The model at the size that its library evaluates it at: networks of timm at their `test_input_size`.
+
+    timm's `validate.py` does so. transformers' pipeline shows the same networks images of the size of their training,
+    which an `image_size` asks for.
+    """
+    if image_size is not None:
+        return model
+    evaluated = copy(model)
+    evaluated.members = tuple(_at_test_size(member) for member in model.members)
+    return evaluated
+
+
+def _at_test_size(member: Member) -> Member:
+    cfg: Any = getattr(member.model, "pretrained_cfg", None)
+    if member.kind != "timm" or member.preprocessing != timm_preprocessing(cfg):
+        return member  # of transformers, or the caller has said how
+    return replace(member, preprocessing=timm_preprocessing(cfg, at_test_size=True) or member.preprocessing)
+
+
+def framing(model: Teacher, settings: Settings) -> dict[str, Any]:
+    """Arguments of `evaluation_policy`; the members of an ensemble look at the same pixels, framed for the first.
+
+    Args:
+        model: as `as_evaluated` returns it.
+        settings: whose `image_size` and `crop_pct` come before those of the members.
+
+    Raises:
+        ValueError: if it isn't known how the first member wants it.
+    """
+    first = model.members[0]
+    largest = max(member.preprocessing.image_size for member in model.members)
+    try:
+        return first.preprocessing.framing(settings.image_size or largest, settings.crop_pct)
+    except ValueError as error:
+        raise ValueError(f"{first.name}: {error}") from error
+
+
 def _dataset(model: Teacher, task: Task, settings: Settings) -> AugmentedDataset:
-    policy = evaluation_policy(**framing(model, settings.image_size, settings.crop_pct))
+    policy = evaluation_policy(**framing(model, settings))
     if task.corruption is not None and task.on_the_fly:
         return CorruptedDataset(task.source, policy, task.corruption, task.rows, settings.seed)
     return AugmentedDataset(task.source, policy)
@@ -162,12 +174,36 @@ def _recorded(model: Teacher, task: Task, settings: Settings) -> dict[str, Any]:
     dtypes = {str(next(member.model.parameters(), torch.empty(0)).dtype) for member in model.members}
     return {
         "seed": settings.seed,
-        **framing(as_evaluated(model, settings.image_size), settings.image_size, settings.crop_pct),
+        **framing(as_evaluated(model, settings.image_size), settings),
         "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
         "max_samples": task.max_samples,
         "scoring": task.class_map.scoring,
-        "merge": task.class_map.merge,
     }
+
+
+def summarise(
+    entry: Entry, name: str, task: Task, predictions: Predictions, settings: Mapping[str, Any] | None = None
+) -> DatasetResult:
+    """The figures of one evaluated dataset; `settings` as `DatasetResult` records them."""
+    names = task.class_map.names
+    accuracies = group_means(predictions.correct, predictions.label, len(names))
+    return DatasetResult(
+        title=entry.title or name,
+        dataset_name=entry.dataset_name,
+        dataset_config_name=entry.dataset_config_name,
+        revision=task.revision,
+        split=entry.split,
+        num_samples=len(predictions),
+        class_map=task.class_map.description,
+        corruption=task.corruption,
+        notes=entry.note,
+        metrics={key: value if math.isfinite(value) else None for key, value in measure(predictions).items()},
+        reliability=reliability(predictions),
+        per_class_accuracy=dict(zip(names, accuracies, strict=True)),
+        predictions=predictions_file(name),
+        class_names=list(names),
+        settings=dict(settings or {}),
+    )
 
 
 def evaluate_suite(
@@ -181,17 +217,17 @@ def evaluate_suite(
 ) -> Evaluation:
     """Evaluates a model on every data set of a suite.
 
-    A data set that cannot be evaluated is noted under `skipped`, and the others go on.
+    A dataset that cannot be evaluated is noted under `skipped`, and the others go on.
 
     Args:
         model: a student, a teacher or an ensemble, on `settings.device`.
         model_name: name of it.
         suite: the data sets.
         settings: how images are shown.
-        folder: where `evaluation.json` and the predictions are written, after each data set, and in the end
+        folder: where `evaluation.json` and the predictions are written, after each dataset, and in the end
             `corruption_errors`, which another suite may name as its `baseline`; None: nowhere.
-        max_samples: use the first so many images of each data set, of each corruption and severity.
-        finished: called with the entry, name and figures of each data set that is done.
+        max_samples: use the first so many images of each dataset, of each corruption and severity.
+        finished: called with the entry, name and figures of each dataset that is done.
     """
     entries = {name: entry for name, entry in suite.entries.items() if entry.num_classes in (None, model.num_classes)}
     if not entries:
@@ -211,7 +247,7 @@ def evaluate_suite(
         if folder is not None and is_main_process():
             evaluation.save(folder)
     if folder is not None and is_main_process():
-        _save_errors(Path(folder) / ERRORS_FOLDER, entries, evaluation)
+        _save_errors(Path(folder) / "corruption_errors", entries, evaluation)
     return evaluation
 
 
@@ -230,8 +266,8 @@ def evaluate_entry(
     Arguments and errors as `evaluate_suite` and `evaluate_task`; `tasks` as `open_tasks` returns them.
     """
     for suffix, task in tasks.items():
-        metrics, predictions = evaluate_task(model, task, settings, name + suffix)
-        result = summarise(entry, name + suffix, task, metrics, predictions, _recorded(model, task, settings))
+        predictions = evaluate_task(model, task, settings, name + suffix)
+        result = summarise(entry, name + suffix, task, predictions, _recorded(model, task, settings))
         evaluation.datasets[name + suffix] = result
         if folder is not None and is_main_process():
             predictions.save(Path(folder) / result.predictions)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_reinforce.evaluation.results import ReliabilityDiagram
+from hf_reinforce.metrics import ReliabilityDiagram
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -9,7 +9,8 @@ import numpy as np
 from hf_reinforce.cards import markdown
 from hf_reinforce.evaluation import pictures
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
-from hf_reinforce.models.class_words import class_words
+from hf_reinforce.metrics import METRICS
+from hf_reinforce.models.classes import class_words
 
 REPORT_FILE = "report.md"
 RELIABILITY, CORRUPTIONS, CONFUSIONS = "reliability.png", "corruptions.png", "confusions.png"
@@ -17,15 +18,6 @@ _PANELS = 8  # of reliability diagrams
 _PAIRS = 10  # of confused classes
 _LEAST = 2  # images of such a pair: one is chance
 
-COLUMNS = {
-    "accuracy": "top-1 (%)",
-    "accuracy_top5": "top-5 (%)",
-    "nll": "NLL",
-    "brier": "Brier",
-    "ece": "ECE",
-    "ece_adaptive": "adaptive ECE",
-}
-"""Metric -> heading of its column."""
 SUMMARY = {
     "mce": "mean corruption error (AlexNet: 100 %)",
     "relative_mce": "relative mean corruption error (AlexNet: 100 %)",
@@ -117,19 +109,19 @@ def _source(found: DatasetResult) -> tuple[str | None, ...]:
 def _table(clean: Iterable[DatasetResult], corrupted: Sequence[DatasetResult]) -> str:
     rows = []
     for found in clean:
-        cells = {metric: metric_text(metric, found.metrics.get(metric)) for metric in COLUMNS}
+        cells = {metric: metric_text(metric, found.metrics.get(metric)) for metric in METRICS}
         accuracy = found.metrics.get("accuracy")
         if accuracy is not None and found.num_samples:
             cells["accuracy"] += f" ± {100 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / found.num_samples):.1f}"
         rows.append([markdown.text(found.title), f"{found.num_samples:,}", *cells.values()])
     if corrupted:
         means = []
-        for metric in COLUMNS:
+        for metric in METRICS:
             values = [value for found in corrupted if (value := found.metrics.get(metric)) is not None]
             means.append(metric_text(metric, float(np.mean(values)) if values else None))
         images = sum(found.num_samples for found in corrupted)
         rows.append([f"mean over {len(corrupted)} corrupted sets", f"{images:,}", *means])
-    return markdown.table(["data set", "images", *COLUMNS.values()], rows)
+    return markdown.table(["data set", "images", *(metric.heading for metric in METRICS.values())], rows)
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
@@ -137,9 +129,6 @@ def _notes(evaluation: Evaluation) -> list[str]:
         f"- {markdown.text(summary_name(name))}: {100 * value:.1f} %" for name, value in evaluation.summary.items()
     ]
     for found in evaluation.datasets.values():
-        bias = found.metrics.get("shape_bias")
-        if bias is not None:
-            lines.append(f"- {markdown.text(found.title)}: shape bias {100 * bias:.1f} %")
         if found.notes and found.corruption is None:
             lines.append(f"- {markdown.text(found.title)}: {markdown.text(found.notes)}")
     corrupted = dict.fromkeys(

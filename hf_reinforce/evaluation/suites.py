@@ -1,27 +1,36 @@
-"""Suites: YAML files that name data sets, how their classes and a model's correspond, and how they are scored."""
+"""Suites: YAML files that name datasets, how their classes and a model's correspond, and how they are scored."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 
-from hf_reinforce.evaluation.class_maps import MERGES, SCORINGS, ClassSpec
+from hf_reinforce.augmentations.documents import read_document
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
-from hf_reinforce.evaluation.results import Corruption
-from hf_reinforce.metrics import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, mean_corruption_error
+from hf_reinforce.evaluation.results import Corruption, Evaluation
+from hf_reinforce.metrics import (
+    ALEXNET_CLEAN_ERROR,
+    ALEXNET_ERRORS,
+    METRICS,
+    mean_corruption_error,
+    relative_mean_corruption_error,
+)
+from hf_reinforce.models.classes import SCORINGS, ClassSpec
 
 SUITES = Path(__file__).parent / "suites"
 REAL_LABELS = "imagenet_real"
 ALEXNET = "alexnet"
 CLEAN = "clean"
-METRICS = ("accuracy", "accuracy_top5", "nll", "brier", "ece", "ece_adaptive", "shape_bias")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set of a suite.
+    """One dataset of a suite.
 
     Attributes:
         dataset_name: Hub id, folder of Parquet files or ImageFolder.
@@ -32,12 +41,10 @@ class Entry:
         image_column: default the only image column.
         label_column: class indices, names or WordNet ids, or lists of class indices of which each is right; default
             the only ClassLabel column, else `label`.
-        texture_column: for cue-conflict images, whose `label_column` is then the shape.
         file_column: names of ImageNet's validation files, default those of the image column; for `labels`.
         labels: `"imagenet_real"`: the labels of Beyer et al. (2020), found by the names of the files.
         classes: see `make_class_map`.
-        scoring: `"restricted"` to the data set's classes, or `"full"`; default see `make_class_map`.
-        merge: what several classes of the model become that are one of the data set: `"max"`, `"sum"` or `"mean"`.
+        scoring: `"restricted"` to the dataset's classes, or `"full"`; default see `make_class_map`.
         corruptions: corruptions that are made on the fly at each of `severities`; `("all",)` for the 15 of the paper.
         severities: 1 to 5.
         corruption_columns: columns with the name of the corruption and its severity, where images are corrupted.
@@ -56,12 +63,10 @@ class Entry:
     split: str = "test"
     image_column: str | None = None
     label_column: str | None = None
-    texture_column: str | None = None
     file_column: str | None = None
     labels: str | None = None
     classes: ClassSpec = None
     scoring: str | None = None
-    merge: str = "max"
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = SEVERITIES
     corruption_columns: tuple[str, ...] = ()
@@ -73,13 +78,10 @@ class Entry:
 
     def __post_init__(self) -> None:
         _check_choice("scoring", self.scoring, (None, *SCORINGS))
-        _check_choice("merge", self.merge, tuple(MERGES))
-        _check_choice("metric", self.metric, METRICS)
+        _check_choice("metric", self.metric, tuple(METRICS))
         _check_choice("labels", self.labels, (None, REAL_LABELS))
         if len(self.corruption_columns) not in (0, 2):
             raise ValueError("corruption_columns must be two columns: the corruption's name and its severity.")
-        if self.metric == "shape_bias" and self.texture_column is None:
-            raise ValueError("The metric shape_bias needs a texture_column beside the label_column.")
         for corruption in self.on_the_fly:
             check_corruption(corruption)
         if self.baseline is not None:
@@ -97,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Suite:
-    """Data sets that are evaluated together.
+    """Datasets that are evaluated together.
 
     Attributes:
         name: the name it was asked for by.
@@ -129,11 +131,11 @@ def baseline_errors(baseline: str, num_severities: int) -> tuple[dict[str, tuple
     if not Path(baseline).is_file():
         raise ValueError(f"baseline must be {ALEXNET} or a YAML or JSON file of corruption errors, not {baseline!r}.")
     try:
-        content = yaml.safe_load(Path(baseline).read_text(encoding="utf-8"))  # which reads JSON, too
+        content = read_document(Path(baseline))
         errors = {name: _errors(own, num_severities) for name, own in content.items()}
         clean = errors.pop(CLEAN, (None,))[0]
         mean_corruption_error(dict.fromkeys(errors, (0.0,) * num_severities), errors)
-    except (AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{baseline} must hold {{corruption: [error at each of {num_severities} severities] or their mean}}, "
             f"errors from 0 to 1, and perhaps clean: error ({error})."
@@ -143,6 +145,51 @@ def baseline_errors(baseline: str, num_severities: int) -> tuple[dict[str, tuple
 
 def _errors(value: Any, num_severities: int) -> tuple[float, ...]:
     return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * num_severities
+
+
+def corruption_summary(name: str, entry: Entry, evaluation: Evaluation) -> dict[str, float]:
+    """The figures over all corruptions and severities of an entry; empty unless each of them was evaluated.
+
+    Returns:
+        `mean_corruption_accuracy`, in [0, 1]; for an entry with a baseline that has these corruptions also `mce`, and
+        with a clean entry `relative_mce`, 1 being as good as the baseline.
+    """
+    errors = measured_errors(name, entry, evaluation)
+    clean = errors.pop(CLEAN, None)
+    if not errors:
+        return {}
+    found = {"mean_corruption_accuracy": 1 - float(np.mean(list(errors.values())))}
+    published = set(errors) == set(CORRUPTIONS) and len(entry.severities) == 5
+    if not entry.baseline or (entry.baseline == ALEXNET and not published):
+        return found
+    baseline, baseline_clean = baseline_errors(entry.baseline, len(entry.severities))
+    found["mce"] = mean_corruption_error(errors, baseline)
+    if clean is not None and baseline_clean is not None:
+        try:
+            found["relative_mce"] = relative_mean_corruption_error(errors, clean[0], baseline, baseline_clean)
+        except ValueError as error:
+            logger.warning("%s has no relative_mce: %s", name, error)
+    return found
+
+
+def measured_errors(name: str, entry: Entry, evaluation: Evaluation) -> dict[str, list[float]]:
+    """Errors of an entry with corruptions, as a file for `baseline` holds them.
+
+    Returns:
+        Corruption -> error at each severity, in [0, 1], and `clean` -> [error] where the entry names clean images that
+        were evaluated; empty unless every corruption was evaluated at every severity.
+    """
+    errors: dict[str, list[float]] = {}
+    for key, result in evaluation.datasets.items():
+        how = result.corruption
+        if how is not None and how.name in CORRUPTIONS and key == name + how.suffix:
+            errors.setdefault(how.name, []).append(1 - float(result.metrics["accuracy"] or 0))
+    wanted = {how.name for how in entry.on_the_fly} or set(CORRUPTIONS)
+    if set(errors) < wanted or any(len(own) != len(entry.severities) for own in errors.values()):
+        return {}
+    if entry.clean in evaluation.datasets:
+        errors[CLEAN] = [1 - float(evaluation.datasets[entry.clean].metrics["accuracy"] or 0)]
+    return errors
 
 
 def suite_names() -> list[str]:
@@ -162,10 +209,7 @@ def load_suite(name_or_path: str) -> Suite:
             f"There is no suite {name_or_path!r}; name one of {', '.join(suite_names())}, or a YAML file such as "
             "suite.yaml."
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = read_document(path)
     if not isinstance(content, Mapping) or not set(content) <= {"title", "datasets"}:
         raise ValueError(f"{path} must have the keys 'datasets' and perhaps 'title', as in docs/evaluation.md.")
     datasets = content.get("datasets")

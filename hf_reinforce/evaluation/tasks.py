@@ -1,8 +1,11 @@
-"""Data sets of a suite, opened and ready to be evaluated: images, labels, and what the model's classes have to do."""
+"""Datasets of a suite, opened and ready to be evaluated: images, labels, and what the model's classes have to do."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,12 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
-from hf_reinforce.evaluation.class_maps import ClassMap, make_class_map
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS
 from hf_reinforce.evaluation.results import Corruption
 from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
 from hf_reinforce.hub.remote import dataset_commit
 from hf_reinforce.local_copies import resolve
-from hf_reinforce.models.imagenet_classes import real_labels
+from hf_reinforce.models.classes import ClassMap, make_class_map
 from hf_reinforce.sources.image_source import ImageSource, find_columns
 from hf_reinforce.sources.loading import load_source
 
@@ -32,7 +34,6 @@ class Task:
         rows: int64 [N], row of each image in its data set.
         labels: int64 [N, M], the scored classes that are right for each image, -1 where there are fewer than M.
         class_map: from the model's classes to the scored ones.
-        textures: int64 [N], the scored class of the texture of cue-conflict images; None elsewhere.
         corruption: how the images are corrupted.
         on_the_fly: whether they are still to be.
         revision: commit of the data set on the Hub, None for a folder.
@@ -43,7 +44,6 @@ class Task:
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     class_map: ClassMap
-    textures: NDArray[np.int64] | None = None
     corruption: Corruption | None = None
     on_the_fly: bool = False
     revision: str | None = None
@@ -56,7 +56,6 @@ class Task:
             source=self.source.select(positions.tolist()),
             rows=self.rows[positions],
             labels=self.labels[positions],
-            textures=None if self.textures is None else self.textures[positions],
         )
 
 
@@ -84,7 +83,7 @@ def open_tasks(
         return _by_corruption(open_task(dataset, entry, model_names, num_classes), dataset, entry, max_samples)
     task = open_task(dataset, entry, model_names, num_classes, max_samples)
     if entry.corruptions:
-        return {suffix(how): replace(task, corruption=how, on_the_fly=True) for how in entry.on_the_fly}
+        return {how.suffix: replace(task, corruption=how, on_the_fly=True) for how in entry.on_the_fly}
     return {"": task}
 
 
@@ -115,7 +114,7 @@ def open_task(
     if not len(dataset):
         raise ValueError(_without_rows(entry.dataset_name, entry.split))
     where = f"{entry.dataset_name}, split {entry.split!r},"
-    columns = (entry.label_column, entry.texture_column, entry.file_column, *entry.corruption_columns)
+    columns = (entry.label_column, entry.file_column, *entry.corruption_columns)
     missing = [column for column in columns if column and column not in dataset.column_names]
     if missing:
         raise ValueError(f"{where} has no column {missing[0]!r}; its columns are {', '.join(dataset.column_names)}.")
@@ -132,24 +131,14 @@ def open_task(
             f"{len(names) - 1}; mend the label, or leave out such rows."
         )
     classes = "imagenet" if entry.labels == REAL_LABELS and entry.classes is None else entry.classes
-    class_map = make_class_map(
-        model_names, num_classes, names, occurring, classes, entry.scoring, entry.merge, declared
-    )
+    class_map = make_class_map(model_names, num_classes, names, occurring, classes, entry.scoring, declared)
     targets = [[target for label in own for target in class_map.targets[label]] for own in sets]
-    textures = None
-    if entry.texture_column:
-        textures = _textures(dataset, entry.texture_column, names, class_map)
     source = ImageSource(dataset, image_column)
     rows, right = np.arange(len(dataset)), _padded(targets)
-    task = Task(source, rows, right, class_map, textures, revision=entry.revision, max_samples=max_samples)
+    task = Task(source, rows, right, class_map, revision=entry.revision, max_samples=max_samples)
     labelled = np.flatnonzero(task.labels[:, 0] >= 0)  # ReaL has images to which no class applies
     labelled = labelled[:max_samples]
     return task if len(labelled) == len(dataset) else task.select(labelled)
-
-
-def suffix(corruption: Corruption) -> str:
-    """What follows the name of an entry in the name of a corrupted data set."""
-    return f"-{corruption.name}-{corruption.severity}"
 
 
 def _labels(
@@ -167,8 +156,7 @@ def _labels(
     if pa.types.is_integer(values.type):
         return None, values.to_numpy().reshape(-1, 1).tolist(), False
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        texture = [] if entry.texture_column is None else _values(dataset, entry.texture_column).to_pylist()
-        names = tuple(sorted({*values.to_pylist(), *texture}))
+        names = tuple(sorted(set(values.to_pylist())))
         places = {name: place for place, name in enumerate(names)}
         return names, [[places[name]] for name in values.to_pylist()], False
     if (
@@ -200,13 +188,21 @@ def _values(dataset: Dataset, column: str) -> Any:
     return values
 
 
+@cache
+def real_labels() -> list[list[int]]:
+    """The classes of each image of ImageNet's validation split by Beyer et al. (2020), as timm ships them."""
+    text = (files("timm") / "data" / "_info" / "imagenet_real_labels.json").read_text(encoding="utf-8")
+    found: list[list[int]] = json.loads(text)
+    return found
+
+
 def _real_labels(dataset: Dataset, entry: Entry, image_column: str) -> list[Sequence[int]]:
     if entry.file_column:
-        files = _values(dataset, entry.file_column).to_pylist()
+        paths = _values(dataset, entry.file_column).to_pylist()
     else:
-        files = pc.struct_field(dataset.with_format("arrow")[:][image_column], "path").to_pylist()
-    numbers = [re.search(r"ILSVRC2012_val_(\d{8})", name or "") for name in files]
-    unnamed = [name for name, number in zip(files, numbers, strict=True) if number is None]
+        paths = pc.struct_field(dataset.with_format("arrow")[:][image_column], "path").to_pylist()
+    numbers = [re.search(r"ILSVRC2012_val_(\d{8})", name or "") for name in paths]
+    unnamed = [name for name, number in zip(paths, numbers, strict=True) if number is None]
     if unnamed:
         raise ValueError(
             f"The labels of ReaL belong to files such as ILSVRC2012_val_00000001.JPEG, but {len(unnamed)} images have "
@@ -214,19 +210,6 @@ def _real_labels(dataset: Dataset, entry: Entry, image_column: str) -> list[Sequ
         )
     real = real_labels()
     return [real[int(number[1]) - 1] for number in numbers if number]
-
-
-def _textures(dataset: Dataset, column: str, names: Sequence[str] | None, class_map: ClassMap) -> NDArray[np.int64]:
-    values = _values(dataset, column).to_pylist()
-    feature = dataset.features[column]
-    if isinstance(feature, ClassLabel):
-        values = [feature.names[value] for value in values]
-    places = {name: place for place, name in enumerate(names or ())}
-    codes = [places.get(value) if isinstance(value, str) else value for value in values]
-    unknown = [value for value, code in zip(values, codes, strict=True) if code not in class_map.targets]
-    if unknown:
-        raise ValueError(f"The texture {unknown[0]!r} in column {column!r} is none of the classes of the shapes.")
-    return np.array([class_map.targets[int(code or 0)][0] for code in codes])
 
 
 def _padded(targets: Sequence[Sequence[int]]) -> NDArray[np.int64]:
@@ -245,7 +228,7 @@ def _by_corruption(task: Task, dataset: Dataset, entry: Entry, max_samples: int 
             positions = np.flatnonzero((names == name) & (severities == severity))[:max_samples]
             if len(positions):
                 how = Corruption(str(name), int(severity))
-                tasks[suffix(how)] = replace(task.select(positions), corruption=how, max_samples=max_samples)
+                tasks[how.suffix] = replace(task.select(positions), corruption=how, max_samples=max_samples)
     if not tasks:
         raise ValueError(
             f"The columns {list(entry.corruption_columns)} name no corruption of the severities asked for."

@@ -16,7 +16,7 @@ from hf_reinforce.inspection.pictures import (
     draw_operations,
     read_images,
 )
-from hf_reinforce.models.class_words import class_words
+from hf_reinforce.models.classes import class_words
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.parquet import whole_file
 

@@ -1,55 +1,44 @@
 """Accuracy, calibration and robustness of a classifier.
 
-Pure functions, and accumulators over batches that never hold logits and add up over processes. A metric that is a mean
-over samples is one line in `MEAN_METRICS`; what it needs of the logits is a field of `SampleScores`. Log-probabilities
-are logits too, so an ensemble of teachers is scored by the logarithm of its mean probabilities.
+`score` turns the logits of a batch into `Predictions`, a few numbers for each image, and `measure` turns predictions
+into figures. Log-probabilities are logits too, so an ensemble is scored by the logarithm of its mean probabilities.
 """
 
-from hf_reinforce.metrics.calibration import (
-    NUM_BINS,
-    Reliability,
-    adaptive_calibration_error,
-    bin_confidences,
-    calibration_bins,
-    expected_calibration_error,
-)
-from hf_reinforce.metrics.classification import MEAN_METRICS, ClassificationMetrics
 from hf_reinforce.metrics.corruption import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
-    corruption_errors,
     mean_corruption_error,
-    relative_corruption_errors,
     relative_mean_corruption_error,
 )
-from hf_reinforce.metrics.scores import (
-    SampleScores,
-    brier_score,
-    label_rank,
-    negative_log_likelihood,
-    score_samples,
-    top_k_correct,
+from hf_reinforce.metrics.measures import (
+    METRICS,
+    NUM_BINS,
+    Metric,
+    ReliabilityDiagram,
+    adaptive_calibration_error,
+    expected_calibration_error,
+    group_means,
+    mean,
+    measure,
+    reliability,
 )
+from hf_reinforce.metrics.predictions import Predictions, score
 
 __all__ = [
     "ALEXNET_CLEAN_ERROR",
     "ALEXNET_ERRORS",
-    "MEAN_METRICS",
+    "METRICS",
     "NUM_BINS",
-    "ClassificationMetrics",
-    "Reliability",
-    "SampleScores",
+    "Metric",
+    "Predictions",
+    "ReliabilityDiagram",
     "adaptive_calibration_error",
-    "bin_confidences",
-    "brier_score",
-    "calibration_bins",
-    "corruption_errors",
     "expected_calibration_error",
-    "label_rank",
+    "group_means",
+    "mean",
     "mean_corruption_error",
-    "negative_log_likelihood",
-    "relative_corruption_errors",
+    "measure",
     "relative_mean_corruption_error",
-    "score_samples",
-    "top_k_correct",
+    "reliability",
+    "score",
 ]

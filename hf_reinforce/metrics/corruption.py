@@ -35,8 +35,10 @@ Their means are the published ones (https://github.com/hendrycks/robustness, `Im
 """
 
 
-def corruption_errors(errors: Errors, baseline: Errors = ALEXNET_ERRORS) -> dict[str, float]:
-    """Error of each corruption over all severities, relative to the baseline's ("CE").
+def mean_corruption_error(errors: Errors, baseline: Errors = ALEXNET_ERRORS) -> float:
+    """Mean over the corruptions of the error over all severities, relative to the baseline's ("mCE").
+
+    Figures compare only where they are over the same corruptions.
 
     Args:
         errors: of the model, in [0, 1].
@@ -45,23 +47,16 @@ def corruption_errors(errors: Errors, baseline: Errors = ALEXNET_ERRORS) -> dict
     Raises:
         ValueError: for errors that are none, a corruption that the baseline lacks, or other severities.
     """
-    _check(errors, baseline)
-    return {name: sum(own) / sum(baseline[name]) for name, own in errors.items()}
+    return relative_mean_corruption_error(errors, 0.0, baseline, 0.0)
 
 
-def mean_corruption_error(errors: Errors, baseline: Errors = ALEXNET_ERRORS) -> float:
-    """Mean of `corruption_errors` ("mCE"). Figures compare only where they are over the same corruptions."""
-    found = corruption_errors(errors, baseline)
-    return sum(found.values()) / len(found)
-
-
-def relative_corruption_errors(
+def relative_mean_corruption_error(
     errors: Errors,
     clean_error: float,
     baseline: Errors = ALEXNET_ERRORS,
     baseline_clean: float = ALEXNET_CLEAN_ERROR,
-) -> dict[str, float]:
-    """How much each corruption adds to the error on clean images, relative to what it adds to the baseline's.
+) -> float:
+    """Mean of what each corruption adds to the error on clean images, relative to the baseline's ("relative mCE").
 
     Args:
         errors: of the model, in [0, 1].
@@ -70,7 +65,7 @@ def relative_corruption_errors(
         baseline_clean: of the baseline on clean images, in [0, 1].
 
     Raises:
-        ValueError: as `corruption_errors`, and if a corruption does no harm to the baseline.
+        ValueError: as `mean_corruption_error`, and if a corruption does no harm to the baseline.
     """
     _check(errors, baseline)
     for owner, error in (("the model", clean_error), ("the baseline", baseline_clean)):
@@ -83,18 +78,7 @@ def relative_corruption_errors(
             f"The baseline is no worse under {harmless} than on clean images, whose error is {baseline_clean}, so "
             "nothing is relative to it; pass the baseline's own clean error, or leave these corruptions out."
         )
-    return {name: (sum(own) - len(own) * clean_error) / added[name] for name, own in errors.items()}
-
-
-def relative_mean_corruption_error(
-    errors: Errors,
-    clean_error: float,
-    baseline: Errors = ALEXNET_ERRORS,
-    baseline_clean: float = ALEXNET_CLEAN_ERROR,
-) -> float:
-    """Mean of `relative_corruption_errors` ("relative mCE"); arguments and errors as there."""
-    found = relative_corruption_errors(errors, clean_error, baseline, baseline_clean)
-    return sum(found.values()) / len(found)
+    return sum((sum(own) - len(own) * clean_error) / added[name] for name, own in errors.items()) / len(errors)
 
 
 def _check(errors: Errors, baseline: Errors) -> None:

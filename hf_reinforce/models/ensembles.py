@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from hf_reinforce.models.class_matching import ModelClasses
-from hf_reinforce.models.class_words import some
+from hf_reinforce.models.classes import ModelClasses, some
 from hf_reinforce.models.networks import Member
 
 
@@ -95,6 +94,7 @@ def find_entries(
                 places.extend(named.find(entry))
             except ValueError as error:
                 raise ValueError(
-                    f"class_map names the class {entry!r}, which no member of the teacher has, or not each of them."
+                    f"class_map names the class {entry!r}, which no member of the teacher has, or not each of them; "
+                    "mend --class_map."
                 ) from error
     return found

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_reinforce.models.class_matching import ModelClasses
-from hf_reinforce.models.class_words import some
+from hf_reinforce.models.classes import ModelClasses, some
 from hf_reinforce.models.weights import WeightReport
 
 logger = logging.getLogger(__name__)

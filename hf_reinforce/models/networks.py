@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.answers import logits_of
 from hf_reinforce.models.cifar_networks import MICRONET, new_micronet
-from hf_reinforce.models.class_words import some
+from hf_reinforce.models.classes import some
 from hf_reinforce.models.preprocessing import Preprocessing, for_channels, luma, timm_preprocessing
 from hf_reinforce.models.processors import processor_preprocessing
 from hf_reinforce.models.records import channels, class_names

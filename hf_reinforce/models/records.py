@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_reinforce.models.class_words import some, unnamed
+from hf_reinforce.models.classes import some, unnamed
 
 
 def architecture(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_reinforce.licenses import read_license, recorded_name
-from hf_reinforce.models.class_words import some
+from hf_reinforce.models.classes import some
 from hf_reinforce.models.ensembles import align, classes_of, find_entries, match, other_classes
 from hf_reinforce.models.networks import Member, module_member, named_member
 from hf_reinforce.models.preprocessing import Preprocessing
@@ -186,14 +186,18 @@ class Teacher:
             ValueError: if the classes do not match and no class_map says how they correspond.
         """
         if isinstance(class_map, str) and class_map != "identity":
-            raise ValueError(f"class_map must be 'identity', a list of indices or a mapping, not {class_map!r}.")
+            raise ValueError(
+                f"class_map (--class_map) must be 'identity', a list of indices or a mapping, not {class_map!r}."
+            )
         if class_map is None:
             if names is not None:
                 return self._with_maps(match(self.members, self._own_classes, tuple(names)))
             self._check_clash()
             return self
         if names is None and isinstance(class_map, Mapping):
-            raise ValueError("A class_map by name needs a data set with ClassLabel names; give a list of indices.")
+            raise ValueError(
+                "A class_map by name needs a data set with ClassLabel names; give --class_map a list of indices."
+            )
         if class_map == "identity":
             if names is not None and len(names) != self.num_classes:
                 raise other_classes(tuple(names), self.members[0], self.num_classes)
@@ -201,7 +205,9 @@ class Teacher:
         if isinstance(class_map, Mapping):
             missing = [name for name in names or () if name not in class_map]
             if missing:
-                raise ValueError(f"class_map has no entry for the data set's classes {some(missing)}.")
+                raise ValueError(
+                    f"class_map has no entry for the data set's classes {some(missing)}; add them to --class_map."
+                )
             entries: list[int | str] = [class_map[name] for name in names or ()]
         else:
             entries = list(class_map)
@@ -209,7 +215,7 @@ class Teacher:
         if (names is not None and len(entries) != len(names)) or not all(valid):
             raise ValueError(
                 f"class_map must give one teacher class in [0, {self.num_classes}) for each of the data set's "
-                f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}."
+                f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}; mend --class_map."
             )
         return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries), listed=True)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_reinforce import schema
-from hf_reinforce.models.class_words import printable
+from hf_reinforce.models.classes import printable
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.parquet import file_checksum
 

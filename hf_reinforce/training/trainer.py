@@ -14,7 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.metrics import Predictions, measure, score
 from hf_reinforce.models.fitting import check_fit, student_logits
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
@@ -280,15 +280,17 @@ def _check_datasets(train_dataset: Any, eval_dataset: Any, args: KDTrainingArgum
 
 
 class _RunningMetrics:
-    """`compute_metrics` for `batch_eval_metrics=True`."""
+    """`compute_metrics` for `batch_eval_metrics=True`: keeps a few numbers for each image and no logits."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self._metrics = ClassificationMetrics()
+        self._scored: list[Predictions] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        logits, labels = (torch.as_tensor(item) for item in (prediction.predictions, prediction.label_ids))
-        self._metrics.update(logits, labels)
-        return self._metrics.compute() if compute_result else {}
+        self._scored.append(score(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)))
+        if not compute_result:
+            return {}
+        scored = Predictions.concatenate(self._scored)
+        return {**measure(scored), "num_samples": float(len(scored))}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_reinforce.metrics import ClassificationMetrics
+from hf_reinforce.metrics import measure, score
 from hf_reinforce.models.networks import Member
 from hf_reinforce.replay.views import AugmentedDataset
 from hf_reinforce.transfer.extras import optional
@@ -152,10 +152,9 @@ class LinearProbe:
         return torch.from_numpy(probabilities).clamp(min=1e-12).log()
 
     def evaluate(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """The metrics of `ClassificationMetrics` for features [R, D] and labels [R]."""
-        metrics = ClassificationMetrics()
-        metrics.update(self.log_probabilities(features), torch.from_numpy(labels))
-        return metrics.compute()
+        """`hf_reinforce.metrics.METRICS` and `num_samples`, for features [R, D] and labels [R]."""
+        scores = score(self.log_probabilities(features), torch.from_numpy(labels))
+        return {**measure(scores), "num_samples": float(len(scores))}
 
 
 def fit_probe(
