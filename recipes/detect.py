@@ -7,8 +7,7 @@ python recipes/detect.py --model_name_or_path outputs/student --dataset_name ris
 from dataclasses import asdict, dataclass
 
 from arguments import given, json_object, one_line_errors, option, parse, required
-from checks import check_same_run
-from training import train_and_evaluate
+from training import check_same_run, train_and_evaluate
 from unused import DETECT, say_unused
 
 

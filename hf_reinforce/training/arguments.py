@@ -27,7 +27,6 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
         hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
         timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
-        timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
         repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
         images_on_device: keep the training images in the device's memory and augment whole batches there, see
             `resident.ResidentImages`.
@@ -38,7 +37,6 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
     timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
-    timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
     repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
     images_on_device: bool = field(default=False, metadata={"help": "Keep the images, small ones, on the device."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})

@@ -28,7 +28,6 @@ from hf_reinforce.targets.class_distribution import sparse_kl, top_k_targets
 from hf_reinforce.training.arguments import KDTrainingArguments
 from hf_reinforce.training.checkpoints import TrainingTime, resumable
 from hf_reinforce.training.ema import WeightAverage
-from hf_reinforce.training.schedules import TimmSchedule
 
 
 class KDTrainer(Trainer):  # type: ignore[misc]
@@ -54,7 +53,6 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     data_collator: Any
     processing_class: Any
     optimizer: Any
-    lr_scheduler: Any
 
     def __init__(
         self,
@@ -204,15 +202,6 @@ class KDTrainer(Trainer):  # type: ignore[misc]
             model, opt=args.timm_optimizer, lr=args.learning_rate, weight_decay=args.weight_decay, momentum=0.9
         )
         return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.args.timm_scheduler is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = self.optimizer if optimizer is None else optimizer
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = TimmSchedule(optimizer, self.args.timm_scheduler, num_training_steps, warmup)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def _averaged_weights(self) -> Any:
         """Context in which the student has its averaged weights, where there are any."""
