@@ -59,8 +59,8 @@ def main() -> None:
     model, data, args = parse(__doc__, [BackboneArguments, DetectionArguments], training_classes, FURTHER)
     say_unused(DETECT, (model, data, args), given())
     start(args)
-    from hf_reinforce.transfer.boxes import collate
     from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
+    from hf_reinforce.transfer.samples import collate
 
     masks = data.architecture == "mask_rcnn"
     train, test = dataset(data, True, masks, args.seed), dataset(data, False, masks, args.seed)

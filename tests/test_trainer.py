@@ -34,8 +34,8 @@ from hf_reinforce.models.students import create_student
 from hf_reinforce.replay.dataset import batch_targets
 from hf_reinforce.replay.views import EpochSampler
 from hf_reinforce.targets.class_distribution import densify
-from hf_reinforce.training.checkpoints import resumable
 from hf_reinforce.training.ema import EMA_FILE
+from hf_reinforce.training.resumable import resumable
 
 ROWS, N, C, SIZE, BATCH = 24, 2, 5, 16, 4
 STEPS = ROWS // BATCH
