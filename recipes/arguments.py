@@ -1,16 +1,21 @@
 """Command lines of the recipes: flags, or a YAML file and flags that override it."""
 
 import dataclasses
+import difflib
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from checks import check_values, known_flags
+from checks import check_values
 
 _OF_THE_FILE = {"selection", "plain_fraction", "save_steps", "save_total_limit"}
+DROPPED = {"timm_scheduler": "give --lr_scheduler_type, which names a schedule of transformers, such as cosine."}
+"""Flags of earlier versions, and the sentence that names what replaces each."""
+
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 if os.environ.get("RANK", "0") != "0":  # progress bars belong to the main process; libraries read this when imported
@@ -65,14 +70,25 @@ def flag_parser(classes: Sequence[type]) -> Any:
 
 
 def known_words(argv: list[str], parser: Any) -> list[str]:
-    """The arguments with those of their file, all of whose flags the parser knows.
+    """The arguments with those of their YAML file.
 
     Raises:
-        ValueError: as `known_flags` and `with_file`.
+        ValueError: for a flag that the parser does not know; the message names its replacement or the most similar
+            flag.
     """
-    if is_file(argv):
-        known_flags(_flags_of_file(argv[0]), parser, f" in {argv[0]}")
-    return known_flags(with_file(argv), parser)
+    known = {name for action in parser._actions for name in action.option_strings}
+    words = with_file(argv)
+    of_file = len(words) - len(argv) + 1 if is_file(argv) else 0
+    for place, word in enumerate(words):
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name in known:
+            continue
+        where = f" in {argv[0]}" if place < of_file else ""
+        similar = difflib.get_close_matches(name, sorted(known), 1)
+        meant = f"did you mean {similar[0]}? " if similar else ""
+        advice = f"{meant}--help lists the flags."
+        raise ValueError(f"There is no flag {name}{where}; {DROPPED.get(name[2:].replace('-', '_'), advice)}")
+    return words
 
 
 def given(first: str | None = None) -> set[str]:
@@ -156,8 +172,6 @@ def _flags_of_file(path: str) -> list[str]:
         if value is None:
             continue
         if isinstance(value, dict):
-            import json
-
             value = json.dumps(value)
         flags += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return flags
@@ -196,8 +210,6 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Writes a JSON file and the folders that lead to it."""
-    import json
-
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -212,31 +224,25 @@ def class_map(text: str | None) -> Any:
     """
     if text in (None, "identity"):
         return text
-    import json
-
-    try:
-        found = json.loads(text or "")
-    except ValueError as error:
-        raise ValueError(f"--class_map must be identity, or a list or object in JSON, not {text!r}.") from error
-    if not isinstance(found, (list, dict)):
-        raise ValueError(f"--class_map must be identity, or a list or object in JSON, not {text!r}.")
-    return found
+    return _from_json("class_map", text, (list, dict), "identity, or a list or object in JSON")
 
 
-def json_object(flag: str, text: str | None) -> dict[str, Any]:
+def json_object(flag: str, text: str | None) -> Any:
     """The value of a flag that holds a JSON object, empty where it is not given.
 
     Raises:
         ValueError: for anything else.
     """
-    import json
+    return _from_json(flag, text or "{}", dict, "an object in JSON")
 
+
+def _from_json(flag: str, text: str | None, kinds: Any, expected: str) -> Any:
     try:
-        found = json.loads(text or "{}")
+        found = json.loads(text or "")
     except ValueError as error:
-        raise ValueError(f"--{flag} must be an object in JSON, not {text!r} ({error}).") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--{flag} must be an object in JSON, not {text!r}.")
+        raise ValueError(f"--{flag} must be {expected}, not {text!r} ({error}).") from error
+    if not isinstance(found, kinds):
+        raise ValueError(f"--{flag} must be {expected}, not {text!r}.")
     return found
 
 

@@ -1,8 +1,6 @@
-"""What is asked of a command line before anything is spent: flags, values, folders and devices that cannot be"""
+"""Values, folders and devices that cannot be, refused before anything is spent."""
 
-import argparse
 import dataclasses
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,27 +19,6 @@ _LEAST = {
     }.items()
     for name in names.split()
 }
-
-
-def known_flags(argv: list[str], parser: argparse.ArgumentParser, where: str = "") -> list[str]:
-    """The arguments, all of whose flags the parser knows.
-
-    Args:
-        argv: the arguments.
-        parser: of the recipe.
-        where: where they stand, for the message.
-
-    Raises:
-        ValueError: for a flag that it does not know; the message names the most similar one.
-    """
-    known = {name for action in parser._actions for name in action.option_strings}
-    for word in argv:
-        name = word.partition("=")[0]
-        if name.startswith("--") and name not in known:
-            similar = difflib.get_close_matches(name, sorted(known), 1)
-            meant = f"did you mean {similar[0]}? " if similar else ""
-            raise ValueError(f"There is no flag {name}{where}; {meant}--help lists the flags.")
-    return argv
 
 
 def check_values(parsed: Sequence[Any]) -> None:
@@ -91,33 +68,3 @@ def check_device(name: str | None) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"There is no device {name!r} here ({reason}); leave out --device, or give cpu.") from error
-
-
-def check_same_run(output_dir: str | Path, asked: dict[str, Any], write: bool) -> None:
-    """Refuses to go on with what was begun with other settings.
-
-    Args:
-        output_dir: folder of the run; its `run.json` keeps the settings.
-        asked: settings of this run; those that the file lacks are not compared.
-        write: whether this process writes the file where there is none.
-
-    Raises:
-        ValueError: if a setting differs; the message names it.
-    """
-    import json
-
-    path = Path(output_dir) / "run.json"
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
-        ]
-        if different:
-            raise ValueError(
-                f"{output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
-                "the same."
-            )
-    elif write:
-        from arguments import write_json
-
-        write_json(path, asked)

@@ -7,8 +7,7 @@ python recipes/detect.py --model_name_or_path outputs/student --dataset_name ris
 from dataclasses import asdict, dataclass
 
 from arguments import given, json_object, one_line_errors, option, parse, required
-from checks import check_same_run
-from training import train_and_evaluate
+from training import check_same_run, train_and_evaluate
 from unused import DETECT, say_unused
 
 
@@ -60,8 +59,8 @@ def main() -> None:
     model, data, args = parse(__doc__, [BackboneArguments, DetectionArguments], training_classes, FURTHER)
     say_unused(DETECT, (model, data, args), given())
     start(args)
-    from hf_reinforce.transfer.boxes import collate
     from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
+    from hf_reinforce.transfer.samples import collate
 
     masks = data.architecture == "mask_rcnn"
     train, test = dataset(data, True, masks, args.seed), dataset(data, False, masks, args.seed)

@@ -26,7 +26,7 @@ DEFAULTS = {
     "per_device_train_batch_size": 256,
     "num_train_epochs": 100,
 }
-INSTEAD = {"timm_optimizer": "optim", "lr_scheduler_type": "timm_scheduler", "num_train_epochs": "max_steps"}
+INSTEAD = {"timm_optimizer": "optim", "num_train_epochs": "max_steps"}
 """Defaults that are left out where another flag is given."""
 
 

@@ -40,7 +40,7 @@ def main() -> None:
         raise ValueError("DeepLabV3 normalises over the batch; give --per_device_train_batch_size 2 or more.")
     args.dataloader_drop_last = True  # the last batch could hold a single image
     start(args)
-    from hf_reinforce.transfer.masks import collate
+    from hf_reinforce.transfer.samples import collate
     from hf_reinforce.transfer.segmenter import MeanIoU, Segmenter
 
     names = data.class_names or [f"LABEL_{index}" for index in range(data.num_labels or 0)]

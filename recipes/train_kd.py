@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arguments import class_map, given, json_object, one_line_errors, option, parse, required
-from checks import check_same_run
-from training import train_and_evaluate
+from training import check_same_run, train_and_evaluate
 from unused import STUDENT, say_unused
 
 
@@ -54,7 +53,7 @@ class ModelArguments:
 
 
 FURTHER = """Further flags: --method {reinforced,online,plain}, --temperature, --hard_label_weight, --ema_decay,
---timm_optimizer, --timm_scheduler, --repeated_augmentation, --images_on_device, and every field of
+--timm_optimizer, --repeated_augmentation, --images_on_device, and every field of
 transformers.TrainingArguments (--output_dir, --num_train_epochs, --learning_rate, ...)."""
 
 

@@ -1,7 +1,10 @@
 """How recipes train: from the last checkpoint on, until the end or a signal."""
 
+import json
 import logging
 from pathlib import Path
+
+from arguments import write_json
 
 logger = logging.getLogger("hf_reinforce.training")
 
@@ -75,3 +78,29 @@ def train(trainer, checkpoint):
     if stop.stopped:
         raise SystemExit(signals.exit_code)
     return metrics
+
+
+def check_same_run(output_dir, asked, write) -> None:
+    """Refuses to go on with what was begun with other settings.
+
+    Args:
+        output_dir: folder of the run; its `run.json` keeps the settings.
+        asked: settings of this run; those that the file lacks are not compared.
+        write: whether this process writes the file where there is none.
+
+    Raises:
+        ValueError: if a setting differs; the message names it.
+    """
+    path = Path(output_dir) / "run.json"
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [
+            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
+        ]
+        if different:
+            raise ValueError(
+                f"{output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
+                "the same."
+            )
+    elif write:
+        write_json(path, asked)

@@ -71,7 +71,7 @@ def flags(workshop):
             "num_train_epochs": EPOCHS,
             "per_device_train_batch_size": BATCH,
             "timm_optimizer": "sgd",
-            "timm_scheduler": "cosine",
+            "lr_scheduler_type": "cosine",
             "learning_rate": 0.05,
             "ema_decay": 0.8,
             "plain_fraction": 0.1,

@@ -341,7 +341,7 @@ SLOW = [
     ("train_kd", "--method online --teacher_name_or_path {student} --class_map [0]", "class_map"),
     ("train_kd", "--method online --teacher_name_or_path {student} --teacher_dtype float8", "float8"),
     ("train_kd", "--timm_optimizer magic", "magic"),
-    ("train_kd", "--timm_scheduler magic", "magic"),
+    ("train_kd", "--timm_scheduler cosine", "--lr_scheduler_type"),
     ("train_kd", "--optim magic", "magic"),
     ("train_kd", "--lr_scheduler_type magic", "magic"),
     ("train_kd", "--selection magic", "magic"),

@@ -34,9 +34,8 @@ from hf_reinforce.models.students import create_student
 from hf_reinforce.replay.dataset import batch_targets
 from hf_reinforce.replay.views import EpochSampler
 from hf_reinforce.targets.class_distribution import densify
-from hf_reinforce.training.checkpoints import resumable
 from hf_reinforce.training.ema import EMA_FILE
-from hf_reinforce.training.schedules import TimmSchedule
+from hf_reinforce.training.resumable import resumable
 
 ROWS, N, C, SIZE, BATCH = 24, 2, 5, 16, 4
 STEPS = ROWS // BATCH
@@ -378,7 +377,7 @@ WORKERS = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 RESUMED = {
     "no workers": {},
     "persistent workers": WORKERS,
-    "timm": {"timm_optimizer": "sgd", "timm_scheduler": "cosine", "warmup_steps": 3, "weight_decay": 1e-3},
+    "timm": {"timm_optimizer": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 1e-3},
     "average, accumulation, workers": {
         "ema_decay": 0.7,
         "gradient_accumulation_steps": 2,
@@ -600,19 +599,17 @@ def test_paper_optimizer_is_sgd_with_nesterov_momentum(replay, trainer_of):
     assert all(group["lr"] == 0.2 for group in optimizer.param_groups)
 
 
-def test_timm_cosine_with_warm_up(replay, trainer_of):
+def test_cosine_with_warm_up(replay, trainer_of):
     rates = []
 
     class Rates(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    trainer = trainer_of(
-        Student(), replay(), timm_optimizer="sgd", timm_scheduler="cosine", warmup_steps=4, learning_rate=0.1
-    )
+    options = {"lr_scheduler_type": "cosine", "warmup_steps": 4, "learning_rate": 0.1}
+    trainer = trainer_of(Student(), replay(), timm_optimizer="sgd", **options)
     trainer.add_callback(Rates())
     trainer.train()
-    assert isinstance(trainer.lr_scheduler, TimmSchedule)
     total = 2 * STEPS
     warm = [0.1 * step / 4 for step in range(4)]
     cosine = [0.05 * (1 + np.cos(np.pi * step / (total - 4))) for step in range(total - 4)]

@@ -12,9 +12,10 @@ from scenes import SHAPES, write_scenes
 from tiny import encode_image
 
 from hf_reinforce.transfer.backbones import load_backbone
-from hf_reinforce.transfer.boxes import DetectionDataset, collate
+from hf_reinforce.transfer.boxes import DetectionDataset
 from hf_reinforce.transfer.coco import read_coco, segmentation_mask
 from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
+from hf_reinforce.transfer.samples import collate
 
 pytest.importorskip("pycocotools", reason="pip install 'hf-reinforce[transfer]'")
 from pycocotools import mask as coco_mask
@@ -145,7 +146,10 @@ def test_images_of_another_size_than_annotated_are_refused(scenes, tmp_path):
     ("change", "message"),
     [
         (lambda content: content.pop("categories"), "is no COCO JSON"),
-        (lambda content: content["images"].pop(), "annotations for 1 images that it does not list"),
+        (
+            lambda content: content["images"].pop(),
+            "is of image 7, which 'images' does not list; use the file that belongs to the images",
+        ),
         (lambda content: content["categories"].pop(), "is no COCO JSON"),
     ],
 )

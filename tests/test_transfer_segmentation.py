@@ -11,11 +11,13 @@ from PIL import Image as PILImage
 from recipe_modules import load_recipe
 from scenes import SHAPES, write_scenes
 from sklearn.metrics import jaccard_score
-from tiny import encode_image, tiny_image
+from tiny import encode_image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from hf_reinforce.transfer.backbones import load_backbone
-from hf_reinforce.transfer.masks import IGNORE, SegmentationDataset, collate, random_crop, read_mask_folder
-from hf_reinforce.transfer.positions import generator_of
+from hf_reinforce.transfer.masks import IGNORE, SegmentationDataset, read_mask_folder, training_crop
+from hf_reinforce.transfer.samples import collate
 from hf_reinforce.transfer.segmenter import MeanIoU, Segmenter
 
 SMALL = {"channels": [16, 32, 64, 128]}
@@ -86,19 +88,19 @@ def test_missing_columns_are_named():
 
 
 def test_crops_move_image_and_mask_together():
-    plain = tiny_image(3, (40, 56))
-    image = torch.from_numpy(np.array(plain)).permute(2, 0, 1)
-    mask = (image[0] > image[0].float().median()).to(torch.uint8)
-    flipped = set()
-    for index in range(20):
-        crop, labels = random_crop(image, mask, 32, generator_of(0, index))
-        again, _ = random_crop(image, mask, 32, generator_of(0, index))
-        assert crop.shape == (3, 32, 32) and labels.shape == (32, 32) and torch.equal(crop, again)
+    image = torch.full((3, 90, 120), 50, dtype=torch.uint8)
+    image[:, 20:70, 10:50] = 200
+    mask = (image[0] == 200).to(torch.uint8)
+    transforms, flipped = v2.Compose(training_crop(64)), set()
+    torch.manual_seed(0)
+    for _ in range(20):
+        crop, labels = transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        assert crop.shape == (3, 64, 64) and labels.shape == (64, 64)
         inside = labels != IGNORE
-        agrees = (crop[0] > image[0].float().median()) == (labels == 1)
+        agrees = (crop[0] > 125) == (labels == 1)
         assert agrees[inside].float().mean() > 0.95 and not crop[:, ~inside].any()
         flipped.add(bool(inside[:, 0].any()) != bool(inside[:, -1].any()))
-    assert set(labels.unique().tolist()) <= {0, 1, IGNORE}
+    assert set(labels.unique().tolist()) <= {0, 1, IGNORE} and flipped == {True, False}
 
 
 def test_mean_iou_agrees_with_scikit_learn():

@@ -230,9 +230,7 @@ def _settings(trainer: Any, history: Sequence[Mapping[str, Any]]) -> dict[str, A
         if args.timm_optimizer
         else getattr(args.optim, "value", args.optim),
         "learning rate": f"{args.learning_rate:g}",
-        "schedule": f"{args.timm_scheduler} (timm)"
-        if args.timm_scheduler
-        else getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        "schedule": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         "warm-up steps": args.get_warmup_steps(steps),
         "weight decay": f"{args.weight_decay:g}",
         "batch size": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,

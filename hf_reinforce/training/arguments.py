@@ -12,38 +12,20 @@ METHODS = ("reinforced", "online", "plain")
 
 
 @dataclass
-class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
-    """Arguments of `KDTrainer`.
+class ResumableTrainingArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments of `ResumableTrainer`.
 
-    Changed defaults: `remove_unused_columns=False` (targets are no argument of the model), `batch_eval_metrics=True`
-    (logits of a whole evaluation are never held), `max_grad_norm=0` (the recipes of the paper and of timm do not clip,
-    and clipping at 1 turns SGD into something else), `logging_nan_inf_filter=False` (it costs a synchronisation at
-    every step). `bf16` without an accelerator trains on the CPU (`use_cpu`), with a warning where that is slower than
-    float32.
+    Changed defaults: `remove_unused_columns=False` (targets are no argument of the model) and
+    `logging_nan_inf_filter=False` (the filter costs a synchronisation at every step). `bf16` without an accelerator
+    trains on the CPU (`use_cpu`), with a warning where that is slower than float32.
 
     Args:
-        method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
-        temperature: temperature of the distillation loss; the paper uses 1.
-        hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
-        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
-        timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
-        timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
-        repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
-        images_on_device: keep the training images in the device's memory and augment whole batches there, see
-            `resident.ResidentImages`.
+        timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` has Nesterov momentum 0.9, `momentum` plain
+            momentum 0.9.
     """
 
-    method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the distillation loss."})
-    hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
     timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
-    timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
-    repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
-    images_on_device: bool = field(default=False, metadata={"help": "Keep the images, small ones, on the device."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
 
     def __post_init__(self) -> None:
@@ -57,6 +39,37 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
                     "This processor has no instructions for bfloat16, so bf16 (--bf16) takes several times as long as "
                     "float32 here; leave it out."
                 )
+
+
+@dataclass
+class KDTrainingArguments(ResumableTrainingArguments):
+    """Arguments of `KDTrainer`.
+
+    Changed defaults, beside those of `ResumableTrainingArguments`: `batch_eval_metrics=True` (logits of a whole
+    evaluation are never held) and `max_grad_norm=0` (the recipes of the paper and of timm do not clip, and clipping at
+    1 turns SGD into something else).
+
+    Args:
+        method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
+        temperature: temperature of the distillation loss; the paper uses 1.
+        hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
+        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
+        repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
+        images_on_device: keep the training images in the device's memory and augment whole batches there, see
+            `resident.ResidentImages`.
+    """
+
+    method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the distillation loss."})
+    hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
+    repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
+    images_on_device: bool = field(default=False, metadata={"help": "Keep the images, small ones, on the device."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
         if self.temperature <= 0:

@@ -4,14 +4,10 @@ A `KDTrainer` writes `trainer_state.json` of a checkpoint when every process has
 without it was left by an interrupted run.
 """
 
-import functools
 import json
 import logging
-import multiprocessing
-import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +15,6 @@ from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -188,36 +183,3 @@ _READ: dict[str, Callable[[Path], Any]] = {
     ".pt": _read_zip,
     ".pth": _read_zip,
 }
-
-
-def resumable(loader: Any) -> Any:
-    """A loader that accelerate has prepared, changed so that a run that is resumed or stopped gets what it should.
-
-    - Seeds of workers come from a generator of their own, not from the one that dropout uses: a resumed run starts its
-      workers at other times.
-    - The sampler of a rank is told the number of an epoch that is resumed in its middle; accelerate, which wraps it
-      once more to skip batches, would not find it, and the samples would be those of the first epoch.
-    - A signal to all processes, as schedulers and terminals send it, ends no worker: the step in hand needs them.
-    """
-    inner = getattr(loader, "base_dataloader", loader)
-    inner.generator = torch.Generator()
-    inner.worker_init_fn = functools.partial(_start_worker, inner.worker_init_fn)
-    if isinstance(loader.batch_sampler, BatchSamplerShard):
-        loader.batch_sampler.sampler = loader.batch_sampler.batch_sampler.sampler
-    return loader
-
-
-def _start_worker(further: Callable[[int], None] | None, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_parent, args=(parent.pid,), daemon=True).start()
-    if further is not None:
-        further(worker)
-
-
-def _end_for_parent(parent: int | None) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

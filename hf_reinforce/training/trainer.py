@@ -4,14 +4,12 @@ The three methods draw from the same augmentation policy and differ in one flag,
 """
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import EvalPrediction
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.metrics import Predictions, measure, score
@@ -23,15 +21,15 @@ from hf_reinforce.replay.dataset import ReinforcedDataset, batch_targets
 from hf_reinforce.replay.resident import ResidentImages
 from hf_reinforce.replay.streaming.loader import training_loader
 from hf_reinforce.replay.streaming.stream import ReinforcedStream
-from hf_reinforce.replay.views import AugmentedDataset, EpochSampler
+from hf_reinforce.replay.views import AugmentedDataset
 from hf_reinforce.targets.class_distribution import sparse_kl, top_k_targets
 from hf_reinforce.training.arguments import KDTrainingArguments
-from hf_reinforce.training.checkpoints import TrainingTime, resumable
+from hf_reinforce.training.checkpoints import TrainingTime
 from hf_reinforce.training.ema import WeightAverage
-from hf_reinforce.training.schedules import TimmSchedule
+from hf_reinforce.training.resumable import ResumableTrainer, resumable
 
 
-class KDTrainer(Trainer):  # type: ignore[misc]
+class KDTrainer(ResumableTrainer):
     """Trains a student.
 
     Args:
@@ -51,10 +49,7 @@ class KDTrainer(Trainer):  # type: ignore[misc]
     """
 
     loss_is_scaled_for_ga = False
-    data_collator: Any
     processing_class: Any
-    optimizer: Any
-    lr_scheduler: Any
 
     def __init__(
         self,
@@ -104,13 +99,6 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         if self.ema is not None:
             self.add_callback(self.ema)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, AugmentedDataset):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSampler(dataset, seed, self.args.repeated_augmentation)
-        return super()._get_train_sampler(train_dataset)
-
     def get_train_dataloader(self) -> Any:
         if isinstance(self.train_dataset, ReinforcedStream):
             batch_size, collate = self._train_batch_size, self.data_collator
@@ -119,15 +107,6 @@ class KDTrainer(Trainer):  # type: ignore[misc]
 
     def num_examples(self, dataloader: Any) -> int:
         return getattr(dataloader.dataset, "num_rows", 0) or int(super().num_examples(dataloader))
-
-    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        before = self.data_collator, self.args.dataloader_drop_last
-        if not is_training:  # those may be mixed and carry targets; what is evaluated counts to the last row
-            self.data_collator, self.args.dataloader_drop_last = getattr(dataset, "collate", before[0]), False
-        try:
-            return resumable(super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs))
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = before
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         inputs = super()._prepare_inputs(inputs)
@@ -194,61 +173,25 @@ class KDTrainer(Trainer):  # type: ignore[misc]
         loss = None if labels is None else F.cross_entropy(logits.float(), labels).detach()
         return (loss, None, None) if prediction_loss_only else (loss, logits.detach(), labels)
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        if self.args.timm_optimizer is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        from timm.optim import create_optimizer_v2
-
-        args, model = self.args, self.model if model is None else model
-        self.optimizer = create_optimizer_v2(
-            model, opt=args.timm_optimizer, lr=args.learning_rate, weight_decay=args.weight_decay, momentum=0.9
-        )
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.args.timm_scheduler is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = self.optimizer if optimizer is None else optimizer
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = TimmSchedule(optimizer, self.args.timm_scheduler, num_training_steps, warmup)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _averaged_weights(self) -> Any:
-        """Context in which the student has its averaged weights, where there are any."""
-        return nullcontext() if self.ema is None else self.ema.applied(self.model)
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the student with its averaged weights, where there are any."""
         if isinstance(self.compute_metrics, _RunningMetrics):
             self.compute_metrics.reset()
-        with self._averaged_weights():
+        with nullcontext() if self.ema is None else self.ema.applied(self.model):
             return super().evaluation_loop(*args, **kwargs)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the student: with averaged weights, unless it is for a checkpoint, which keeps both."""
-        checkpoint = output_dir if _internal_call else None  # push_to_hub gives no folder
-        if checkpoint and self.args.should_save:  # unfinished from here on
-            (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        with nullcontext() if checkpoint else self._averaged_weights():
-            super().save_model(output_dir, _internal_call)
-        if checkpoint and self.args.should_save and self.ema is not None:
-            self.ema.save(checkpoint)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # `trainer_state.json` comes next, see `resuming`
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        weights = student.state_dict() if state_dict is None else state_dict
+        if self.ema is not None and not self.is_checkpoint(output_dir):  # a checkpoint keeps both weights
+            weights = self.ema.module.state_dict()
         policy = getattr(self.train_dataset, "policy", None)
         size = getattr(self.train_dataset, "image_size", None) or getattr(policy, "image_size", None)
         record_preprocessing(student, self._preprocessing or student_preprocessing(student, size))
         self.processing_class = self.processing_class or image_processor(student)  # saved and published by Trainer
-        token, self.args.hub_token = self.args.hub_token, None  # training_args.bin is published too
-        try:
-            super()._save(output_dir, saved_weights(student, state_dict or student.state_dict()))
-        finally:
-            self.args.hub_token = token
+        super()._save(output_dir, saved_weights(student, weights))
+        if self.ema is not None and self.is_checkpoint(output_dir) and self.args.should_save:
+            self.ema.save(str(output_dir))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,7 +1,6 @@
 """A student without its classifier: feature maps at several strides, for detection and segmentation."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_reinforce.local_copies import resolve
-from hf_reinforce.models.networks import Member, named_member
+from hf_reinforce.models.networks import named_member
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.processors import processor_preprocessing
 from hf_reinforce.models.students import student_preprocessing
@@ -18,42 +17,45 @@ FINEST_STRIDE = 4
 """Maps at smaller strides are left out: neither FPN nor the heads use them."""
 
 
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What builds a backbone without its weights; JSON.
+class Backbone(nn.Module):
+    """Feature maps of a network, one for each stride from 4 on.
 
-    Attributes:
+    Args:
         library: `"timm"` or `"transformers"`.
         architecture: timm's name of the architecture, or transformers' `model_type`.
         arguments: of `timm.create_model`, or the transformers configuration.
         mean: per-channel mean of its input, for values scaled to [0, 1].
         std: per-channel standard deviation, likewise.
-    """
-
-    library: str
-    architecture: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-
-class Backbone(nn.Module):
-    """Feature maps of a network, one for each stride from 4 on.
-
-    Args:
-        spec: what to build.
         weights: weights of the whole classifier by its own names; None: random ones.
 
     Attributes:
+        spec: the arguments without the weights, as JSON: `Backbone(**spec)` builds the same network.
         channels: of each map.
         strides: of each map in pixels, ascending.
+
+    Raises:
+        ValueError: if the network has no feature maps.
     """
 
-    def __init__(self, spec: BackboneSpec, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        library: str,
+        architecture: str,
+        arguments: Mapping[str, Any],
+        mean: Sequence[float],
+        std: Sequence[float],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.spec = spec
-        build = _timm_network if spec.library == "timm" else _transformers_network
-        self.network, channels, strides = build(spec, weights)
+        self.spec: dict[str, Any] = {
+            "library": library,
+            "architecture": architecture,
+            "arguments": dict(arguments),
+            "mean": list(mean),
+            "std": list(std),
+        }
+        build = _timm_network if library == "timm" else _transformers_network
+        self.network, channels, strides = build(architecture, arguments, weights)
         last = {stride: level for level, stride in enumerate(strides) if stride >= FINEST_STRIDE}
         self._levels = sorted(last.values())
         self.channels = [channels[level] for level in self._levels]
@@ -69,6 +71,11 @@ class Backbone(nn.Module):
             each if each.shape[1] == width else each.permute(0, 3, 1, 2).contiguous()
             for each, width in zip(found, self.channels, strict=True)
         ]
+
+    def load_weights_of(self, other: "Backbone") -> None:
+        """Takes over the weights of the same backbone, whose batch norms may be trainable where these are fixed."""
+        own = self.state_dict()
+        self.load_state_dict({name: value for name, value in other.state_dict().items() if name in own})
 
 
 def load_backbone(
@@ -96,87 +103,69 @@ def load_backbone(
                 "id has the form owner/name."
             )
         own = Preprocessing(224)
-        return Backbone(BackboneSpec("timm", name_or_path, given, own.mean, own.std))
+        return Backbone("timm", name_or_path, given, own.mean, own.std)
     member = named_member(name_or_path, None, revision, head=False)
     network: Any = getattr(member.model, "timm_model", member.model)
-    if not getattr(network, "pretrained_cfg", None):
-        if given:
-            raise ValueError(f"{name_or_path} is a network of transformers, which takes no timm arguments {given}.")
-        return _load_transformers(member, path, revision)
-    saved = getattr(getattr(member.model, "config", None), "model_args", None)
-    saved = saved or getattr(network, "pretrained_model_args", None) or {}
-    arguments = {key: value for key, value in saved.items() if key != "num_classes"} | given
-    own = student_preprocessing(member.model) if member.kind == "transformers" else member.preprocessing
-    architecture = str(network.pretrained_cfg["architecture"])
-    return Backbone(BackboneSpec("timm", architecture, arguments, own.mean, own.std), network.state_dict())
+    if getattr(network, "pretrained_cfg", None):
+        saved = getattr(getattr(member.model, "config", None), "model_args", None)
+        saved = saved or getattr(network, "pretrained_model_args", None) or {}
+        arguments = {key: value for key, value in saved.items() if key != "num_classes"} | given
+        own = student_preprocessing(member.model) if member.kind == "transformers" else member.preprocessing
+        architecture = str(network.pretrained_cfg["architecture"])
+        return Backbone("timm", architecture, arguments, own.mean, own.std, network.state_dict())
+    if given:
+        raise ValueError(f"{name_or_path} is a network of transformers, which takes no timm arguments {given}.")
+    config = network.config
+    # A backbone's configuration has no classifier, but says which maps are wanted.
+    config.out_indices = list(range(1, len(getattr(config, "stage_names", None) or [])))
+    prefix = f"{network.base_model_prefix}."
+    weights = {name.removeprefix(prefix): value for name, value in network.state_dict().items()}
+    own = processor_preprocessing(path, revision) or Preprocessing(224)
+    if own.channels != "RGB":
+        raise ValueError(f"{path} wants its channels as {own.channels}, which detectors and segmenters don't give it.")
+    return Backbone("transformers", config.model_type, config.to_dict(), own.mean, own.std, weights)
 
 
-def _timm_network(spec: BackboneSpec, weights: Mapping[str, Tensor] | None) -> tuple[nn.Module, list[int], list[int]]:
+def _timm_network(
+    architecture: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, list[int], list[int]]:
     import timm
 
     try:
         network: Any = timm.create_model(
-            spec.architecture,
+            architecture,
             features_only=True,
             pretrained=weights is not None,
             pretrained_cfg_overlay={"state_dict": dict(weights), "source": ""} if weights else None,
-            **spec.arguments,
+            **arguments,
         )
     except (AttributeError, RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"timm gives {spec.architecture!r} no feature maps with the arguments {spec.arguments} ({error}); take "
-            "other --model_args, or a network such as a ResNet, EfficientNet, MobileNet or Swin."
+            f"timm gives {architecture!r} no feature maps with the arguments {arguments} ({error}); take other "
+            "--model_args, or a network such as a ResNet, EfficientNet, MobileNet or Swin."
         ) from error
     return network, list(network.feature_info.channels()), list(network.feature_info.reduction())
 
 
-def _load_transformers(member: Member, path: str, revision: str | None) -> Backbone:
-    model: Any = member.model
-    config = model.config
-    # A backbone's configuration has no classifier, but says which maps are wanted.
-    config.out_indices = list(range(1, len(getattr(config, "stage_names", None) or [])))
-    prefix = f"{model.base_model_prefix}."
-    weights = {name.removeprefix(prefix): value for name, value in model.state_dict().items()}
-    own = processor_preprocessing(path, revision) or Preprocessing(224)
-    if own.channels != "RGB":
-        raise ValueError(f"{path} wants its channels as {own.channels}, which detectors and segmenters don't give it.")
-    return Backbone(BackboneSpec("transformers", config.model_type, config.to_dict(), own.mean, own.std), weights)
-
-
 def _transformers_network(
-    spec: BackboneSpec, weights: Mapping[str, Tensor] | None
+    architecture: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor] | None
 ) -> tuple[nn.Module, list[int], list[int]]:
     from transformers import AutoBackbone, AutoConfig
 
-    arguments = {key: value for key, value in spec.arguments.items() if key != "model_type"}
     try:
-        config = AutoConfig.for_model(spec.architecture, **arguments)
+        config = AutoConfig.for_model(architecture, **{k: v for k, v in arguments.items() if k != "model_type"})
         network: Any = AutoBackbone.from_config(config, trust_remote_code=False)
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(
-            f"{spec.architecture!r} is no backbone that transformers knows, so it has no feature maps; take a timm "
+            f"{architecture!r} is no backbone that transformers knows, so it has no feature maps; take a timm "
             "network, or one of transformers' ResNet, ConvNeXt, Swin or DINOv2."
         ) from error
     if weights is not None:
         missing = network.load_state_dict(weights, strict=False).missing_keys
         strangers = [name for name in missing if "norm" not in name]  # a backbone has norms of its own for its maps
         if strangers:
-            raise ValueError(f"The {spec.architecture} lacks weights of its backbone, such as {strangers[0]!r}.")
+            raise ValueError(f"The {architecture} lacks weights of its backbone, such as {strangers[0]!r}.")
     side = 64
     with torch.no_grad():
         maps = network.eval()(torch.zeros(1, 3, side, side)).feature_maps
     return network.train(), list(network.channels), [side // each.shape[-1] for each in maps]
-
-
-def freeze_batch_norm(backbone: Backbone) -> Backbone:
-    """The backbone with fixed batch-norm statistics and scales, as is usual with few images per device."""
-    from timm.layers import freeze_batch_norm_2d
-
-    backbone.network = freeze_batch_norm_2d(backbone.network)
-    return backbone
-
-
-def spec_from(record: Mapping[str, Any]) -> BackboneSpec:
-    """The specification that a saved detector or segmenter records of its backbone."""
-    spec = BackboneSpec(**record)
-    return replace(spec, mean=tuple(spec.mean), std=tuple(spec.std))

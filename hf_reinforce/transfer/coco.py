@@ -1,7 +1,7 @@
-"""COCO's annotation format: its JSON files as a data set, and its segmentations as masks."""
+"""COCO's annotation format: its JSON files as a dataset, and its segmentations as masks."""
 
 import json
-from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hf_reinforce.transfer.extras import optional
 
 
 def read_coco(images: str | Path, annotations: str | Path) -> Dataset:
-    """A folder of images and a COCO JSON file as a data set.
+    """A folder of images and a COCO JSON file as a dataset.
 
     Args:
         images: folder that the file names in the JSON file are relative to.
@@ -31,43 +31,53 @@ def read_coco(images: str | Path, annotations: str | Path) -> Dataset:
         content = json.loads(Path(annotations).read_text(encoding="utf-8"))
         categories = sorted(content["categories"], key=lambda category: category["id"])
         place = {category["id"]: index for index, category in enumerate(categories)}
-        by_image = defaultdict(list)
-        problems = filter(None, (_problem(annotation, place) for annotation in content["annotations"]))
-        problem = next(problems, None)
-        if problem is None:
-            for annotation in content["annotations"]:
-                by_image[annotation["image_id"]].append(annotation)
-            rows = [_row(Path(images), image, by_image.pop(image["id"], []), place) for image in content["images"]]
+        objects: dict[int, list[Any]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            _check(annotation, place, objects)
+            objects[annotation["image_id"]].append(annotation)
+        rows = [_row(Path(images), image, objects[image["id"]], place) for image in content["images"]]
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {annotations}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
+        raise ValueError(f"{annotations} is no COCO JSON of boxes: {error}") from error
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"{annotations} is no COCO JSON of images, annotations and categories ({type(error).__name__}: {error})."
         ) from error
-    if problem is not None:
-        raise ValueError(f"{annotations} is no COCO JSON of boxes: {problem}")
-    if by_image:
+    features = Features(
+        {
+            "image": Image(decode=False),
+            "image_id": Value("int64"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "objects": {
+                "bbox": List(List(Value("float32"), 4)),
+                "category": List(ClassLabel(names=[category["name"] for category in categories])),
+                "area": List(Value("float32")),
+                "iscrowd": List(Value("int8")),
+                "segmentation": List(Value("string")),
+            },
+        }
+    )
+    return Dataset.from_list(rows, features=features)
+
+
+def _check(annotation: dict[str, Any], categories: dict[int, int], images: Container[int]) -> None:
+    known = f"id {annotation['id']}" if "id" in annotation else "keys " + ", ".join(annotation)
+    if missing := [key for key in ("image_id", "category_id", "bbox") if key not in annotation]:
         raise ValueError(
-            f"{annotations} has annotations for {len(by_image)} images that it does not list, such as id "
-            f"{next(iter(by_image))}; use the file that belongs to the images."
-        )
-    return Dataset.from_list(rows, features=_features([category["name"] for category in categories]))
-
-
-def _problem(annotation: dict[str, Any], place: dict[int, int]) -> str | None:
-    """What an annotation lacks and how to mend it; None where it is whole."""
-    missing = [key for key in ("image_id", "category_id", "bbox") if key not in annotation]
-    if missing:
-        known = f"id {annotation['id']}" if "id" in annotation else "keys " + ", ".join(annotation)
-        return (
             f"the annotation with {known} has no {' or '.join(missing)}; add what it lacks, or remove the annotation."
         )
-    if annotation["category_id"] not in place:
-        return (
-            f"the annotation with id {annotation.get('id')} is of category {annotation['category_id']}, which "
-            f"'categories' does not list; it lists the ids {list(place)}. Add the category, or remove the annotation."
+    if annotation["category_id"] not in categories:
+        raise ValueError(
+            f"the annotation with {known} is of category {annotation['category_id']}, which 'categories' does not "
+            f"list; it lists the ids {list(categories)}. Add the category, or remove the annotation."
         )
-    return None
+    if annotation["image_id"] not in images:
+        raise ValueError(
+            f"the annotation with {known} is of image {annotation['image_id']}, which 'images' does not list; use the "
+            "file that belongs to the images."
+        )
 
 
 def _row(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]], place: dict[int, int]) -> Any:
@@ -84,24 +94,6 @@ def _row(folder: Path, image: dict[str, Any], annotations: list[dict[str, Any]],
             "segmentation": [json.dumps(a["segmentation"]) if a.get("segmentation") else None for a in annotations],
         },
     }
-
-
-def _features(names: list[str]) -> Features:
-    return Features(
-        {
-            "image": Image(decode=False),
-            "image_id": Value("int64"),
-            "width": Value("int32"),
-            "height": Value("int32"),
-            "objects": {
-                "bbox": List(List(Value("float32"), 4)),
-                "category": List(ClassLabel(names=names)),
-                "area": List(Value("float32")),
-                "iscrowd": List(Value("int8")),
-                "segmentation": List(Value("string")),
-            },
-        }
-    )
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> Tensor:

@@ -2,17 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from inspect import signature
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from hf_reinforce.transfer.backbones import Backbone, freeze_batch_norm, spec_from
+from hf_reinforce.transfer.backbones import Backbone
 from hf_reinforce.transfer.extras import optional
 
 ARCHITECTURES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
@@ -24,7 +24,7 @@ class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
     `Detector.from_pretrained(folder or Hub id)` loads one.
 
     Args:
-        backbone: `asdict` of a `BackboneSpec`.
+        backbone: `spec` of a `Backbone`.
         class_names: names of the categories; label i + 1 is `class_names[i]`, 0 is the background.
         architecture: key of `ARCHITECTURES`.
         min_size: shorter side of a resized image in pixels; of several, training draws one for each image and
@@ -32,7 +32,7 @@ class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
         max_size: the longer side is at most this, in pixels.
         anchor_scale: side of an anchor in multiples of its map's stride; 8 is usual for photos.
         fpn_channels: of each map of the pyramid.
-        fixed_batch_norm: keep the backbone's batch-norm statistics and scales.
+        fixed_batch_norm: keep the backbone's batch-norm statistics and scales, as is usual with few images per device.
         options: further arguments of torchvision's class, e.g. `{"box_batch_size_per_image": 128}`.
 
     Raises:
@@ -59,39 +59,32 @@ class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
             raise ValueError(f"{architecture} of torchvision takes no arguments {unknown} (--detector_args).")
         if max_size < max(min_size):
             raise ValueError(f"max_size (--max_size) must be at least min_size (--min_size) {max(min_size)}.")
-        body = Backbone(spec_from(backbone))
+        body = Backbone(**backbone)
         if len(body.strides) < 2:
             raise ValueError(
-                f"{body.spec.architecture!r} has feature maps of the stride {body.strides} only, and a feature "
+                f"{body.spec['architecture']!r} has feature maps of the stride {body.strides} only, and a feature "
                 "pyramid needs several; take a network such as a ResNet, EfficientNet, MobileNet or Swin."
             )
+        if fixed_batch_norm:
+            body.network = freeze_batch_norm_2d(body.network)
         self.class_names = tuple(class_names)
-        pyramid = _Pyramid(freeze_batch_norm(body) if fixed_batch_norm else body, fpn_channels)
-        strides = [*body.strides, 2 * body.strides[-1]]
-        anchors = AnchorGenerator(
-            tuple((round(anchor_scale * stride),) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
-        )
+        sizes = [round(anchor_scale * stride) for stride in (*body.strides, 2 * body.strides[-1])]
         self.network = ARCHITECTURES[architecture](
-            pyramid,
+            _Pyramid(body, fpn_channels),
             num_classes=len(class_names) + 1,
             min_size=tuple(min_size),
             max_size=max_size,
-            image_mean=list(body.spec.mean),
-            image_std=list(body.spec.std),
-            rpn_anchor_generator=anchors,
+            image_mean=body.spec["mean"],
+            image_std=body.spec["std"],
+            rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes)),
             **(options or {}),
         )
 
     @classmethod
     def of(cls, backbone: Backbone, class_names: Sequence[str], **options: Any) -> "Detector":
         """A detector with the weights of a backbone; `options` are those of the class."""
-        detector = cls(asdict(backbone.spec), list(class_names), **options)
-        # Fixed batch norms do not count batches.
-        weights = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
-        found = detector.backbone.load_state_dict(weights, strict=False)
-        lacking = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
-        if lacking or found.unexpected_keys:
-            raise ValueError(f"The weights do not fit the backbone, such as {(lacking + found.unexpected_keys)[0]!r}.")
+        detector = cls(backbone.spec, list(class_names), **options)
+        detector.backbone.load_weights_of(backbone)
         return detector
 
     @property
@@ -134,22 +127,19 @@ class MeanAveragePrecision:
         masks: score masks, too; `map` is that of the boxes, `segm_map` that of the masks.
     """
 
-    main = "map"
-
     def __init__(self, class_names: Sequence[str], masks: bool = False) -> None:
-        kinds = ("bbox", "segm") if masks else ("bbox",)
         optional("pycocotools.mask")
         self._metric = optional("torchmetrics.detection").MeanAveragePrecision(
-            iou_type=kinds, class_metrics=True, sync_on_compute=False
+            iou_type=("bbox", "segm") if masks else "bbox", class_metrics=True, sync_on_compute=False
         )
-        self._names, self._masks = tuple(class_names), masks
+        self._names = tuple(class_names)
 
     def record(self, prediction: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Any, Any]:
         """What one image adds, on the CPU."""
         found = {name: value.detach().cpu() for name, value in prediction.items()}
+        wanted = {name: value.cpu() for name, value in target.items() if name != "image_id"}
         if "masks" in found:
             found["masks"] = found["masks"][:, 0] > 0.5
-        wanted = {name: value.cpu() for name, value in target.items() if name != "image_id"}
         if "masks" in wanted:
             wanted["masks"] = wanted["masks"].bool()
         return found, wanted
@@ -163,16 +153,15 @@ class MeanAveragePrecision:
 
         All in [0, 1]; what no box was there for is left out.
         """
-        found = self._metric.compute()
-        classes = found.pop("classes").reshape(-1).tolist()
+        found = {
+            name.removeprefix("bbox_"): value.reshape(-1).tolist() for name, value in self._metric.compute().items()
+        }
+        names = [self._names[label - 1] for label in found.pop("classes")]
         metrics: dict[str, float] = {}
-        for name, value in found.items():
-            name = name.removeprefix("bbox_")
-            if name.endswith("per_class"):
-                if name.endswith("map_per_class"):
-                    prefix = name.removesuffix("per_class")
-                    pairs = zip(classes, value.reshape(-1).tolist(), strict=True)
-                    metrics |= {f"{prefix}{self._names[label - 1]}": score for label, score in pairs}
-            elif value.numel() == 1:
-                metrics[name] = float(value)
+        for name, values in found.items():
+            if name.endswith("map_per_class"):
+                prefix = name.removesuffix("per_class")
+                metrics |= {f"{prefix}{of_class}": value for of_class, value in zip(names, values, strict=True)}
+            elif len(values) == 1 and not name.endswith("per_class"):
+                metrics[name] = values[0]
         return {name: value for name, value in metrics.items() if value >= 0}

@@ -9,10 +9,7 @@ class MissingPackageError(ImportError, ValueError):
 
 
 def optional(module: str) -> Any:
-    """An optional module, imported.
-
-    Args:
-        module: its full name, e.g. `sklearn.linear_model`.
+    """An optional module, imported by its full name, e.g. `sklearn.linear_model`.
 
     Raises:
         MissingPackageError: if it is not installed; the message says what to install.
@@ -20,7 +17,7 @@ def optional(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise MissingPackageError(
-            f"This needs {module.partition('.')[0]}, which cannot be imported ({error}); "
-            "pip install 'hf-reinforce[transfer]'."
+            f"This needs {package}, which cannot be imported ({error}); pip install 'hf-reinforce[transfer]'."
         ) from error

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from hf_reinforce.models.preprocessing import normalize
-from hf_reinforce.transfer.backbones import Backbone, spec_from
+from hf_reinforce.transfer.backbones import Backbone
 from hf_reinforce.transfer.masks import IGNORE
 
 HEADS = {"deeplabv3": (DeepLabV3, DeepLabHead), "fcn": (FCN, FCNHead)}
@@ -26,7 +25,7 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
     `Segmenter.from_pretrained(folder or Hub id)` loads one.
 
     Args:
-        backbone: `asdict` of a `BackboneSpec`.
+        backbone: `spec` of a `Backbone`.
         class_names: names of the classes.
         head: key of `HEADS`.
         image_size: shorter side of an evaluated image in pixels.
@@ -47,18 +46,17 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"The head must be one of {', '.join(HEADS)}, not {head!r}.")
-        body = Backbone(spec_from(backbone))
-        self.mean, self.std = body.spec.mean, body.spec.std
+        body, classes = Backbone(**backbone), len(class_names)
         self.class_names, self.image_size, self.aux_weight = tuple(class_names), image_size, aux_weight
         network, top = HEADS[head]
-        auxiliary = FCNHead(body.channels[-2], len(class_names)) if aux_weight and len(body.channels) > 1 else None
-        self.network = network(_Maps(body), top(body.channels[-1], len(class_names)), auxiliary)
+        auxiliary = FCNHead(body.channels[-2], classes) if aux_weight and len(body.channels) > 1 else None
+        self.network = network(_Maps(body), top(body.channels[-1], classes), auxiliary)
 
     @classmethod
     def of(cls, backbone: Backbone, class_names: Sequence[str], **options: Any) -> "Segmenter":
         """A segmenter with the weights of a backbone; `options` are those of the class."""
-        segmenter = cls(asdict(backbone.spec), list(class_names), **options)
-        segmenter.backbone.load_state_dict(backbone.state_dict())
+        segmenter = cls(backbone.spec, list(class_names), **options)
+        segmenter.backbone.load_weights_of(backbone)
         return segmenter
 
     @property
@@ -79,12 +77,10 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
         """
         if not self.training or targets is None:
             return [self.class_map(image) for image in images]
-        outputs = self.network(self._normalised(torch.stack(list(images))))
+        outputs = self._outputs(torch.stack(list(images)))
         labels = torch.stack(list(targets)).long()
-        if bool((labels == IGNORE).all()):
-            return {
-                "loss": 0.0 * torch.stack([each.sum() for each in outputs.values()]).sum()
-            }  # a mean of nothing is nan
+        if bool((labels == IGNORE).all()):  # a mean of nothing is nan
+            return {"loss": 0.0 * torch.stack([each.sum() for each in outputs.values()]).sum()}
         losses = {"loss": F.cross_entropy(outputs["out"].float(), labels, ignore_index=IGNORE)}
         if "aux" in outputs:
             losses["loss_aux"] = self.aux_weight * F.cross_entropy(outputs["aux"].float(), labels, ignore_index=IGNORE)
@@ -96,11 +92,13 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
         factor = self.image_size / min(height, width)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
         inputs = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
-        logits = self.network(self._normalised(inputs))["out"].float()
+        logits = self._outputs(inputs)["out"].float()
         return F.interpolate(logits, (height, width), mode="bilinear")[0].argmax(0).to(torch.uint8)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        return normalize(images.float() / 255, self.mean, self.std)
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        spec = self.backbone.spec
+        outputs: dict[str, Tensor] = self.network(normalize(images.float() / 255, spec["mean"], spec["std"]))
+        return outputs
 
 
 class _Maps(nn.Module):
@@ -109,26 +107,24 @@ class _Maps(nn.Module):
         self.body = body
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = self.body(images)
-        return OrderedDict(out=maps[-1], aux=maps[-2]) if len(maps) > 1 else OrderedDict(out=maps[-1])
+        return OrderedDict(zip(("out", "aux"), reversed(self.body(images)), strict=False))
 
 
 class MeanIoU:
     """Mean intersection over union, from a confusion matrix that is summed over images.
 
+    torchmetrics' metric of this name takes the mean over images instead.
+
     Args:
         num_classes: classes C.
     """
-
-    main = "miou"
 
     def __init__(self, num_classes: int) -> None:
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def record(self, prediction: Tensor, target: Tensor) -> Tensor:
         """What one image adds: int64 [C, C] on the CPU, pixels by target (row) and prediction (column)."""
-        classes = len(self._confusion)
-        known = target != IGNORE
+        classes, known = len(self._confusion), target != IGNORE
         cells = target[known].long() * classes + prediction[known].long()
         return torch.bincount(cells, minlength=classes**2).reshape(classes, classes).cpu()
 

@@ -1,103 +1,67 @@
-"""`TransferTrainer`: transformers' Trainer for detectors and segmenters, whose images and targets differ in size."""
+"""`TransferTrainer`: the Trainer of detectors and segmenters, whose images and targets differ in size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_reinforce.training.checkpoints import resumable
-from hf_reinforce.transfer.positions import PositionSampler
+from hf_reinforce.training.arguments import ResumableTrainingArguments
+from hf_reinforce.training.resumable import ResumableTrainer
 
 
 @dataclass
-class TransferArguments(TrainingArguments):  # type: ignore[misc]
+class TransferArguments(ResumableTrainingArguments):
     """Arguments of `TransferTrainer`.
 
-    Changed defaults: `remove_unused_columns=False`, `max_grad_norm=10` (one crowded image may have a large gradient),
-    `logging_nan_inf_filter=False`.
+    Changed defaults, beside those of `ResumableTrainingArguments`: `timm_optimizer="momentum"` (SGD) and
+    `max_grad_norm=10` (one crowded image may have a large gradient).
 
     Args:
-        timm_optimizer: name of a timm optimizer; `momentum` is SGD with momentum 0.9.
         backbone_lr_scale: learning rate of the backbone, in multiples of that of the new layers.
         lr_milestones: shares of the training at which the learning rate falls to a tenth, ascending; instead of
             `lr_scheduler_type`, after the same linear warm-up.
     """
 
-    timm_optimizer: str = field(default="momentum", metadata={"help": "A timm optimizer, e.g. momentum, adamw."})
+    timm_optimizer: str | None = field(default="momentum", metadata={"help": "A timm optimizer, e.g. adamw."})
     backbone_lr_scale: float = field(default=1.0, metadata={"help": "Of the backbone's learning rate."})
     lr_milestones: list[float] = field(
         default_factory=list, metadata={"help": "Shares of the training where the learning rate falls to a tenth."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
     max_grad_norm: float = field(
         default=10.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."}
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave nan losses out of the logs."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
         if sorted(self.lr_milestones) != self.lr_milestones or not all(0 < m < 1 for m in self.lr_milestones):
             raise ValueError(f"lr_milestones must ascend and lie between 0 and 1; they are {self.lr_milestones}.")
 
 
-class Metric(Protocol):
-    """A metric that adds up records of images, so that processes can exchange them."""
-
-    main: str
-
-    def record(self, prediction: Any, target: Any) -> Any:
-        """What one image adds, on the CPU."""
-
-    def add(self, record: Any) -> None:
-        """Adds the record of an image."""
-
-    def compute(self) -> dict[str, float]:
-        """The values by name."""
-
-
-class TransferTrainer(Trainer):  # type: ignore[misc]
+class TransferTrainer(ResumableTrainer):
     """Trains a `Detector` or a `Segmenter`, and evaluates it with a metric of its own.
 
     Args:
         model: takes lists of images, and of targets in training; returns losses by name, or a prediction per image.
         args: see `TransferArguments`.
-        new_metric: makes an empty metric.
+        new_metric: makes an empty metric, such as `MeanIoU`: `record(prediction, target)` says on the CPU what one
+            image adds, so that ranks can exchange it, `add(record)` adds it, and `compute()` gives the values by name.
         kwargs: as `transformers.Trainer`.
     """
 
     control: Any
-    optimizer: Any
     lr_scheduler: Any
 
     def __init__(
-        self, model: nn.Module, args: TransferArguments, new_metric: Callable[[], Metric], **kwargs: Any
+        self, model: nn.Module, args: TransferArguments, new_metric: Callable[[], Any], **kwargs: Any
     ) -> None:
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._new_metric = new_metric
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return PositionSampler(self.train_dataset if train_dataset is None else train_dataset, seed)
-
-    def get_train_dataloader(self) -> Any:
-        return resumable(super().get_train_dataloader())
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every image, also where training leaves out the last batch."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -122,7 +86,7 @@ class TransferTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Evaluates; images that several processes have seen count once."""
+        """Evaluates; images that several ranks have seen count once."""
         model: Any = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
         metric, seen = self._new_metric(), 0
         for batch in dataloader:
@@ -137,36 +101,27 @@ class TransferTrainer(Trainer):  # type: ignore[misc]
         values = {f"{metric_key_prefix}_{name}": value for name, value in metric.compute().items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=values, num_samples=seen)
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        """SGD or another optimizer, without weight decay for biases and norms."""
-        if self.optimizer is not None:
-            return self.optimizer
-        from timm.optim import create_optimizer_v2
-
-        model = self.accelerator.unwrap_model(self.model if model is None else model)
+    def trained_parameters(self, model: Any) -> list[dict[str, Any]]:
+        """Groups of parameters: no weight decay for biases and norms, and the backbone's own learning rate."""
+        model = self.accelerator.unwrap_model(model)
         of_backbone = {id(parameter) for parameter in model.backbone.parameters()}
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
         for parameter in model.parameters():
             if parameter.requires_grad:
                 groups.setdefault((id(parameter) in of_backbone, parameter.ndim > 1), []).append(parameter)
-        rate, decay = self.args.learning_rate, self.args.weight_decay
-        self.optimizer = create_optimizer_v2(
-            [
-                {
-                    "params": parameters,
-                    "lr": rate * (self.args.backbone_lr_scale if backbone else 1.0),
-                    "weight_decay": decay if decays else 0.0,
-                }
-                for (backbone, decays), parameters in groups.items()
-            ],
-            opt=self.args.timm_optimizer,
-            lr=rate,
-            momentum=0.9,
-        )
-        return self.optimizer
+        args = self.args
+        return [
+            {
+                "params": parameters,
+                "lr": args.learning_rate * (args.backbone_lr_scale if backbone else 1.0),
+                "weight_decay": args.weight_decay if decays else 0.0,
+            }
+            for (backbone, decays), parameters in groups.items()
+        ]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if not self.args.lr_milestones or self.lr_scheduler is not None:
+        """The schedule of `lr_milestones`, where there are any, else of `lr_scheduler_type`."""
+        if not self.args.lr_milestones:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
         falls = [share * num_training_steps for share in self.args.lr_milestones]
@@ -175,14 +130,14 @@ class TransferTrainer(Trainer):  # type: ignore[misc]
             return float(min(1.0, (step + 1) / (warmup + 1)) * 0.1 ** sum(step >= fall for fall in falls))
 
         self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
-        self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = output_dir or self.args.output_dir
-        model: Any = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(folder)  # also the configuration that `from_pretrained` builds it from
-        torch.save(self.args, Path(folder) / "training_args.bin")
+    def save_to(self, folder: str, state_dict: Any) -> None:
+        """Writes the model, also the configuration that `from_pretrained` builds it from, and the arguments."""
+        if self.args.should_save:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            model.save_pretrained(folder)
+            torch.save(self.args, Path(folder) / "training_args.bin")
 
     def create_model_card(self, **kwargs: Any) -> None:
         """Nothing: `save_pretrained` has written the card."""

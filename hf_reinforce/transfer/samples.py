@@ -1,0 +1,59 @@
+"""Images with targets, augmented by transforms of torchvision, for detection and segmentation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms import v2
+
+
+class TransferDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Random access to images and their targets.
+
+    The augmentation of a sample depends on (seed, epoch, row) alone, so a resumed training sees the same samples.
+
+    Args:
+        rows: a map-style dataset, a row for each image.
+        transforms: of `torchvision.transforms.v2`, applied to image and target together.
+        seed: of the transforms, int >= 0.
+    """
+
+    def __init__(self, rows: datasets.Dataset, transforms: Sequence[Callable[..., Any]], seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._transforms = v2.Compose([*transforms, v2.ToPureTensor()])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def partners(self, epoch: int) -> NDArray[np.int64]:
+        """No image is mixed with another: -1 for each, which `EpochSampler` asks for."""
+        return np.full(len(self), -1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample, `images` and `targets`; index `epoch * len(self) + row`.
+
+        Raises:
+            ValueError: if the row cannot be read; the message names it.
+        """
+        row = index % len(self)
+        try:
+            image, target = self.read(row)
+        except ValueError as error:
+            raise ValueError(f"Row {row}: {error}") from error
+        with torch.random.fork_rng(devices=()):
+            (state,) = np.random.SeedSequence([self._seed, index]).generate_state(1, np.uint64)
+            torch.default_generator.manual_seed(int(state))
+            image, target = self._transforms(image, target)
+        return {"images": image, "targets": target}
+
+    def read(self, row: int) -> tuple[Any, Any]:
+        """The image of a row and its target, before the transforms, with the types of `torchvision.tv_tensors`."""
+        raise NotImplementedError
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Batches samples as lists, since images differ in size; pass it to a `DataLoader` as `collate_fn`."""
+    return {name: [sample[name] for sample in samples] for name in samples[0]}
