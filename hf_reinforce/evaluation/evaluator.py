@@ -32,6 +32,7 @@ from hf_reinforce.evaluation.tasks import Task, open_tasks
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.views import AugmentedDataset
+from hf_reinforce.store.parquet import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +262,7 @@ def _save_errors(folder: Path, entries: Mapping[str, Entry], evaluation: Evaluat
     for name, entry in entries.items():
         if errors := measured_errors(name, entry, evaluation):
             folder.mkdir(exist_ok=True)
-            (folder / f"{name}.json").write_text(json.dumps(errors, indent=1) + "\n", encoding="utf-8")
+            write_whole(folder / f"{name}.json", json.dumps(errors, indent=1) + "\n")
 
 
 def _summary(entries: Mapping[str, Entry], evaluation: Evaluation) -> dict[str, float]:

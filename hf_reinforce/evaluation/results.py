@@ -13,6 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from hf_reinforce.store.parquet import write_whole
+
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"
 PREDICTIONS_FOLDER = "predictions"
@@ -201,11 +203,8 @@ class Evaluation:
     def save(self, folder: str | Path) -> None:
         """Writes `evaluation.json` into a folder, which is made if needed; the file is replaced whole."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / RESULTS_FILE
-        temporary = path.with_suffix(".json.tmp")
-        content = _without_nan(dataclasses.asdict(self))
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        content = json.dumps(_without_nan(dataclasses.asdict(self)), indent=1, allow_nan=False)
+        write_whole(Path(folder) / RESULTS_FILE, content + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
