@@ -1,7 +1,6 @@
 """The results: a Markdown table, and `latest.json` that keeps the rows of earlier runs."""
 
 import json
-import os
 import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import torch
 from benchmarks.measure import Row
 from hf_reinforce.evaluation import results
 from hf_reinforce.images.jpeg import DECODER
+from hf_reinforce.store.parquet import write_whole
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "timm", "transformers", "accelerate")
 
@@ -45,9 +45,7 @@ def save(rows: list[Row], path: Path, data: str) -> None:
     versions = {"python": platform.python_version(), "decoder": DECODER, **{name: version(name) for name in LIBRARIES}}
     content = {"machine": machine(), "versions": versions, "rows": list({**kept, **new}.values())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def table(path: Path) -> str:

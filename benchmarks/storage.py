@@ -1,6 +1,5 @@
 """What is stored: reading a record, and bytes of a record."""
 
-import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -18,6 +17,7 @@ from benchmarks.photos import photos_key
 from benchmarks.records import both_formats, made_up_teacher
 from hf_reinforce import Teacher, load_policy, load_reinforced, load_teacher, reinforce
 from hf_reinforce.local_copies import resolve
+from hf_reinforce.store.parquet import whole_file
 from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl, top_k_targets
 
 TEACHER = "timm/tf_efficientnet_lite0.in1k"
@@ -143,7 +143,5 @@ def _write_tar(dataset: Any, exact: dict[str, Tensor], path: Path) -> None:
         params = [dataset.params(position, slot) for slot in range(len(probs))]
         records = [original.to_record(*record) for record in zip(params, probs, labels, strict=True)]
         original.write_record(files, position, records)
-    temporary = path.with_suffix(".part")
-    with tarfile.open(temporary, "w:gz") as tar:
+    with whole_file(path) as temporary, tarfile.open(temporary, "w:gz") as tar:
         tar.add(files, "reinforced_data")
-    os.replace(temporary, path)

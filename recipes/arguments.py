@@ -210,10 +210,10 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Writes a JSON file and the folders that lead to it."""
+    from hf_reinforce.store.parquet import write_whole
+
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)  # whoever reads it meanwhile sees all of it or nothing
+    write_whole(Path(path), json.dumps(content, indent=1) + "\n")
 
 
 def class_map(text: str | None) -> Any:

@@ -27,6 +27,7 @@ from hf_reinforce.models.networks import Member
 from hf_reinforce.models.preprocessing import timm_preprocessing
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.views import AugmentedDataset
+from hf_reinforce.store.parquet import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +298,7 @@ def _save_errors(folder: Path, entries: Mapping[str, Entry], evaluation: Evaluat
     for name, entry in entries.items():
         if errors := measured_errors(name, entry, evaluation):
             folder.mkdir(exist_ok=True)
-            (folder / f"{name}.json").write_text(json.dumps(errors, indent=1) + "\n", encoding="utf-8")
+            write_whole(folder / f"{name}.json", json.dumps(errors, indent=1) + "\n")
 
 
 def _summary(entries: Mapping[str, Entry], evaluation: Evaluation) -> dict[str, float]:

@@ -11,6 +11,7 @@ from hf_reinforce.evaluation import pictures
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
 from hf_reinforce.metrics import METRICS
 from hf_reinforce.models.classes import class_words
+from hf_reinforce.store.parquet import write_whole
 
 REPORT_FILE = "report.md"
 RELIABILITY, CORRUPTIONS, CONFUSIONS = "reliability.png", "corruptions.png", "confusions.png"
@@ -51,7 +52,7 @@ def write_report(folder: str | Path) -> Path:
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
     machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in evaluation.machine.items())
     lines += [markdown.text(f"Evaluated with {versions}; {machine}.")] if versions or machine else []
-    (folder / REPORT_FILE).write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_whole(folder / REPORT_FILE, "\n".join(lines).rstrip() + "\n")
     return folder / REPORT_FILE
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hf_reinforce.metrics import Predictions, ReliabilityDiagram
-from hf_reinforce.store.parquet import whole_file
+from hf_reinforce.store.parquet import write_whole
 
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"
@@ -112,8 +112,7 @@ class Evaluation:
         """Writes `evaluation.json` into a folder, which is made if needed; the file is replaced whole."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         content = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
-        with whole_file(Path(folder) / RESULTS_FILE) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+        write_whole(Path(folder) / RESULTS_FILE, content + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":

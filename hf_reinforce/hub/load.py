@@ -1,8 +1,7 @@
 """Reinforced datasets by Hub id or folder, joined with their images."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from glob import escape
 from typing import Any
@@ -18,7 +17,7 @@ from hf_reinforce.replay.streaming.stream import ReinforcedStream
 from hf_reinforce.sources.errors import explained
 from hf_reinforce.sources.image_source import one_split, say_columns
 from hf_reinforce.sources.loading import check_columns, load_source, stream_source
-from hf_reinforce.sources.rows import ParquetRows, StreamRows, read_footer, repair
+from hf_reinforce.sources.rows import ParquetRows, StreamRows
 from hf_reinforce.splits import WRITE, is_part
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import check_source_rows
@@ -144,7 +143,7 @@ def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Datas
     split, expected = config.split, config.source.num_rows
     rows = Dataset.from_dict({})
     if files:
-        with _explained_files(name, files), explained(name):
+        with explained(name, files=files):
             rows = datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
         check_source_rows(files)
     if not files or (expected is not None and len(rows) + len(config.skipped) != expected):
@@ -153,21 +152,6 @@ def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Datas
             "that reinforces it again."
         )
     return rows
-
-
-@contextmanager
-def _explained_files(name: str, files: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        for file in files:
-            try:
-                read_footer(file)
-            except (ValueError, OSError):  # pyarrow's errors are such
-                raise ValueError(
-                    f"A file of {name!r} cannot be read, probably because it was cut short. {repair(file)}"
-                ) from error
-        raise
 
 
 def is_reinforced(name_or_path: str, config_name: str | None = None, revision: str | None = None) -> bool:

@@ -18,7 +18,7 @@ from hf_reinforce.inspection.pictures import (
 )
 from hf_reinforce.models.classes import class_words
 from hf_reinforce.store.config import ReinforcementConfig
-from hf_reinforce.store.parquet import whole_file
+from hf_reinforce.store.parquet import write_whole
 
 JSON_FILE = "inspection.json"
 MARKDOWN_FILE = "inspection.md"
@@ -84,8 +84,7 @@ def inspect_dataset(
         item |= {"label_name": names[item["label"]], "prediction_name": names[item["prediction"]], "file": file}
     written = {JSON_FILE: json.dumps(content, indent=1) + "\n", MARKDOWN_FILE: _markdown(content, folder)}
     for file, text_of_file in written.items():
-        with whole_file(folder / file) as temporary:
-            temporary.write_text(text_of_file, encoding="utf-8")
+        write_whole(folder / file, text_of_file)
     return content
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.schema import SCHEMA_VERSION
 from hf_reinforce.splits import stored_split
+from hf_reinforce.store.parquet import write_whole
 
 CONFIG_FILE = "reinforcement.json"
 
@@ -195,13 +195,7 @@ class ReinforcementConfig:
 
     def save(self, folder: str | Path) -> None:
         """Writes `reinforcement.json` into a folder, all of it or nothing."""
-        path = Path(folder) / CONFIG_FILE
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(self.to_dict(), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(Path(folder) / CONFIG_FILE, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "ReinforcementConfig":

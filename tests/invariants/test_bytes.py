@@ -1,6 +1,6 @@
 """Same inputs, same bytes: shards and `reinforcement.json`, and the samples of each epoch, as they were when frozen.
 
-What is drawn and stored may never change, whatever the code that does it looks like. The views have no resizing and the
+What is drawn and stored may never change, whatever the code looks like. The views have no resizing and the
 teacher weighs pixels by whole numbers, so that no processor has its own rounding. Where a change is wanted, the schema
 gets a new version.
 """
