@@ -4,7 +4,6 @@ import shutil
 import statistics
 import tarfile
 import time
-from unittest.mock import patch
 
 from benchmarks.measure import Row, Settings
 from benchmarks.records import CLASSES, both_formats
@@ -15,10 +14,7 @@ POLICY = "randaug"
 
 
 def importing(settings: Settings) -> list[Row]:
-    """`import_ml_dr` of a tar with N = 400 compressed records an image, in records a second of CPU time.
-
-    The card and the picture are left out, which take the same seconds for any number of records.
-    """
+    """`import_ml_dr` of a tar with N = 400 compressed records an image, in records a second of CPU time."""
     num_samples = settings.pick(400, 3)
     _, records = both_formats(settings, POLICY, num_samples)
     photos = settings.photos.select(range(min(128, len(settings.photos))))
@@ -30,11 +26,7 @@ def importing(settings: Settings) -> list[Row]:
     for _ in range(settings.pick(4, 1)):
         shutil.rmtree(folder, ignore_errors=True)
         start = time.process_time()
-        with (
-            patch("hf_reinforce.importers.ml_dr.importer._draw_preview"),
-            patch("hf_reinforce.importers.ml_dr.importer.write_dataset_card"),
-        ):
-            import_ml_dr([archive], photos, folder, policy=policy, num_classes=CLASSES, label_column="")
+        import_ml_dr([archive], photos, folder, policy=policy, num_classes=CLASSES, label_column="")
         speeds.append(len(photos) * num_samples / (time.process_time() - start))
     speed = statistics.median(speeds[1:] or speeds)  # the first one warms up
     return [Row("importing", "one core", speed, 20_000, {"records a second": speed}, unit="records/s")]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -157,8 +156,7 @@ def generate(
     device: str = "cpu",
     **options: Any,
 ) -> None:
-    """`reinforce` into a new folder, without the card and the picture, which take as long for any number of photos."""
+    """`reinforce` into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    with patch("hf_reinforce.generation.run.write_preview"), patch("hf_reinforce.generation.run.write_dataset_card"):
-        options = {"num_samples": num_samples, "class_map": "identity", "device": device, **options}
-        reinforce(photos, teacher, policy, folder, **options)
+    options = {"num_samples": num_samples, "class_map": "identity", "device": device, **options}
+    reinforce(photos, teacher, policy, folder, **options)

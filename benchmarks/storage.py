@@ -69,9 +69,9 @@ class Recorder(nn.Module):
 def record_bytes(settings: Settings) -> list[Row]:
     """Bytes on disk of a reinforcement, `randaug`, K = 10, N = 50, of a real teacher. Medians in bytes each.
 
-    Ours are Parquet and configuration; the card and its pictures are counted apart, because they do not grow with the
-    data. The original's are the same records with the teacher's outputs not rounded, one file an image, in a tar.gz.
-    Both are kept, so a second run is quick. Without a local copy of the teacher one is made up.
+    Ours are Parquet and configuration. The original's are the same records with the teacher's outputs not rounded, one
+    file an image, in a tar.gz. Both are kept, so a second run is quick. Without a local copy of the teacher one is
+    made up.
     """
     count, num_samples = settings.pick(settings.reinforced_images, 4), settings.pick(50, 2)
     photos = settings.photos.select(range(min(count, len(settings.photos))))
@@ -90,15 +90,13 @@ def record_bytes(settings: Settings) -> list[Row]:
         truth = Targets(*(exact[name][position] for name in ("label", "value", "tail")))
         assert torch.equal(found.label.long(), truth.label)
         worst = max(worst, float(rounding_kl(truth, found).max()))
-    sizes = {file: file.stat().st_size for file in (folder / "ours").rglob("*") if file.is_file()}
-    shown = sum(size for file, size in sizes.items() if file.suffix in (".md", ".png"))
+    files = [file for file in (folder / "ours").glob("*/*") if file.suffix in (".parquet", ".json")]
     medians = {
-        "ours": (sum(sizes.values()) - shown) / views,
-        "ours with card and pictures": sum(sizes.values()) / views,
+        "ours": sum(file.stat().st_size for file in files) / views,
         "the original's tar.gz": tar_file.stat().st_size / views,
     }
     ratio = medians["the original's tar.gz"] / medians["ours"]
-    note = f"{len(photos)} photos; without card and pictures, {shown:,} bytes for any number of photos"
+    note = f"{len(photos)} photos"
     return [
         Row("bytes per reinforcement, randaug, N = 50", "the original's tar.gz", ratio, 2.8, medians, note=note),
         Row(

@@ -10,6 +10,8 @@ from hf_reinforce.version import __version__
 
 if TYPE_CHECKING:
     from hf_reinforce.augmentations.policies import AugmentationPolicy, load_policy
+    from hf_reinforce.cards.dataset_card import write_dataset_card
+    from hf_reinforce.cards.preview import write_preview
     from hf_reinforce.generation.reinforce import reinforce
     from hf_reinforce.generation.reinforcer import Reinforcer
     from hf_reinforce.hub.load import load_reinforced
@@ -40,6 +42,8 @@ __all__ = [
     "load_teacher",
     "push_to_hub",
     "reinforce",
+    "write_dataset_card",
+    "write_preview",
 ]
 
 _MODULES = {
@@ -58,6 +62,8 @@ _MODULES = {
     "load_teacher": "models.teachers",
     "push_to_hub": "hub.publish",
     "reinforce": "generation.reinforce",
+    "write_dataset_card": "cards.dataset_card",
+    "write_preview": "cards.preview",
 }
 
 

@@ -11,7 +11,7 @@ card says what the recipes say.
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def measured(name: str, known: dict[str, Any]) -> dict[str, Configuration]:
             config = replace(config, source=replace(config.source, license=license))
         described[key] = Configuration(
             config,
-            Statistics.from_dict(item["statistics"]),
+            Statistics(**item["statistics"]),
             item["version"],
             tuple(file for file in (PREVIEW_FILE, STATISTICS_FILE) if (HERE / name / key / file).exists()),
         )
@@ -150,7 +150,7 @@ def take_over(folder: Path) -> None:
         configurations[key] = {
             "version": item.version,
             "reinforcement": item.config.to_dict(),
-            "statistics": item.statistics.to_dict(),
+            "statistics": asdict(item.statistics),
         }
         for teacher in item.config.teachers:
             results = Path(teacher["name"]) / "eval_results.json"

@@ -40,7 +40,7 @@ class ImportArguments:
 def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
     say_unused(IMPORT, (args,), given())
-    from hf_reinforce import load_policy
+    from hf_reinforce import load_policy, write_dataset_card, write_preview
     from hf_reinforce.hub.load import load_source
     from hf_reinforce.hub.remote import dataset_commit
     from hf_reinforce.importers.ml_dr import import_ml_dr
@@ -63,6 +63,8 @@ def main() -> None:
         split=args.split,
         shard_size=args.shard_size,
     )
+    write_preview(folder, dataset)
+    write_dataset_card(folder.parent)
     print(f'Done: load_dataset("{folder.parent}", "{folder.name}").')
 
 

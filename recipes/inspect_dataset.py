@@ -22,7 +22,7 @@ class InspectArguments:
         "Hub id or folder of a reinforced data set; the flag may be left out if it comes first."
     )
     output_dir: str | None = option(
-        "Folder for inspection.json, inspection.md and the pictures, default outputs/NAME-inspection."
+        "Folder for inspection.json and disagreements.png, default outputs/NAME-inspection."
     )
     verify: bool = option("Only compare every shard with its checksum.", False)
     dataset_config_name: str | None = option("Its configuration, default the only one.")
@@ -35,21 +35,19 @@ class InspectArguments:
 def main() -> None:
     (args,) = parse(__doc__, [InspectArguments], first=FIRST)
     say_unused(INSPECT, (args,), given(FIRST))
-    from hf_reinforce.inspection import inspect_dataset, operations_table, summary_table, verify_shards
+    from hf_reinforce.cards.inspection import inspect_dataset, operations_table, summary_table, verify_shards
+    from hf_reinforce.hub.repository import Repository
 
+    repository = Repository.find(args.dataset_name, args.dataset_revision)
+    config_name, config = repository.load_config(args.dataset_config_name)
+    repository.shards(config_name, config.split)  # downloads those that are not here
+    folder = repository.folder / config_name
     if args.verify:
-        count, problems = verify_shards(args.dataset_name, args.dataset_config_name, revision=args.dataset_revision)
+        count, problems = verify_shards(folder)
         print("\n".join(problems) or f"All {count} shards of {args.dataset_name} are as they were written.")
         raise SystemExit(1 if problems else 0)
     output_dir = args.output_dir or f"outputs/{Path(args.dataset_name).resolve().name}-inspection"
-    content = inspect_dataset(
-        args.dataset_name,
-        output_dir,
-        args.dataset_config_name,
-        revision=args.dataset_revision,
-        source=args.source_name_or_path,
-        num_images=args.num_images,
-    )
+    content = inspect_dataset(folder, output_dir, source=args.source_name_or_path, num_images=args.num_images)
     print(summary_table(content))
     if content["groups"]:
         print(f"\n{operations_table(content)}")

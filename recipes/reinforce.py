@@ -52,7 +52,17 @@ def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
     check_device(args.device)
     say_unused(REINFORCE, (args,), given())
-    from hf_reinforce import load_policy, load_teacher, reinforce
+    from accelerate import PartialState
+
+    from hf_reinforce import (
+        ReinforcementConfig,
+        load_policy,
+        load_teacher,
+        reinforce,
+        write_dataset_card,
+        write_preview,
+    )
+    from hf_reinforce.cards.dataset_card import train_command
     from hf_reinforce.generation.estimate import estimate
     from hf_reinforce.hub.load import load_source
     from hf_reinforce.hub.remote import dataset_commit
@@ -87,7 +97,7 @@ def main() -> None:
     if args.estimate:
         print(estimate(dataset, teacher, policy, num_images=num_images, **options))
         return
-    reinforce(
+    folder = reinforce(
         dataset,
         teacher,
         policy,
@@ -99,6 +109,11 @@ def main() -> None:
         split=args.split,
         **options,
     )
+    if PartialState().is_main_process:
+        write_preview(folder, dataset)
+        write_dataset_card(folder.parent)
+        command = train_command(str(folder.parent), folder.name, ReinforcementConfig.load(folder))
+        print(f'Done: load_dataset("{folder.parent}", "{folder.name}"). To train a student:\n{command}')
 
 
 def first_images(source, args):

@@ -7,7 +7,6 @@ python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path 
 import functools
 import json
 import shlex
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,14 +107,15 @@ def main() -> None:
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
     check_same_run(args.output_dir, settings_of(data, model_args, args, commit), write=args.process_index == 0)
     train_and_evaluate(trainer, args)
+    name, config_name, revision = evaluation_name(data, train, commit)
+    evaluated = Evaluation(name, config_name, data.eval_split, revision) if data.eval_split else None
     trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
         write_model_card,
         trainer,
         base_model=model_args.model_name_or_path,
         dataset_name=data.dataset_name,
         dataset_config_name=data.dataset_config_name,
-        evaluation=Evaluation(*evaluation_name(data, train)[:2], data.eval_split) if data.eval_split else None,
-        command=["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+        evaluation=evaluated,
     )
     (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)()
     if args.process_index == 0:

@@ -27,7 +27,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 from recipe_modules import RECIPES, load_recipe
-from tiny import NAMES, encode_image, tiny_dataset, tiny_image
+from tiny import NAMES, encode_image, stored_rows, tiny_dataset, tiny_image
 
 from hf_reinforce import ReinforcementConfig
 from hf_reinforce.cards import preview
@@ -653,7 +653,7 @@ def test_formats_are_dropped_with_a_word(tmp_path, caplog, how):
         reinforce(source, teacher, policy, tmp_path / name, num_samples=1, top_k=2, num_workers=1)
     assert "has a format or transform (with_format, with_transform); it is dropped here" in caplog.text
     assert "Images from the column 'image' of the dataset, labels from 'label' (5 classes)" in caplog.text
-    plain, other = (load_dataset(str(tmp_path / name), "rrc", split="train") for name in ("plain", "formatted"))
+    plain, other = (stored_rows(tmp_path / name / "rrc") for name in ("plain", "formatted"))
     assert plain["teacher_logits"][:] == other["teacher_logits"][:] and plain["image_hash"] == other["image_hash"]
     if how != "stream":
         assert len(load_reinforced(str(tmp_path / "plain"), source=formatted)) == 6

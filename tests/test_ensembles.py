@@ -14,7 +14,7 @@ from recipe_modules import load_recipe
 from test_scale_out import in_processes
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
-from tiny import MEAN, NAMES, STD, TinyNet, tiny_dataset, tiny_teacher
+from tiny import MEAN, NAMES, STD, TinyNet, stored_rows, tiny_dataset, tiny_teacher
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
@@ -277,14 +277,9 @@ def test_stored_targets_and_their_verification(two, tmp_path, monkeypatch):
     networks, rows = two
     options = {"num_samples": 2, "top_k": 5, "num_workers": 1, "source_name": str(tmp_path / "data")}
     policy = load_policy("rrc", 32)
-    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
-    monkeypatch.setattr("hf_reinforce.cards.dataset_card.draw_statistics", lambda *arguments: None)
     for name, members in (("one", networks[0]), ("both", networks)):
         reinforce(rows, load_teacher(members), policy, tmp_path / name, **options)
-    one, both = (
-        load_dataset(str(tmp_path / name), "rrc", split="train", cache_dir=tmp_path / f"{name}-cache")
-        for name in ("one", "both")
-    )
+    one, both = (stored_rows(tmp_path / name / "rrc") for name in ("one", "both"))
     for row in range(12):
         for first, second in zip(one[row]["teacher_logits"], both[row]["teacher_logits"], strict=True):
             assert dict(zip(first["label"], first["value"], strict=True)) == pytest.approx(

@@ -32,11 +32,11 @@ from recipe_modules import RECIPES, load_recipe
 from tiny import NAMES, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import images, load_policy, reinforce
-from hf_reinforce.cards import dataset_card
+from hf_reinforce.cards import dataset_card, preview
+from hf_reinforce.cards.inspection import verify_shards
 from hf_reinforce.generation import run as run_of_files
 from hf_reinforce.generation.reading import source_is_gone
 from hf_reinforce.hub.load import load_source
-from hf_reinforce.inspection import verify_shards
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.parquet import file_checksum
 from hf_reinforce.store.shards import check_shards, shard_files
@@ -159,7 +159,7 @@ def _recipe(argv, log, environment, pictures, at=None, number=signal.SIGKILL, ti
 
 
 def _draw_nothing():
-    run_of_files.write_preview = dataset_card.draw_statistics = lambda *arguments: None
+    preview.draw = dataset_card.draw_statistics = lambda *arguments: None
 
 
 def before_change(folder, at, action, times=1):
@@ -429,8 +429,6 @@ def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path):
 def run(tmp_path, monkeypatch):
     """`run(dataset, folder, **options)`: reinforces in this process; returns the folder of the configuration."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run_of_files, "write_preview", lambda *arguments: None)
-    monkeypatch.setattr(dataset_card, "draw_statistics", lambda *arguments: None)
     dataset = tiny_dataset(ROWS, (20, 36), CLASSES)
 
     def call(source=dataset, folder="one", policy=POLICY, **options):
@@ -537,7 +535,6 @@ def test_a_hub_that_breaks_off_is_resumed(arguments, hub, client, tmp_path):
 
 def _reinforce_stream(folder):
     """In the client: reinforces a stream of the Hub, without waiting between attempts; the error that ended it."""
-    _draw_nothing()
     options = {"num_samples": 2, "top_k": 3, "shard_size": 64, "device": "cpu"}
     with mock.patch("time.sleep"):
         try:
@@ -560,16 +557,16 @@ def flip(path, position, bit=0):
 
 def test_a_flipped_bit_is_found_wherever_it_is(run):
     folder = run()
-    assert verify_shards(str(folder.parent)) == (SHARDS, [])
+    assert verify_shards(folder) == (SHARDS, [])
     chance = random.Random(0)
     for shard in shard_files(folder, "train"):
         whole = shard.read_bytes()
         for position in (0, 3, -1, -5, -40, *(chance.randrange(len(whole)) for _ in range(20))):
             flip(shard, position, chance.randrange(8))
-            _, problems = verify_shards(str(folder.parent))
-            assert problems == [
-                f"{shard} is damaged. Run the command that reinforces it again: only this shard is computed."
-            ]
+            _, problems = verify_shards(folder)
+            assert len(problems) == 1 and problems[0].startswith(
+                f"{shard} is damaged. Run the command that reinforces"
+            )
             shard.write_bytes(whole)
 
 
@@ -634,7 +631,7 @@ def test_a_data_set_of_an_earlier_version_gets_checksums(run):
     config = ReinforcementConfig.load(folder)
     ReinforcementConfig(**{**vars(config), "checksums": {}}).save(folder)
     with pytest.raises(ValueError, match="before checksums were recorded; run the command"):
-        verify_shards(str(folder.parent))
+        verify_shards(folder)
     before = identities(folder.parent.parent)
     run()
     assert (folder / CONFIG_FILE).read_bytes() == now and identities(folder.parent.parent) == before
@@ -681,5 +678,3 @@ def test_the_last_lines_say_what_there_is_and_what_comes_next(run, caplog):
     assert f"{folder} holds {ROWS - 4} images with 2 reinforcements each: {SHARDS} shards" in text
     assert "4 images were skipped" in text and str(folder / CONFIG_FILE) in text
     assert "        3 the image cannot be decoded" in text and "        1 there is no image." in text
-    assert f'load_dataset("{folder.parent}", "{POLICY}")' in text
-    assert f'recipes/train_kd.py --method reinforced \\\n    --dataset_name "{folder.parent}"' in text

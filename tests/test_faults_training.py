@@ -30,7 +30,6 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_reinforce import KDTrainer, load_policy, load_teacher, reinforce
 from hf_reinforce.cards import model_card  # noqa: F401  # the recipes import it, and here it is imported once
-from hf_reinforce.generation import run
 from hf_reinforce.models.students import create_student
 from hf_reinforce.stopping import StopSignals
 from hf_reinforce.training.checkpoints import StopTraining, last_checkpoint
@@ -50,10 +49,8 @@ def workshop(tmp_path_factory):
     torch.manual_seed(0)
     create_student(ARCHITECTURE, C, SIZE, NAMES[:C]).save_pretrained(folder / "teacher")
     source, teacher = load_dataset(str(folder / "pets"), split="train"), load_teacher(str(folder / "teacher"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_preview", lambda *args: None)
-        options = {"num_samples": 3, "top_k": 3, "num_workers": 1, "embed_images": True, "shard_size": 64}
-        reinforce(source, teacher, load_policy("mixing_randaug", SIZE), folder / "plus", **options)
+    options = {"num_samples": 3, "top_k": 3, "num_workers": 1, "embed_images": True, "shard_size": 64}
+    reinforce(source, teacher, load_policy("mixing_randaug", SIZE), folder / "plus", **options)
     return folder
 
 

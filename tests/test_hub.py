@@ -9,19 +9,11 @@ from huggingface_hub import HfApi
 from tiny import NAMES, encode_image, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, load_policy, load_reinforced, push_to_hub, reinforce
-from hf_reinforce.cards import preview
 from hf_reinforce.hub.load import is_reinforced, load_source
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.store.config import CONFIG_FILE
 
 ROWS, N = 12, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_preview():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "draw", lambda *args: None)  # pictures take longer than the rest
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +206,6 @@ def test_only_configuration_is_found_and_several_are_named(plus):
         load_reinforced(str(plus), "randaug")
     assert load_reinforced(str(plus), "mixing").config.policy.name == "mixing"
     shutil.rmtree(plus / "rrc")
-    # The card names the files of a configuration, so it goes with it.
-    from hf_reinforce.cards.dataset_card import write_dataset_card
-
-    write_dataset_card(plus)
     assert load_reinforced(str(plus)).config.policy.name == "mixing"
 
 

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 from recipe_modules import load_recipe
-from tiny import encode_image, tiny_dataset, tiny_image
+from tiny import encode_image, stored_rows, tiny_dataset, tiny_image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
@@ -27,6 +27,8 @@ from torchvision.transforms.v2 import functional as F
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
 from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
+from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.cards.preview import write_preview
 from hf_reinforce.importers.ml_dr import import_ml_dr
 from hf_reinforce.importers.ml_dr.config import policy_of
 from hf_reinforce.importers.ml_dr.images import image_folder_order
@@ -277,16 +279,6 @@ def replay_original(item, images, index):
     return own
 
 
-@pytest.fixture(autouse=True)
-def quick_preview(monkeypatch, request):
-    """Drawing takes seconds; a single test looks at the picture, the others only replay what would be drawn."""
-    if "picture" not in request.node.name:
-        monkeypatch.setattr(
-            "hf_reinforce.importers.ml_dr.importer.draw",
-            lambda dataset, positions, path: [dataset.view(p, 0) for p in positions],
-        )
-
-
 # --- conversion ------------------------------------------------------------------------------------------------------
 
 FORMS = [(variant, layout, "a.tar") for variant in VARIANTS for layout in (compressed, uncompressed)]
@@ -310,7 +302,7 @@ def test_every_field_and_pixel_is_carried_over(variant, layout, name, tmp_path):
     assert not (folder / ".import").exists()
     assert len(list(folder.glob("train-*-of-00003.parquet"))) == 3
 
-    rows = load_dataset(str(tmp_path / "out"), variant, split="train")
+    rows = stored_rows(tmp_path / "out" / variant)
     assert rows["source_row"][:] == list(range(8))
     assert rows["label"][:] == [i % CLASSES for i in range(8)]
     for i, row in enumerate(rows):
@@ -330,6 +322,8 @@ def test_every_field_and_pixel_is_carried_over(variant, layout, name, tmp_path):
 def test_the_card_and_the_picture_are_made(tmp_path):
     original = Original("mixing_randaug")
     folder = import_ml_dr([original.archive(tmp_path / "a.tar")], original.source, tmp_path / "out", shard_size=2)
+    write_preview(folder, original.source)
+    write_dataset_card(folder.parent)
     with PILImage.open(folder / "preview.png") as picture:
         assert min(picture.size) > 200
     assert "ig_resnext101_32x16d" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -354,7 +348,7 @@ def test_reinforcements_of_several_archives_and_folders_add_up(tmp_path):
         original.archive(tmp_path / "second.tar", drawn=parts[2], layout=uncompressed),
     ]
     import_ml_dr(archives, original.source, tmp_path / "out")
-    rows = load_dataset(str(tmp_path / "out"), "mixing", split="train")
+    rows = stored_rows(tmp_path / "out" / "mixing")
     for i, row in enumerate(rows):
         items = [item for part in parts for item in part[i]]
         assert row["augmentation_params"] == [stored_params(item) for item in items]
@@ -369,7 +363,7 @@ def test_id_map_leads_to_the_rows_of_the_source(tmp_path):
     source = original.source.select(np.argsort(id_map))
     archive = original.archive(tmp_path / "a.tar")
     import_ml_dr([archive], source, tmp_path / "out", id_map=id_map)
-    rows = load_dataset(str(tmp_path / "out"), "mixing_randaug", split="train")
+    rows = stored_rows(tmp_path / "out" / "mixing_randaug")
     for index, row in enumerate(id_map):
         assert rows[row]["augmentation_params"] == [stored_params(item, id_map) for item in original.drawn[index]]
     dataset = load_reinforced(str(tmp_path / "out"), source=source)
@@ -435,7 +429,7 @@ def test_images_that_cannot_be_replayed_are_left_out(tmp_path):
     assert [item.row for item in config.skipped] == [2, 4]
     assert "EXIF orientation 6" in config.skipped[0].error and config.skipped[1].error == "left out by the id map"
     dataset = load_reinforced(str(tmp_path / "out"), source=source)
-    stored = load_dataset(str(tmp_path / "out"), "mixing", split="train")
+    stored = stored_rows(tmp_path / "out" / "mixing")
     assert stored["source_row"][:] == [0, 1, 3, 5, 6, 7]
     replaced = 0
     for position, row in enumerate(stored):
@@ -466,7 +460,7 @@ def test_probabilities_that_fill_the_mass(tmp_path):
     original.drawn[0][1]["prob"] = ([0.25, 0.5, 0.2500001], [4, 0, 1])  # a little too much
     original.drawn[0][2]["prob"] = ([0.2, 0.2, 0.2], [4, 1, 0])  # ties
     import_ml_dr([original.archive(tmp_path / "a.tar")], original.source, tmp_path / "out")
-    first = load_dataset(str(tmp_path / "out"), "rrc", split="train")[0]["teacher_logits"]
+    first = stored_rows(tmp_path / "out" / "rrc")[0]["teacher_logits"]
     assert [item["label"] for item in first[:3]] == [[0, 1, 4], [0, 1, 4], [0, 1, 4]]
     assert all(np.isfinite([*item["value"], item["tail"]]).all() for item in first)
     assert [round(float(np.exp(item["tail"])), 2) for item in first[:3]] == [0.0, 0.0, 0.4]
@@ -480,7 +474,7 @@ def test_top_k_of_all_classes_has_no_tail(tmp_path):
             rest = [c for c in range(CLASSES) if c not in labels]
             item["prob"] = ([*p, *[(1 - sum(p)) / len(rest)] * len(rest)], [*labels, *rest])
     import_ml_dr([original.archive(tmp_path / "a.tar")], original.source, tmp_path / "out")
-    stored = load_dataset(str(tmp_path / "out"), "rrc", split="train")[3]["teacher_logits"][1]
+    stored = stored_rows(tmp_path / "out" / "rrc")[3]["teacher_logits"][1]
     assert stored["tail"] == -np.inf and sorted(stored["label"]) == list(range(CLASSES))
 
 
@@ -589,7 +583,7 @@ def test_other_containers_of_plain_data_are_read(kind, tmp_path):
             torch.save(value, buffer, _use_new_zipfile_serialization=False)
         members[name] = buffer.getvalue()
     import_ml_dr([write_archive(tmp_path / "a.tar", members)], original.source, tmp_path / "out")
-    rows = load_dataset(str(tmp_path / "out"), "mixing", split="train")
+    rows = stored_rows(tmp_path / "out" / "mixing")
     assert rows[5]["augmentation_params"] == [stored_params(item) for item in original.drawn[5]]
 
 

@@ -15,9 +15,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from hf_reinforce import AugmentationPolicy, ReinforcementConfig, load_policy, load_reinforced
 from hf_reinforce.augmentations import AUGMENTATIONS, ViewAugmentation
 from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.cards.inspection import inspect_dataset, operations_table
 from hf_reinforce.cards.preview import draw
 from hf_reinforce.generation.reinforce import reinforce
-from hf_reinforce.inspection import inspect_dataset, operations_table
 
 ROWS, N = 12, 4
 
@@ -142,7 +142,7 @@ def test_the_preview_captions_it(folder, tmp_path, monkeypatch):
 
 
 def test_the_inspection_counts_it(folder, tmp_path):
-    content = inspect_dataset(str(folder[0].parent), tmp_path / "out", num_images=0)
+    content = inspect_dataset(folder[0], tmp_path / "out", num_images=0)
     counts = {group["strength"]: group["targets"] for group in content["groups"] if group["operation"] == "blur"}
     sigmas = np.array([value for value in drawn(folder[0]) if value is not None])
     assert counts == {"0 to 1 px": (sigmas <= 1).sum(), "1 to 3 px": (sigmas > 1).sum()} and min(counts.values()) > 0
@@ -156,7 +156,7 @@ def test_what_it_does_not_say_has_a_default(tmp_path, monkeypatch):
     (operation,) = (item for item in ReinforcementConfig.load(folder).policy.operations if item.name == Plain.name)
     assert operation.describe() == "gaussian blur: largest 1.5, every_view False"
     assert operation.caption({"sigma": 1.0}) == "blur"
-    content = inspect_dataset(str(folder.parent), tmp_path / "out", num_images=0)
+    content = inspect_dataset(folder, tmp_path / "out", num_images=0)
     counts = {g["strength"]: g["targets"] for g in content["groups"] if g["operation"] == "gaussian blur"}
     blurred = sum(value is not None for value in drawn(folder))
     assert counts == {"no": ROWS * N - blurred, "yes": blurred}

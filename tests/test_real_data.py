@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from test_jpeg import FAST, FOUND, pillow
+from tiny import stored_rows
 
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, images, load_policy, load_teacher, reinforce
 from hf_reinforce.images import jpeg
@@ -37,7 +38,7 @@ def test_ensemble_targets_belong_to_the_pixels_of_real_photos(tmp_path, policy):
         split="test",
     )
     config = ReinforcementConfig.load(folder)
-    stored = load_dataset(str(tmp_path / "photos-plus"), policy, split="test")
+    stored = stored_rows(folder)
     dataset = ReinforcedDataset(stored, config, photos)
     top = []
     for position in range(len(dataset)):

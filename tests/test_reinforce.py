@@ -14,11 +14,11 @@ import torch
 import xxhash
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 from PIL import Image as PILImage
-from tiny import NAMES, TinyNet, encode_image, tiny_dataset, tiny_image, tiny_teacher
+from tiny import NAMES, TinyNet, encode_image, stored_rows, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
-from hf_reinforce.cards import dataset_card
+from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.generation import run as run_of_files
 from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.generation.reinforcer import Reinforcer
@@ -36,17 +36,6 @@ IMAGE = Image(decode=False)
 def own_cache(monkeypatch, tmp_path):
     """`load_dataset` finds a folder in its cache by the folder's name alone, and here they all have the same."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def draw_nothing(patch):
-    """Drawing takes longer than the run itself; the pictures have tests of their own."""
-    patch.setattr(run_of_files, "write_preview", lambda *arguments: None)
-    patch.setattr(dataset_card, "draw_statistics", lambda *arguments: None)
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +130,7 @@ def stopping(monkeypatch, after, error=Stop, ends=Stop):
 def test_a_folder_opens_with_load_dataset(run, data, tmp_path):
     folder = run("mixing_randaug")
     assert folder == tmp_path / "one" / "plus" / "mixing_randaug"
+    write_dataset_card(folder.parent)
     loaded = load_dataset(str(folder.parent), "mixing_randaug", split="train")
     policy = named_policy("mixing_randaug", 16)
     assert loaded.features == schema.reinforced_features(
@@ -156,7 +146,7 @@ def test_files_of_a_run(run):
     folder = run()
     names = {path.name for path in folder.iterdir()}
     assert names == {CONFIG_FILE, *(f"train-{i:05d}-of-00003.parquet" for i in range(SHARDS))}
-    assert (folder.parent / "README.md").exists()
+    assert list(folder.parent.iterdir()) == [folder], "cards and pictures are written by others"
 
 
 def test_rows_say_which_image_they_belong_to(run, data):
@@ -263,10 +253,8 @@ def expected(data, tmp_path_factory):
     def get(policy):
         if policy not in found:
             folder = tmp_path_factory.mktemp("expected") / "plus"
-            with pytest.MonkeyPatch.context() as patch:
-                draw_nothing(patch)
-                options = {"num_samples": 2, "top_k": TOP_K, "shard_size": 64, "seed": 5, "device": "cpu"}
-                found[policy] = reinforce(data, tiny_teacher(CLASSES), named_policy(policy, 16), folder, **options)
+            options = {"num_samples": 2, "top_k": TOP_K, "shard_size": 64, "seed": 5, "device": "cpu"}
+            found[policy] = reinforce(data, tiny_teacher(CLASSES), named_policy(policy, 16), folder, **options)
         return found[policy]
 
     return get
@@ -372,7 +360,7 @@ def test_mapping_a_reinforcer_gives_the_same_rows(run, data, policy):
     # A map walks the data set in its own order, as a stream does.
     folder = run(policy, dataset=data.to_iterable_dataset())
     assert mapped.with_format("arrow")[:].to_pylist() == rows(folder)
-    assert mapped.features == load_dataset(str(folder.parent), policy, split="train").features
+    assert mapped.features == stored_rows(folder).features
 
 
 def test_a_reinforcer_refuses_other_batches(data):
@@ -492,11 +480,9 @@ def four(data, tmp_path_factory):
 
     def get(policy):
         if policy not in found:
-            with pytest.MonkeyPatch.context() as patch:
-                draw_nothing(patch)
-                folder = tmp_path_factory.mktemp("four") / "plus"
-                options = {"num_samples": 4, "top_k": TOP_K, "shard_size": 64, "seed": 5, "device": "cpu"}
-                found[policy] = reinforce(data, tiny_teacher(CLASSES), named_policy(policy, 16), folder, **options)
+            folder = tmp_path_factory.mktemp("four") / "plus"
+            options = {"num_samples": 4, "top_k": TOP_K, "shard_size": 64, "seed": 5, "device": "cpu"}
+            found[policy] = reinforce(data, tiny_teacher(CLASSES), named_policy(policy, 16), folder, **options)
         return found[policy]
 
     return get
@@ -668,7 +654,7 @@ def test_reinforcements_are_added_where_images_were_skipped(run, data):
 @pytest.mark.parametrize("policy", ["randaug", "mixing"])
 def test_embedded_images(run, data, expected, policy):
     folder = run(policy, embed_images=True)
-    loaded = load_dataset(str(folder.parent), policy, split="train")
+    loaded = stored_rows(folder)
     assert loaded.features["image"] == Image()
     source = data.cast_column("image", IMAGE)["image"]
     for row, stored in zip(rows(folder), rows(expected(policy)), strict=True):
@@ -870,7 +856,7 @@ def test_a_shard_without_a_readable_image(run, data, bad):
     folder = run(dataset=broken, on_error="skip")
     config = ReinforcementConfig.load(folder)
     assert config.complete and {item.row for item in config.skipped} == set(bad)
-    loaded = load_dataset(str(folder.parent), "rrc", split="train")
+    loaded = stored_rows(folder)
     assert list(loaded[schema.SOURCE_ROW]) == [row for row in range(ROWS) if row not in bad]
 
 

@@ -13,7 +13,7 @@ from hub_server import Fault
 from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import load_policy, reinforce
-from hf_reinforce.cards import preview
+from hf_reinforce.cards.dataset_card import write_dataset_card
 
 ROWS, C = 70, 5  # two shards of 64 rows
 NAME = "me/photos-plus"
@@ -39,22 +39,21 @@ def commits(hub, photos, tmp_path_factory):
     hub.add_repository("dataset", "me/photos", {"data/train.parquet": stored.getvalue()})
     hub.add_repository("dataset", "me/renamed", {"data/train.parquet": renamed_column(photos)})
     versions = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "draw", lambda *args: None)
-        for num_samples in (2, 3):
-            folder = tmp_path_factory.mktemp("versions")
-            options = {"num_samples": num_samples, "top_k": 3, "shard_size": 64, "device": "cpu"}
-            reinforce(
-                photos,
-                tiny_teacher(C),
-                load_policy("rrc", 16),
-                folder,
-                source_name="me/photos",
-                num_workers=1,
-                **options,
-            )
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            versions.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
+    for num_samples in (2, 3):
+        folder = tmp_path_factory.mktemp("versions")
+        options = {"num_samples": num_samples, "top_k": 3, "shard_size": 64, "device": "cpu"}
+        reinforce(
+            photos,
+            tiny_teacher(C),
+            load_policy("rrc", 16),
+            folder,
+            source_name="me/photos",
+            num_workers=1,
+            **options,
+        )
+        write_dataset_card(folder)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        versions.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
     hub.add_repository("dataset", NAME, versions[0])
     return versions
 

@@ -14,7 +14,6 @@ from recipe_modules import RECIPES, load_recipe
 from safetensors.torch import load_file
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
-import hf_reinforce.generation.run
 from hf_reinforce import KDTrainer, KDTrainingArguments, load_policy, load_reinforced, reinforce
 from hf_reinforce.models.students import create_student
 
@@ -71,14 +70,11 @@ def reinforced(pets, tmp_path_factory):
             done[policy, world] = make(policy, world)
         return done[policy, world]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_reinforce.generation.run, "write_preview", lambda *arguments: None)
-        patch.setattr(hf_reinforce.generation.run, "write_dataset_card", lambda *arguments: None)
-        yield find
+    return find
 
 
 def contents(folder):
-    """The bytes of all files but the card and its pictures."""
+    """The bytes of all files."""
     files = [*folder.rglob("*.parquet"), *folder.rglob("*.json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

@@ -8,13 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from datasets import load_dataset
-from tiny import tiny_dataset, tiny_teacher
+from tiny import stored_rows, tiny_dataset, tiny_teacher
 from torch.utils.data import BatchSampler
 
 from benchmarks import soak
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, reinforce
-from hf_reinforce.generation import run
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.streaming.partition import Consumer, epoch_blocks, row_blocks
 from hf_reinforce.replay.views import EpochSampler
@@ -38,11 +36,6 @@ class Leaking(ReinforcedDataset):
 def leak(dataset):
     dataset.__class__ = Leaking
     return dataset
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setattr(run, "write_preview", lambda *args: None)
 
 
 def test_training_keeps_its_handles_threads_and_processes(tmp_path):
@@ -116,13 +109,9 @@ def replay(tmp_path_factory):
     folder, source = tmp_path_factory.mktemp("plus"), tiny_dataset(ROWS)
 
     def replay(policy):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "write_preview", lambda *args: None)
-            options = {"num_samples": N, "top_k": 2, "num_workers": 1}
-            path = reinforce(source, tiny_teacher(), load_policy(policy, 16), folder, **options)
-        return ReinforcedDataset(
-            load_dataset(str(folder), policy, split="train"), ReinforcementConfig.load(path), source
-        )
+        options = {"num_samples": N, "top_k": 2, "num_workers": 1}
+        path = reinforce(source, tiny_teacher(), load_policy(policy, 16), folder, **options)
+        return ReinforcedDataset(stored_rows(path), ReinforcementConfig.load(path), source)
 
     return replay
 

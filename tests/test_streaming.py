@@ -22,7 +22,6 @@ from tiny import encode_image, tiny_dataset, tiny_teacher
 from torch.utils.data import DataLoader
 
 from hf_reinforce import KDTrainer, KDTrainingArguments, ReinforcementConfig, load_policy, load_reinforced, reinforce
-from hf_reinforce.cards import preview
 from hf_reinforce.images import decode
 from hf_reinforce.replay.dataset import WrongImageError
 from hf_reinforce.replay.streaming.loader import BatchNumbers, StreamBatches
@@ -32,13 +31,6 @@ from hf_reinforce.store.pixel_contract import PixelMismatchError
 
 ROWS, N, SHARD = 200, 3, 64  # four shards, the last one of 8 rows
 BROKEN = (5, 64, 65)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_preview():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview, "draw", lambda *args: None)  # pictures take longer than the rest
-        yield
 
 
 @pytest.fixture(scope="module")

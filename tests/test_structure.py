@@ -32,12 +32,11 @@ ROOMS = [
     "store",
     "sources",
     "replay",
-    "cards",
     "generation",
     "training",
+    "cards",
     "hub",
     "importers",
-    "inspection",
     "evaluation",
     "transfer",
     "",
@@ -62,6 +61,8 @@ PUBLIC = {
     "load_teacher",
     "push_to_hub",
     "reinforce",
+    "write_dataset_card",
+    "write_preview",
 }
 
 MAX_LINES = 600
@@ -127,6 +128,13 @@ def test_imports_go_downwards(name):
     place = {room: index for index, room in enumerate(ROOMS)}
     higher = [module for module in imported(modules()[name]) if place[room(module)] > place[room(name)]]
     assert not higher, f"{name} imports {higher}, which are of rooms that come later"
+
+
+def test_the_core_knows_no_presentation():
+    core = ROOMS[: ROOMS.index("training") + 1]
+    for name, path in modules().items():
+        shown = {module for module in imported(path) if room(module) in ("hub", "cards", "evaluation")}
+        assert room(name) not in core or not shown, f"{name} imports {sorted(shown)}"
 
 
 def test_imports_go_in_no_circle():

@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -92,7 +91,13 @@ def tiny_teacher(num_classes: int = 5, image_size: int = 16, seed: int = 0) -> T
 def reinforced_rows(
     source: Dataset, teacher: Teacher, policy: AugmentationPolicy, folder: Path, **options: Any
 ) -> tuple[Dataset, ReinforcementConfig]:
-    """Reinforces into a folder, without pictures: the rows and the configuration that `ReinforcedDataset` takes."""
-    with patch("hf_reinforce.generation.run.write_preview"), patch("hf_reinforce.cards.dataset_card.draw_statistics"):
-        path = reinforce(source, teacher, policy, folder, num_workers=1, **options)
-    return load_dataset(str(folder), policy.name, split="train"), ReinforcementConfig.load(path)
+    """Reinforces into a folder: the rows and the configuration that `ReinforcedDataset` takes."""
+    path = reinforce(source, teacher, policy, folder, num_workers=1, **options)
+    return stored_rows(path), ReinforcementConfig.load(path)
+
+
+def stored_rows(folder: Path, **options: Any) -> Dataset:
+    """The rows of a configuration, whose repository has no card, which `load_dataset(repository, name)` needs."""
+    split = ReinforcementConfig.load(folder).split
+    files = sorted(map(str, folder.glob(f"{split}-*.parquet")))
+    return load_dataset("parquet", data_files={split: files}, split=split, **options)

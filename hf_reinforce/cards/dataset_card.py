@@ -1,6 +1,5 @@
 """Dataset cards, rendered from what is in the folder and nothing else."""
 
-import dataclasses
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from hf_reinforce.cards import commands, markdown, tables
+from hf_reinforce.cards import markdown, tables
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
 from hf_reinforce.cards.statistics import measure
 from hf_reinforce.cards.tables import Configuration, Remarks
@@ -17,50 +16,80 @@ from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.parquet import whole_file
 from hf_reinforce.store.shards import shard_files
 
+CARD_FILE = "README.md"
+INSTALL = (
+    "There is no release on a package index yet. Get a copy of its repository, which also has the recipes, and run "
+    "`pip install .` there, or `make install` for an environment of its own in `.venv`."
+)
+"""How to get this package; a card is read by people who have never heard of it."""
+
+RECIPES: Mapping[tuple[str, int], str] = {
+    ("ILSVRC/imagenet-1k", 224): "imagenet_plus",
+    ("uoft-cs/cifar100", 32): "cifar100_plus",
+    ("ethz/food101", 224): "food101_plus",
+    ("dpdl-benchmark/oxford_flowers102", 224): "flowers102_plus",
+}
+"""Folders of `recipes/` with the settings for a student, by source and side of the views in pixels."""
+
+_SETTINGS = (  # after the paper's for CIFAR, Food and Flowers
+    "--model_name_or_path mobilenetv3_large_100 --num_train_epochs 100 --per_device_train_batch_size 256",
+    "--timm_optimizer sgd --learning_rate 0.2 --weight_decay 5e-4 --lr_scheduler_type cosine",
+)
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
 
 def write_dataset_card(folder: str | Path) -> None:
-    """Writes `README.md` for a folder of configurations, and `statistics.png` into each that is finished.
+    """Writes the dataset card of a repository, and a picture of the targets' statistics for each configuration.
+
+    `reinforce` and `import_ml_dr` write neither; the recipes call this function after them.
+
+    Args:
+        folder: the folder of the repository, the parent of what `reinforce` returns. It gets `README.md`, and each
+            finished configuration in it `statistics.png`.
 
     Raises:
         FileNotFoundError: if there is no finished configuration.
+        ValueError: if a shard is damaged, or there is none.
     """
-    described = describe(folder)
-    for name, item in described.items():
-        assert item.statistics is not None
-        draw_statistics(item.statistics, item.config, Path(folder) / name / STATISTICS_FILE)
-    with whole_file(Path(folder) / "README.md") as temporary:
-        _render_folder(folder, described).save(temporary)
+    described = describe(folder, draw=True)
+    with whole_file(Path(folder) / CARD_FILE) as temporary:
+        render(Path(folder).resolve().name, described).save(temporary)
 
 
-def dataset_card(folder: str | Path, config_names: Collection[str] | None = None) -> DatasetCard:
-    """The card of a folder of configurations, as the Hub wants it.
+def current_card(folder: str | Path, config_names: Collection[str]) -> DatasetCard:
+    """The folder's own card, with what somebody added to it, if it describes these configurations as they are now.
+
+    Else a new card, which is not written.
+
+    Args:
+        folder: the folder of a repository.
+        config_names: the configurations that the card is for.
+
+    Raises:
+        FileNotFoundError: if there is no finished configuration.
+        ValueError: if a shard is damaged, or there is none.
+    """
+    path = Path(folder) / CARD_FILE
+    everything = set(config_names) == {file.parent.name for file in Path(folder).glob(f"*/{CONFIG_FILE}")}
+    if everything and path.exists():
+        card = DatasetCard.load(path)
+        stated = card.data.to_dict().get("configs") or []
+        versions = {item.get("config_name"): item.get("version") for item in stated}
+        if not versions or versions == {name: _version(Path(folder) / name) for name in config_names}:
+            return card
+    return render(Path(folder).resolve().name, describe(folder, config_names))
+
+
+def describe(
+    folder: str | Path, config_names: Collection[str] | None = None, draw: bool = False
+) -> dict[str, Configuration]:
+    """Measures the finished configurations of a repository.
 
     Args:
         folder: holds one subfolder with `reinforcement.json` and Parquet files for each configuration.
         config_names: the configurations to describe, default all that are finished.
-
-    Raises:
-        FileNotFoundError: if there is no finished configuration.
-    """
-    return _render_folder(folder, describe(folder, config_names))
-
-
-def _render_folder(folder: str | Path, described: Mapping[str, Configuration]) -> DatasetCard:
-    pictures = (PREVIEW_FILE, STATISTICS_FILE)
-    there = {name: tuple(file for file in pictures if (Path(folder) / name / file).exists()) for name in described}
-    named = {name: dataclasses.replace(item, pictures=there[name]) for name, item in described.items()}
-    return render(Path(folder).resolve().name, named)
-
-
-def describe(folder: str | Path, config_names: Collection[str] | None = None) -> dict[str, Configuration]:
-    """Measures the finished configurations of a folder.
-
-    Args:
-        folder: as for `dataset_card`.
-        config_names: as for `dataset_card`.
+        draw: draw `statistics.png` into each of them.
 
     Raises:
         FileNotFoundError: if there is no finished configuration.
@@ -69,27 +98,52 @@ def describe(folder: str | Path, config_names: Collection[str] | None = None) ->
     described = {}
     for path in sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG_FILE}")):
         config = ReinforcementConfig.load(path)
-        if config.complete and (config_names is None or path.name in config_names):
-            shards = shard_files(path, config.split)
-            if not shards:
-                raise ValueError(
-                    f"{path} has no shards of the split {config.split!r}; run the command that reinforces this "
-                    "data set again."
-                )
-            described[path.name] = Configuration(config, measure(shards, config), _version(path, config))
+        if not config.complete or not (config_names is None or path.name in config_names):
+            continue
+        shards = shard_files(path, config.split)
+        if not shards:
+            raise ValueError(
+                f"{path} has no shards of the split {config.split!r}; run the command that reinforces this dataset "
+                "again."
+            )
+        statistics, _ = measure(shards, config)
+        if draw:
+            draw_statistics(statistics, path / STATISTICS_FILE)
+        pictures = tuple(file for file in (PREVIEW_FILE, STATISTICS_FILE) if (path / file).exists())
+        described[path.name] = Configuration(config, statistics, _version(path), pictures)
     if not described:
-        raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")
+        raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced dataset.")
     return described
 
 
-def _version(folder: Path, config: ReinforcementConfig) -> str:
+def _version(folder: Path) -> str:
     """Three numbers that change with the contents: `datasets` keeps a folder's rows in its cache by them."""
+    config = ReinforcementConfig.load(folder)
     digest = zlib.crc32((folder / CONFIG_FILE).read_bytes()) % 1_000_000
     return f"{config.schema_version}.{config.num_samples}.{digest}"
 
 
+def train_command(name: str, config_name: str, config: ReinforcementConfig) -> str:
+    """The command that trains a student: with the recipe for its source, else with settings after the paper's.
+
+    Args:
+        name: of the repository or folder.
+        config_name: of the configuration.
+        config: the configuration.
+    """
+    recipe, settings = _recipe(config) or "--method reinforced", () if _recipe(config) else _SETTINGS
+    data = f"--dataset_name {markdown.shell_word(name)} --dataset_config_name {markdown.shell_word(config_name)}"
+    lines = [f"accelerate launch recipes/train_kd.py {recipe}", data, *settings, "--output_dir outputs/student"]
+    return " \\\n    ".join(lines)
+
+
+def _recipe(config: ReinforcementConfig) -> str | None:
+    folder = RECIPES.get((config.source.name or "", config.policy.image_size))
+    return folder and f"recipes/{folder}/student.yaml"
+
+
 def render(name: str, described: Mapping[str, Configuration], remarks: Remarks | None = None) -> DatasetCard:
-    """The card of a data set.
+    """The card of a dataset.
 
     Args:
         name: of the repository or folder.
@@ -100,7 +154,6 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
     configs = {key: item.config for key, item in described.items()}
     joined = [key for key, config in configs.items() if not config.embed_images]
     shown = (joined or list(configs))[0]  # the configuration of the examples
-    statistics = {key: item.statistics for key, item in described.items() if item.statistics is not None}
     return DatasetCard.from_template(
         _metadata(name, described),
         template_path=str(_TEMPLATE),
@@ -114,17 +167,16 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
         imagenet=any(is_imagenet(config.source.name) for config in configs.values()),
         sources=tables.source_texts(configs.values()),
         stay=tables.source_texts(configs[key] for key in joined),
-        install=commands.INSTALL,
-        recipe=commands.recipe(configs[shown]),
-        command=commands.train_command(name, shown, configs[shown], tables.num_rows(described[shown])),
+        install=INSTALL,
+        recipe=_recipe(configs[shown]),
+        command=train_command(name, shown, configs[shown]),
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
         configurations=tables.configuration_table(described),
         targets=tables.target_table(described),
-        steps=tables.policy_table(configs),
+        steps=tables.policy_text(configs),
         teachers=tables.teacher_tables(configs, remarks),
         licenses=tables.license_table(configs, remarks),
-        statistics=statistics,
-        hardest={key: tables.hardest_classes(item, configs[key]) for key, item in statistics.items()},
+        statistics={key: item.statistics for key, item in described.items() if item.statistics is not None},
     )
 
 
@@ -168,10 +220,14 @@ def _together(licenses: Sequence[str]) -> str | list[str]:
     return next((name for name in (OTHER, UNKNOWN) if name in names), names if len(names) > 1 else names[0])
 
 
+def _listed(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
 def keep_metadata(card: DatasetCard, on_hub: DatasetCard) -> list[str]:
     """Keeps what the metadata on the Hub say and a new card does not: what somebody added, and other configurations.
 
-    Where there are such configurations, the metadata must fit these too: lists are united, and all licences apply.
+    Where there are other configurations, the licences and sources of both cards apply.
 
     Args:
         card: describes the configurations that are published; changed in place.
@@ -184,29 +240,14 @@ def keep_metadata(card: DatasetCard, on_hub: DatasetCard) -> list[str]:
     published = {item["config_name"] for item in mine.get("configs") or []}
     others = [item for item in theirs.get("configs") or [] if item.get("config_name") not in published]
     for key, value in theirs.items():
-        if key in ("dataset_info", "configs"):
-            continue
-        if key not in mine:
+        if key not in mine and key != "dataset_info":
             setattr(card.data, key, value)
-        elif others:
-            setattr(card.data, key, _united(key, mine[key], value))
     if others:
         card.data.configs = [*(mine.get("configs") or []), *others]
+        licenses, sources = (
+            [name for data in (theirs, mine) for name in _listed(data.get(key))]
+            for key in ("license", "source_datasets")
+        )
+        card.data.license = _together(licenses) if licenses else None
+        card.data.source_datasets = list(dict.fromkeys(sources)) or None
     return [str(item.get("config_name")) for item in others]
-
-
-def _united(key: str, mine: Any, theirs: Any) -> Any:
-    """One value for configurations of which some have `mine` and others `theirs`."""
-    if key == "license":
-        return _together([*_as_list(theirs), *_as_list(mine)])
-    if key == "size_categories":
-        return [
-            max([*_as_list(theirs), *_as_list(mine)], key=lambda size: _SIZES.index(size) if size in _SIZES else -1)
-        ]
-    if key == "extra_gated_prompt":
-        return theirs if mine.strip() in theirs else f"{theirs.rstrip()}\n\n{mine}"
-    return list(dict.fromkeys([*theirs, *mine])) if isinstance(mine, list) and isinstance(theirs, list) else theirs
-
-
-def _as_list(value: Any) -> list[str]:
-    return list(value) if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""The pictures of cards: images and views with the teacher's answers, and what the targets look like."""
+"""The pictures of cards: images and views with the teacher's answers, what the targets look like, doubtful labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,46 +6,65 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Image, IterableDataset
+from torch import Tensor
 
+from hf_reinforce import schema
 from hf_reinforce.augmentations import Crop
-from hf_reinforce.cards.statistics import BINS, Statistics, largest_entropy
+from hf_reinforce.cards.statistics import BINS, Statistics, num_rows
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.dataset import ReinforcedDataset
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.parquet import whole_file
+from hf_reinforce.store.shards import open_shard, shard_files
 
 PREVIEW_FILE = "preview.png"
 STATISTICS_FILE = "statistics.png"
 _IMAGES, _VIEWS, _BARS = 3, 4, 5
+_COLUMNS = 4  # of doubtful labels
 _VIEW_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
 _RIGHT, _OTHER = "#2a9d5c", "#8d99ae"
-_SIZE = 9  # of the smallest letters, points
+_SIZE = 9  # of the letters, points
 _LINE = 23  # letters of a caption
 
 
-def write_preview(
-    folder: Path, config: ReinforcementConfig, shards: Sequence[Path], source: Dataset | IterableDataset
-) -> None:
-    """Draws `preview.png` into the folder of a configuration.
+def write_preview(folder: str | Path, images: Dataset | IterableDataset | None = None) -> None:
+    """Draws the first images of a reinforced dataset, some of their views and targets: `preview.png`.
 
     Args:
-        folder: the configuration's folder.
-        config: its configuration.
-        shards: its Parquet files; the first one is drawn from.
-        source: the data set with the images. Of a stream, the first rows are enough.
+        folder: the folder of a finished configuration, as `reinforce` returns it.
+        images: the dataset that was reinforced, in the same order; None if its images are embedded.
+
+    Raises:
+        ValueError: if a shard is damaged, or `images` are others.
     """
-    table = pq.read_table(shards[0])
-    if isinstance(source, IterableDataset):
-        head = next(iter(source.with_format("arrow").iter(batch_size=PARTNER_BLOCK)))
-        source = Dataset(head)
-        table = table.slice(0, PARTNER_BLOCK)
-    if not len(table):
+    folder = Path(folder)
+    config = ReinforcementConfig.load(folder)
+    shards = shard_files(folder, config.split)
+    first = next((shard for shard in shards if num_rows(shard)), None)
+    if first is None:
         return
-    reinforced = Dataset(table)
-    dataset = ReinforcedDataset(reinforced, config, source, accept_pixel_mismatch=True)
-    draw(dataset, range(min(_IMAGES, len(dataset))), folder / PREVIEW_FILE)
+    with open_shard(first) as file:
+        head = pa.Table.from_batches([next(file.iter_batches(PARTNER_BLOCK))])
+    if images is not None:
+        images = images.cast_column(config.source.image_column, Image(decode=False))
+    if isinstance(images, IterableDataset):
+        images = Dataset(next(iter(images.with_format("arrow").iter(batch_size=PARTNER_BLOCK))))
+    rows = Dataset(pa.concat_tables([head, *_partners(head.slice(0, _IMAGES), head, shards, config)]))
+    dataset = ReinforcedDataset(rows, config, images, accept_pixel_mismatch=True)
+    draw(dataset, range(min(_IMAGES, len(head))), folder / PREVIEW_FILE)
+
+
+def _partners(drawn: pa.Table, head: pa.Table, shards: Sequence[Path], config: ReinforcementConfig) -> list[pa.Table]:
+    """The mixing partners that are not in the first block; those of an imported dataset may be in any shard."""
+    if not config.policy.mix_operations:
+        return []
+    params = drawn.column(schema.AUGMENTATION_PARAMS).combine_chunks().flatten()
+    rows = set(params.field(schema.PARTNER_ROW).to_pylist()) - {None, *head.column(schema.SOURCE_ROW).to_pylist()}
+    places = sorted({row // config.shard_size for row in rows})
+    return [pq.read_table(shards[place], filters=[(schema.SOURCE_ROW, "in", rows)]) for place in places]
 
 
 def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> None:
@@ -61,69 +80,34 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
     for row, position in enumerate(positions):
         top, bottom = axes[2 * row], axes[2 * row + 1]
         image = dataset.image(position).permute(1, 2, 0).numpy()
+        label = dataset._label(position).get("labels")
         top[0].imshow(image)
-        top[0].set_title(_title(dataset, position), fontsize=_SIZE, fontweight="bold", parse_math=False)
+        title = "image" if label is None else f"image: {_name(dataset.config.class_names, label)}"
+        top[0].set_title(title, fontsize=_SIZE, fontweight="bold", parse_math=False)
         bottom[0].axis("off")
         for slot in range(views):
             top[slot + 1].imshow(dataset.view(position, slot).permute(1, 2, 0).round().numpy().astype(np.uint8))
             top[slot + 1].set_title(_caption(dataset, position, slot), fontsize=_SIZE)
             top[slot + 1].spines[:].set(color=_VIEW_COLOURS[slot], linewidth=2.5)
             _outline(top[0], dataset, position, slot, image.shape)
-            _bars(bottom[slot + 1], dataset, position, slot)
+            _bars(bottom[slot + 1], dataset, position, slot, label)
         for axis in top:
             axis.set(xticks=[], yticks=[])
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=160)
 
 
-def draw_statistics(statistics: Statistics, config: ReinforcementConfig, path: Path) -> None:
-    """Draws how sure the teacher was, and where there are labels how often it was right, overall and by class."""
-    from matplotlib.figure import Figure
-
-    by_class = sorted(100 * share for share in statistics.class_agreement or () if share is not None)
-    panels = 3 if len(by_class) > 1 else 2
-    figure = Figure(figsize=(3 * panels, 2.7), layout="constrained")
-    axes = figure.subplots(1, panels)
-    share = 100 / max(sum(statistics.confidence_counts), 1)
-    steps = np.arange(BINS) / BINS
-    counts, hits = np.array(statistics.confidence_counts), np.array(statistics.confidence_hits or [0] * BINS)
-    other = "it is another class" if statistics.confidence_hits else None
-    axes[0].bar(steps, hits * share, 0.9 / BINS, align="edge", color=_RIGHT, label="it is the label")
-    axes[0].bar(steps, (counts - hits) * share, 0.9 / BINS, hits * share, align="edge", color=_OTHER, label=other)
-    axes[0].set(title="How sure the teacher was", xlabel="probability of the most likely class", xlim=(0, 1))
-    if statistics.confidence_hits:
-        axes[0].set_ylim(top=1.35 * float(counts.max()) * share)  # room for the legend
-        axes[0].legend(frameon=False, fontsize=_SIZE, loc="upper left", handlelength=1, borderaxespad=0.2)
-    most = largest_entropy(config)
-    entropies = np.array(statistics.entropy_counts) * share
-    axes[1].bar(steps * most, entropies, 0.9 * most / BINS, align="edge", color=_OTHER)
-    axes[1].set(title="How spread out its answers are", xlabel="entropy of a target (nats)", xlim=(0, most))
-    for axis in axes[:2]:
-        axis.set_ylabel("share of the targets (%)")
-    if panels == 3:
-        axes[2].fill_between(np.arange(1, len(by_class) + 1), by_class, color=_RIGHT, alpha=0.35, linewidth=0)
-        axes[2].plot(np.arange(1, len(by_class) + 1), by_class, color=_RIGHT)
-        axes[2].set(title="How often it is right, by class", xlabel="classes, sorted", ylim=(0, 100))
-        axes[2].set(ylabel="share of a class's targets (%)", xlim=(1, len(by_class)))
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_size(_SIZE + 1)
-        axis.xaxis.label.set_size(_SIZE)
-        axis.yaxis.label.set_size(_SIZE)
-        axis.tick_params(labelsize=_SIZE)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=160)
-
-
-def _name(dataset: ReinforcedDataset, label: int) -> str:
-    names = dataset.config.class_names
+def _name(names: Sequence[str] | None, label: int) -> str:
     name = (names[label] if names else str(label)).split(",")[0]
     return name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _title(dataset: ReinforcedDataset, position: int) -> str:
-    label = dataset._label(position).get("labels")
-    return "image" if label is None else f"image: {_name(dataset, label)}"
+def _caption(dataset: ReinforcedDataset, position: int, slot: int) -> str:
+    """The operations that made a view, as each of them says it."""
+    params = dataset.params(position, slot)
+    stored = [(operation, params.get(operation.field or "")) for operation in dataset.policy.operations]
+    drawn = [operation.caption(own) for operation, own in stored if own is not None]
+    return fill(", ".join(filter(None, drawn)), _LINE) or "crop"
 
 
 def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, shape: Sequence[int]) -> None:
@@ -140,25 +124,70 @@ def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, sh
     axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_VIEW_COLOURS[slot], linewidth=1.5))
 
 
-def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int) -> None:
+def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, label: int | None) -> None:
+    """The most likely classes of a target."""
     target = dataset.target(position, slot)
-    shown = min(_BARS, dataset.config.top_k)
-    label = dataset._label(position).get("labels")
-    classes = [int(index) for index in target["target_label"][:shown]]
-    values = np.exp(target["target_value"][:shown])
-    colours = [_RIGHT if index == label else _OTHER for index in classes]
-    axis.barh(range(shown), values, color=colours, alpha=0.55)
+    classes = target["target_label"][:_BARS].tolist()
+    values = np.exp(target["target_value"][:_BARS])
+    axis.barh(range(len(classes)), values, color=[_RIGHT if c == label else _OTHER for c in classes], alpha=0.55)
     for place, (index, value) in enumerate(zip(classes, values, strict=True)):
         share = f"{value:.0%}" if value >= 0.01 else "<1%"
-        axis.text(0.02, place, _name(dataset, index), fontsize=_SIZE, va="center", parse_math=False)
+        name = _name(dataset.config.class_names, index)
+        axis.text(0.02, place, name, fontsize=_SIZE, va="center", parse_math=False)
         axis.text(1, place, share, fontsize=_SIZE, va="center", ha="right")
-    axis.set(xlim=(0, 1), ylim=(shown - 0.4, -0.6), yticks=[], xticks=[])
+    axis.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), yticks=[], xticks=[])
     axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _caption(dataset: ReinforcedDataset, position: int, slot: int) -> str:
-    """The operations that made a view, as each of them says it."""
-    params = dataset.params(position, slot)
-    stored = [(operation, params.get(operation.field or "")) for operation in dataset.policy.operations]
-    drawn = [operation.caption(own) for operation, own in stored if own is not None]
-    return fill(", ".join(filter(None, drawn)), _LINE) or "crop"
+def draw_statistics(statistics: Statistics, path: Path) -> None:
+    """Draws how sure the teacher was, and where there are labels how often it was right, overall and by class."""
+    from matplotlib.figure import Figure
+
+    by_class = sorted(100 * share for share in statistics.class_agreement or () if share is not None)
+    figure = Figure(figsize=(6.5, 2.7) if by_class else (3.5, 2.7), layout="constrained")
+    axes = figure.subplots(1, 2 if by_class else 1, squeeze=False)[0]
+    share, edges = 100 / max(sum(statistics.confidence_counts), 1), np.arange(BINS) / BINS
+    style: dict[str, Any] = {"width": 0.9 / BINS, "align": "edge"}
+    counts = share * np.array(statistics.confidence_counts)
+    axes[0].bar(edges, counts, color=_OTHER, label="it is another class", **style)
+    if statistics.confidence_hits is not None:
+        axes[0].bar(
+            edges, share * np.array(statistics.confidence_hits), color=_RIGHT, label="it is the label", **style
+        )
+        axes[0].set_ylim(top=1.35 * counts.max())  # room for the legend
+        axes[0].legend(frameon=False, fontsize=_SIZE, loc="upper left", handlelength=1, borderaxespad=0.2)
+    axes[0].set_title("How sure the teacher was", fontsize=_SIZE + 1)
+    axes[0].set(xlabel="probability of the most likely class", ylabel="share of the targets (%)", xlim=(0, 1))
+    if by_class:
+        axes[1].fill_between(np.linspace(0, 100, len(by_class)), by_class, color=_RIGHT, alpha=0.5)
+        axes[1].set_title("How often it is right, by class", fontsize=_SIZE + 1)
+        axes[1].set(
+            xlabel="classes, sorted (%)", ylabel="share of a class's targets (%)", ylim=(0, 100), xlim=(0, 100)
+        )
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=160)
+
+
+def draw_doubtful(shown: Sequence[tuple[dict[str, Any], Tensor]], path: Path) -> None:
+    """Draws images with their label and the teacher's class: a contact sheet.
+
+    Args:
+        shown: an entry of `disagreements`, see `inspect_dataset`, with its image, uint8 [3, H, W]; at least one.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    lines = -(-len(shown) // _COLUMNS)
+    figure = Figure(figsize=(2.6 * _COLUMNS, 3.1 * lines), layout="constrained")
+    axes = figure.subplots(lines, _COLUMNS, squeeze=False).flatten()
+    for axis in axes:
+        axis.axis("off")
+    for axis, (item, picture) in zip(axes, shown, strict=False):
+        axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        caption = (
+            f"row {item['row']}\nlabel: {_name([item['label_name']], 0)} {item['label_probability']:.0%}\n"
+            f"teacher: {_name([item['prediction_name']], 0)} {item['probability']:.0%}"
+        )
+        axis.set_title(caption, fontsize=_SIZE, loc="left", parse_math=False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=90)

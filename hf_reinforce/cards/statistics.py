@@ -1,48 +1,43 @@
 """One pass over the stored targets of a configuration: what the card and the inspection say about them."""
 
-import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from hf_reinforce import schema
-from hf_reinforce.augmentations.base import Mask
+from hf_reinforce.augmentations.base import Mask, valid
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import open_shard
 
 BINS = 20
-_MAX_TARGETS = 2**18
-_MAX_SHARDS = 32
-_BATCH_TARGETS = 2**15
-_BATCH_CELLS = 2**22  # of the images' mean answers
+_MAX_TARGETS, _MAX_SHARDS = 2**18, 32  # that a card is measured on
+_BATCH_TARGETS, _BATCH_CELLS = 2**15, 2**22  # that are read at once: targets, and probabilities of the images' means
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the shards of a configuration say about its targets.
-
-    Probabilities, shares and rates lie in [0, 1]. Without labels, what compares with them is None.
+    """What the stored targets of a configuration say. Probabilities and shares are in [0, 1]; None without labels.
 
     Attributes:
-        num_rows: images.
+        num_rows: images of the dataset.
         num_bytes: size of the Parquet files.
         measured_rows: images that the rest is measured on, with all their targets.
-        captured_mass: mean probability inside the stored top k.
-        entropy: mean entropy of the stored targets over top k and tail, nats.
+        captured_mass: mean probability of the stored top k together.
+        entropy: mean entropy of a target over the top k and the tail, nats.
         confidence: mean probability of the most likely class.
         agreement: share of the targets whose most likely class is the label.
-        agreement_of_mean: share of the images for which the mean of their N targets is most likely the label.
+        agreement_of_mean: share of the images whose mean target over the unmixed views is most likely the label.
         confidence_counts: targets by the probability of their most likely class, in `BINS` equal bins.
         confidence_hits: those of them whose most likely class is the label.
-        entropy_counts: targets by entropy, in `BINS` equal bins from 0 to `largest_entropy`.
-        class_rows: measured images of each class.
         class_agreement: `agreement` of each class; None for a class without measured images.
+        groups: number of targets, entropy, confidence and agreement of each operation and strength.
     """
 
     num_rows: int
@@ -53,207 +48,177 @@ class Statistics:
     confidence: float
     agreement: float | None
     agreement_of_mean: float | None
-    confidence_counts: tuple[int, ...]
-    confidence_hits: tuple[int, ...] | None
-    entropy_counts: tuple[int, ...]
-    class_rows: tuple[int, ...] | None
-    class_agreement: tuple[float | None, ...] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dict, with numbers rounded to six digits."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Statistics":
-        """Reads what `to_dict` made."""
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-        return cls(**values)
-
-
-def largest_entropy(config: ReinforcementConfig) -> float:
-    """The most that the entropy of a stored target can be, its tail taken as one class: nats, > 0."""
-    return float(np.log(max(min(config.num_classes, config.top_k + 1), 2)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
-
-
-@dataclass(frozen=True)
-class StoredTargets:
-    """The stored targets of B images, N of each, with K of C classes.
-
-    Attributes:
-        label: the images' labels, -1 where there is none: [B].
-        top: classes, the most likely first: [B, N, K].
-        masses: their probabilities, and last that of all others: [B, N, K + 1].
-        num_classes: C.
-    """
-
-    label: NDArray[np.int64]
-    top: NDArray[np.int64]
-    masses: NDArray[np.float64]
-    num_classes: int
-
-    @classmethod
-    def read(cls, batch: pa.RecordBatch, config: ReinforcementConfig) -> "StoredTargets":
-        """Of rows of a shard with the column of the targets, and that of the labels where there is one."""
-        n, k, column = config.num_samples, config.top_k, config.source.label_column
-        items = batch.column(schema.TEACHER_LOGITS).flatten()
-        value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, k).astype(np.float64)
-        tail = items.field(schema.TAIL).to_numpy().astype(np.float64)
-        masses = np.exp(np.concatenate([value, tail[:, None]], axis=1))
-        masses /= masses.sum(axis=1, keepdims=True)
-        top = items.field(schema.LABEL).flatten().to_numpy().astype(np.int64)
-        label = np.full(len(batch), -1)
-        if column is not None:
-            label = batch.column(column).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-            label = np.where((label >= 0) & (label < config.num_classes), label, -1)
-        return cls(label, top.reshape(-1, n, k), masses.reshape(-1, n, k + 1), config.num_classes)
-
-    @cached_property
-    def entropy(self) -> NDArray[np.float64]:
-        """Of each target over top k and tail: [B, N], nats."""
-        return np.asarray(-(self.masses * np.log(np.maximum(self.masses, 1e-30))).sum(axis=-1))
-
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        """Probability of the most likely class: [B, N]."""
-        return self.masses[..., 0]
-
-    @cached_property
-    def hit(self) -> Mask:
-        """Whether the most likely class is the label: [B, N]."""
-        return np.asarray(self.top[..., 0] == self.label[:, None])
-
-    @cached_property
-    def mean(self) -> NDArray[np.float64]:
-        """The mean of each image's targets: [B, C]."""
-        return self._summed(self.masses[..., :-1], self.top.shape[1])
-
-    def mean_of(self, views: Mask) -> NDArray[np.float64]:
-        """The mean of each image's targets for some of its views, bool [B, N]; 0 where it has none of them: [B, C]."""
-        if views.all():
-            return self.mean
-        return self._summed(self.masses[..., :-1] * views[..., None], np.maximum(views.sum(axis=1, keepdims=True), 1))
-
-    def _summed(self, masses: NDArray[np.float64], counts: Any) -> NDArray[np.float64]:
-        shape = len(masses), self.num_classes
-        cells = np.arange(len(masses))[:, None, None] * self.num_classes + self.top
-        sums = np.bincount(cells.ravel(), masses.ravel(), minlength=shape[0] * shape[1])
-        return np.asarray(sums.reshape(shape) / counts)
-
-
-class Sums:
-    """Adds up what `Statistics` are made of."""
-
-    def __init__(self, config: ReinforcementConfig) -> None:
-        self.config = config
-        self.rows = 0
-        self.mass = self.entropy = self.confidence = 0.0
-        self.hits_of_mean = 0
-        self.confidence_counts, self.confidence_hits, self.entropy_counts = np.zeros((3, BINS), dtype=np.int64)
-        self.class_rows, self.class_hits = np.zeros((2, config.num_classes), dtype=np.int64)
-
-    def add(self, targets: StoredTargets) -> None:
-        """Adds the targets of some images."""
-        self.rows += len(targets.label)
-        self.mass += float(targets.masses[..., :-1].sum())
-        self.entropy += float(targets.entropy.sum())
-        self.confidence += float(targets.confidence.sum())
-        self.entropy_counts += _histogram(targets.entropy / largest_entropy(self.config))
-        self.confidence_counts += _histogram(targets.confidence)
-        known = targets.label >= 0
-        label, classes = targets.label[known], self.config.num_classes
-        if not len(label):
-            return
-        self.confidence_hits += _histogram(targets.confidence[targets.hit])
-        self.hits_of_mean += int((targets.mean.argmax(axis=1)[known] == label).sum())
-        self.class_rows += np.bincount(label, minlength=classes)
-        self.class_hits += np.bincount(label, targets.hit.sum(axis=1)[known], minlength=classes).astype(np.int64)
-
-    def statistics(self, num_rows: int, num_bytes: int) -> Statistics:
-        """What was added.
-
-        Args:
-            num_rows: of the data set.
-            num_bytes: of its shards.
-        """
-        targets = max(self.rows * self.config.num_samples, 1)
-        labelled = int(self.class_rows.sum())
-        by_class = [
-            float(hits / rows / self.config.num_samples) if rows else None
-            for rows, hits in zip(self.class_rows, self.class_hits, strict=True)
-        ]
-        return Statistics(
-            num_rows=num_rows,
-            num_bytes=num_bytes,
-            measured_rows=self.rows,
-            captured_mass=self.mass / targets,
-            entropy=self.entropy / targets,
-            confidence=self.confidence / targets,
-            agreement=float(self.class_hits.sum() / labelled / self.config.num_samples) if labelled else None,
-            agreement_of_mean=self.hits_of_mean / labelled if labelled else None,
-            confidence_counts=tuple(self.confidence_counts.tolist()),
-            confidence_hits=tuple(self.confidence_hits.tolist()) if labelled else None,
-            entropy_counts=tuple(self.entropy_counts.tolist()),
-            class_rows=tuple(self.class_rows.tolist()) if labelled else None,
-            class_agreement=tuple(by_class) if labelled else None,
-        )
-
-
-def _histogram(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.bincount(np.clip((values * BINS).astype(int), 0, BINS - 1).reshape(-1), minlength=BINS)
+    confidence_counts: list[int]
+    confidence_hits: list[int] | None
+    class_agreement: list[float | None] | None
+    groups: list[dict[str, Any]] = field(default_factory=list)
 
 
 def num_rows(shard: str | Path) -> int:
-    """Rows of a shard, by its footer."""
+    """Rows of a shard, as its footer says."""
     with open_shard(shard) as file:
         return int(file.metadata.num_rows)
 
 
-def batches(
-    shards: Sequence[str | Path], config: ReinforcementConfig, columns: Sequence[str] = (), step: int = 1
-) -> Iterator[pa.RecordBatch]:
-    """Rows of some shards with their targets and labels, as many at a time as fit into some ten megabytes.
+def measure(
+    shards: Sequence[Path], config: ReinforcementConfig, every_row: bool = False
+) -> tuple[Statistics, dict[str, NDArray[Any]]]:
+    """Reads the stored targets once. Memory grows by about 100 bytes with each image that is read.
 
     Args:
-        shards: the shards.
-        config: their configuration.
-        columns: further ones to read.
-        step: only every so many rows of a shard, from its first.
+        shards: the Parquet files of a configuration, in order.
+        config: the configuration.
+        every_row: read every row; else up to 2^18 targets, of evenly spaced rows of up to 32 evenly spaced shards.
+
+    Returns:
+        The statistics; and what was found for each image that was read, arrays [R]: `row` of the source, `hash`,
+        `label` (-1: none), `hits` (targets whose most likely class it is), `compared` (it has a label and an unmixed
+        view), and of the mean target over the unmixed views the `prediction`, its `probability` and the
+        `label_probability`.
+
+    Raises:
+        ValueError: if there are no rows, or a shard is damaged.
     """
+    counts = [num_rows(shard) for shard in shards]
+    chosen, step = [shard for shard, count in zip(shards, counts, strict=True) if count], 1
+    if not chosen:
+        raise ValueError(
+            "The reinforced dataset has no rows; run the command that reinforces it again, or publish it again if "
+            "shards are missing."
+        )
+    if not every_row:
+        spaced = np.unique(np.linspace(0, len(chosen) - 1, _MAX_SHARDS).round().astype(int))
+        chosen = [chosen[index] for index in spaced]
+        step = -(-sum(map(num_rows, chosen)) * config.num_samples // _MAX_TARGETS)
+    groups: dict[tuple[str, str], NDArray[np.float64]] = defaultdict(lambda: np.zeros(5))
+    histogram, mass, images = np.zeros((2, BINS), np.int64), 0.0, []
+    for batch in tqdm(_batches(chosen, config, step), desc="Reading targets", unit="batch", leave=False):
+        top, masses = _answers(batch, config)
+        label, params = _labels(batch, config), batch.column(schema.AUGMENTATION_PARAMS).flatten()
+        hit, confidence = top[..., 0] == label[:, None], masses[..., 0]
+        entropy = -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=-1)
+        known = np.broadcast_to(label[:, None] >= 0, hit.shape)
+        values = np.stack([np.ones(hit.shape), entropy, confidence, hit, known]).reshape(5, -1)
+        for operation, strength, mask in _bins(params, config):
+            groups[operation, strength] += values[:, mask].sum(axis=1)
+        mass += float(masses[..., :-1].sum())
+        histogram += [np.histogram(found, BINS, (0, 1))[0] for found in (confidence, confidence[hit])]
+        images.append(
+            {"label": label, "hits": hit.sum(axis=1), **_mean_targets(batch, label, top, masses, params, config)}
+        )
+    found = {key: np.concatenate([part[key] for part in images]) for key in images[0]}
+    everything, *others = _sorted(groups)
+    right, compared = found["compared"] & (found["prediction"] == found["label"]), int(found["compared"].sum())
+    labelled = found["label"] >= 0
+    targets, hits = (
+        np.bincount(found["label"][labelled], weights[labelled], minlength=config.num_classes).tolist()
+        for weights in (np.full(len(labelled), config.num_samples), found["hits"])
+    )
+    statistics = Statistics(
+        num_rows=sum(counts),
+        num_bytes=sum(Path(shard).stat().st_size for shard in shards),
+        measured_rows=len(found["row"]),
+        captured_mass=mass / everything["targets"],
+        entropy=everything["entropy"],
+        confidence=everything["confidence"],
+        agreement=everything["agreement"],
+        agreement_of_mean=float(right.sum() / compared) if compared else None,
+        confidence_counts=histogram[0].tolist(),
+        confidence_hits=histogram[1].tolist() if labelled.any() else None,
+        class_agreement=[h / n if n else None for h, n in zip(hits, targets, strict=True)] if labelled.any() else None,
+        groups=others,
+    )
+    return statistics, found
+
+
+def _batches(shards: Sequence[Path], config: ReinforcementConfig, step: int) -> Iterator[pa.RecordBatch]:
+    """Every `step`-th row of some shards, as many at a time as fit into some ten megabytes."""
     label = config.source.label_column
+    columns = [schema.SOURCE_ROW, schema.IMAGE_HASH, schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS]
     size = max(min(_BATCH_TARGETS // config.num_samples, _BATCH_CELLS // config.num_classes), 1)
     for shard in shards:
         start = 0
         with open_shard(shard) as file:
-            for batch in file.iter_batches(
-                size, columns=[schema.TEACHER_LOGITS, *columns, *([label] if label else [])]
-            ):
+            for batch in file.iter_batches(size, columns=[*columns, *([label] if label else [])]):
                 first = -start % step
                 start += len(batch)
                 if first < len(batch):
                     yield batch if step == 1 else batch.take(pa.array(range(first, len(batch), step)))
 
 
-def measure(shards: Sequence[Path], config: ReinforcementConfig) -> Statistics:
-    """Statistics of a configuration, from up to 2^18 targets of evenly spaced rows of up to 32 evenly spaced shards.
+def _answers(batch: pa.RecordBatch, config: ReinforcementConfig) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The stored classes, most likely first: [B, N, K]; their probabilities and that of all others: [B, N, K + 1]."""
+    items = batch.column(schema.TEACHER_LOGITS).flatten()
+    value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, config.top_k)
+    tail = items.field(schema.TAIL).to_numpy()
+    masses = np.exp(np.concatenate([value, tail[:, None]], axis=1).astype(np.float64))
+    masses /= masses.sum(axis=1, keepdims=True)
+    shape = len(batch), config.num_samples, -1
+    return items.field(schema.LABEL).flatten().to_numpy().astype(np.int64).reshape(shape), masses.reshape(shape)
 
-    Args:
-        shards: its Parquet files, in order.
-        config: the configuration.
 
-    Raises:
-        ValueError: if a shard is damaged.
+def _labels(batch: pa.RecordBatch, config: ReinforcementConfig) -> NDArray[np.int64]:
+    """The labels of some images [B], -1 where there is none."""
+    if config.source.label_column is None:
+        return np.full(len(batch), -1)
+    column = batch.column(config.source.label_column).cast(pa.int64())
+    label = column.fill_null(-1).to_numpy(zero_copy_only=False)
+    return np.where((label >= 0) & (label < config.num_classes), label, -1)
+
+
+def _bins(params: pa.StructArray, config: ReinforcementConfig) -> Iterator[tuple[str, str, Mask]]:
+    """All views, and the views of each operation and strength."""
+    yield "all", "", np.ones(len(params), bool)
+    for operation in config.policy.operations:
+        if operation.field is not None:
+            yield from operation.bins(params.field(operation.field), config.policy.image_size)
+
+
+def _mean_targets(
+    batch: pa.RecordBatch,
+    label: NDArray[np.int64],
+    top: NDArray[np.int64],
+    masses: NDArray[np.float64],
+    params: pa.StructArray,
+    config: ReinforcementConfig,
+) -> dict[str, NDArray[Any]]:
+    """Of each image the mean target over its unmixed views, see `measure`."""
+    unmixed = np.ones(len(params), bool)
+    for mixing in config.policy.mix_operations:
+        unmixed &= ~valid(params.field(mixing.field))
+    views = unmixed.reshape(top.shape[:2])
+    index, classes = np.arange(len(top)), config.num_classes
+    cells, weights = index[:, None, None] * classes + top, masses[..., :-1] * views[..., None]
+    total = np.bincount(cells.ravel(), weights.ravel(), minlength=len(top) * classes).reshape(-1, classes)
+    mean = total / np.maximum(views.sum(axis=1, keepdims=True), 1)
+    prediction = mean.argmax(axis=1)
+    return {
+        "row": batch.column(schema.SOURCE_ROW).to_numpy(),
+        "hash": np.array(batch.column(schema.IMAGE_HASH).to_pylist(), "S16"),
+        "compared": (label >= 0) & views.any(axis=1),
+        "prediction": prediction,
+        "probability": mean[index, prediction],
+        "label_probability": mean[index, label],
+    }
+
+
+def _sorted(groups: Mapping[tuple[str, str], NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """The figures of the groups that have targets, operations in their order, strengths by value if they are numbers.
+
+    `groups` are sums over the targets: 1, entropy, confidence, hit, and whether the image has a label.
     """
-    rows = {shard: num_rows(shard) for shard in shards}
-    filled = [shard for shard in shards if rows[shard]]
-    chosen = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, _MAX_SHARDS).round().astype(int)) if filled]
-    sums = Sums(config)
-    step = -(-sum(rows[shard] for shard in chosen) * config.num_samples // _MAX_TARGETS) or 1
-    for batch in batches(chosen, config, step=step):
-        sums.add(StoredTargets.read(batch, config))
-    return sums.statistics(sum(rows.values()), sum(shard.stat().st_size for shard in shards))
+    names = [name for name, _ in groups]
+    found = []
+    for name, strength in sorted(groups, key=lambda group: (names.index(group[0]), _number(group[1]))):
+        count, entropy, confidence, hits, known = groups[name, strength].tolist()
+        if count:
+            group = {"operation": name, "strength": strength, "targets": int(count), "entropy": entropy / count}
+            found.append({**group, "confidence": confidence / count, "agreement": hits / known if known else None})
+    return found
+
+
+def _number(strength: str) -> float:
+    try:
+        return float(strength)
+    except ValueError:
+        return 0.0

@@ -11,8 +11,6 @@ from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet
 from hf_reinforce.store.config import ReinforcementConfig
 
 UNMEASURED = "not measured yet"
-_FEW_IMAGES = 20  # a class with fewer measured images says little about itself
-_HARDEST = 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Remarks:
     """What a card can say only if somebody tells it; all of it Markdown.
 
     Attributes:
-        plan: where the plan of a data set is that has not been generated.
+        plan: where the plan of a dataset is that has not been generated.
         teachers: about a teacher, by its name in `reinforcement.json`.
         citation: BibTeX entry of the source.
     """
@@ -60,23 +58,43 @@ def source_texts(configs: Iterable[ReinforcementConfig]) -> str:
 def source_text(config: ReinforcementConfig) -> str:
     """The source's name, a link where it is on the Hub."""
     name = config.source.name
-    if name is None:
-        return "the source data set"
-    return hub_link(name, "datasets/") if is_hub_id(name) else code(name)
+    return "the source dataset" if name is None else linked(name, "datasets/")
+
+
+def linked(name: str, kind: str = "") -> str:
+    """A name, as a link if it is a repository of the Hub; `kind` is `"datasets/"`, or empty for a model."""
+    return hub_link(name, kind) if is_hub_id(name) else code(name)
 
 
 def _count(value: int | None) -> str:
     return "not known" if value is None else f"{value:,}"
 
 
-def _by_configuration(
-    described: Mapping[str, Configuration], lines: Mapping[str, Callable[[Configuration], str]]
-) -> str:
-    """A table with a column for each configuration, or one for all if they do not differ.
+def _rate(value: float | None) -> str:
+    return "no labels" if value is None else f"{100 * value:.1f} %"
 
-    `lines` are functions of a configuration, by heading.
-    """
-    body = [[heading, *(function(item) for item in described.values())] for heading, function in lines.items()]
+
+def _coverage(found: Statistics, config: ReinforcementConfig) -> str:
+    rows = config.source.num_rows
+    share = f" ({100 * found.num_rows / rows:.4g} %)" if rows else ""
+    return f"{found.num_rows:,} of {_count(rows)}{share}, {len(config.skipped):,} skipped"
+
+
+def _size(found: Statistics, config: ReinforcementConfig) -> str:
+    size = f"{found.num_bytes / 1e6:,.1f} MB" + (" with the images" if config.embed_images else "")
+    return f"{size}, {found.num_bytes / found.num_rows / config.num_samples:.1f} bytes per reinforcement"
+
+
+def _by_configuration(
+    described: Mapping[str, Configuration],
+    plain: Mapping[str, Callable[[Configuration], str]],
+    measured: Mapping[str, Callable[[Statistics, ReinforcementConfig], str]],
+) -> str:
+    """A table with a column for each configuration, or one for all if they do not differ; functions by heading."""
+    body = [[heading, *(show(item) for item in described.values())] for heading, show in plain.items()]
+    for heading, show_found in measured.items():
+        found = [item.statistics and show_found(item.statistics, item.config) for item in described.values()]
+        body.append([heading, *(cell or UNMEASURED for cell in found)])
     if len(described) > 1 and all(len(set(cells)) == 1 for _, *cells in body):
         return table(["", "every configuration"], [line[:2] for line in body])
     return table(["", *(code(name) for name in described)], body)
@@ -84,94 +102,49 @@ def _by_configuration(
 
 def configuration_table(described: Mapping[str, Configuration]) -> str:
     """How much there is of each configuration."""
-
-    def coverage(item: Configuration) -> str:
-        if item.statistics is None:
-            return UNMEASURED
-        rows, skipped = item.config.source.num_rows, len(item.config.skipped)
-        share = f"{_count(rows)} ({100 * item.statistics.num_rows / rows:.4g} %)" if rows else _count(rows)
-        return f"{item.statistics.num_rows:,} of {share}, {skipped:,} skipped"
-
-    def size(item: Configuration) -> str:
-        with_images = " with the images" if item.config.embed_images else ""
-        return UNMEASURED if item.statistics is None else f"{_bytes(item.statistics.num_bytes)}{with_images}"
-
-    def density(item: Configuration) -> str:
-        found, config = item.statistics, item.config
-        with_images = " with the images" if config.embed_images else ""
-        return f"{found.num_bytes / found.num_rows / config.num_samples:.1f}{with_images}" if found else UNMEASURED
-
     several = len({source_text(item.config) for item in described.values()}) > 1
-    lines = {
+    plain = {
         **({"images of": lambda item: source_text(item.config)} if several else {}),
         "images": lambda item: _count(num_rows(item)),
-        "coverage of the source's rows": coverage,
         "reinforcements per image (N)": lambda item: f"{item.config.num_samples:,}",
         "stored classes (K)": lambda item: f"{item.config.top_k} of {item.config.num_classes:,}",
         "side of a view (pixels)": lambda item: str(item.config.policy.image_size),
         "seed": lambda item: str(item.config.seed),
-        "bytes per reinforcement": density,
-        "size": size,
     }
-    return _by_configuration(described, lines)
-
-
-def _bytes(count: int) -> str:
-    units = iter(("bytes", "kB", "MB", "GB", "TB"))
-    unit, value = next(units), float(count)
-    while value >= 1000 and unit != "TB":
-        unit, value = next(units), value / 1000
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+    return _by_configuration(described, plain, {"coverage of the source's rows": _coverage, "size": _size})
 
 
 def target_table(described: Mapping[str, Configuration]) -> str:
     """What was measured on the targets of each configuration."""
-
-    def cell(show: Callable[[Statistics, ReinforcementConfig], str]) -> Callable[[Configuration], str]:
-        return lambda item: UNMEASURED if item.statistics is None else show(item.statistics, item.config)
-
-    def rate(value: float | None) -> str:
-        return "no labels" if value is None else f"{100 * value:.1f} %"
-
-    lines = {
-        "measured on": cell(lambda s, c: f"{s.measured_rows:,} images, {s.measured_rows * c.num_samples:,} targets"),
-        "teacher's accuracy over the views": cell(lambda s, c: rate(s.agreement)),
-        "accuracy of the mean of an image's N targets": cell(lambda s, c: rate(s.agreement_of_mean)),
-        "probability of the most likely class": cell(lambda s, c: f"{s.confidence:.3f}"),
-        "mass in the top K": cell(lambda s, c: f"{s.captured_mass:.3f}"),
-        "entropy (nats)": cell(lambda s, c: f"{s.entropy:.2f}"),
+    measured = {
+        "measured on": lambda s, c: f"{s.measured_rows:,} images, {s.measured_rows * c.num_samples:,} targets",
+        "teacher's accuracy over the views": lambda s, c: _rate(s.agreement),
+        "accuracy of the mean of an image's unmixed targets": lambda s, c: _rate(s.agreement_of_mean),
+        "probability of the most likely class": lambda s, c: f"{s.confidence:.3f}",
+        "mass in the top K": lambda s, c: f"{s.captured_mass:.3f}",
+        "entropy (nats)": lambda s, c: f"{s.entropy:.2f}",
     }
-    return _by_configuration(described, lines)
+    return _by_configuration(described, {}, measured)
 
 
-def policy_table(configs: Mapping[str, ReinforcementConfig]) -> str:
-    """The operations in words: a numbered list for one policy, for several a table of which has which."""
-    steps = {
-        name: [operation.describe() for operation in config.policy.operations] for name, config in configs.items()
-    }
-    if len(steps) == 1:
-        return "\n".join(f"{i}. {text(step)}" for i, step in enumerate(next(iter(steps.values())), 1))
-    order = sorted({step for found in steps.values() for step in found}, key=lambda step: _rank(step, steps))
-    rows = [[text(step), *("✓" if step in found else "" for found in steps.values())] for step in order]
-    return table(["operation", *(code(name) for name in steps)], rows)
-
-
-def _rank(step: str, steps: Mapping[str, list[str]]) -> tuple[float, str]:
-    return max((found.index(step) for found in steps.values() if step in found), default=0), step
+def policy_text(configs: Mapping[str, ReinforcementConfig]) -> str:
+    """The operations of each policy in words, as numbered lists."""
+    parts = []
+    for name, config in configs.items():
+        parts += [f"{code(name)}:"] if len(configs) > 1 else []
+        operations = enumerate(config.policy.operations, 1)
+        parts.append("\n".join(f"{i}. {text(operation.describe())}" for i, operation in operations))
+    return "\n\n".join(parts)
 
 
 def teacher_tables(configs: Mapping[str, ReinforcementConfig], remarks: Remarks) -> list[dict[str, Any]]:
     """One entry for each different teacher: the configurations it belongs to, a table and what to say about it."""
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
-        groups.setdefault(json.dumps([config.teachers, config.temperature], sort_keys=True), []).append(name)
-    found = []
-    for names in groups.values():
-        config = configs[names[0]]
         unknown = "not known" if config.complete else UNMEASURED
         entry = teacher_table(config.teachers, config.temperature, remarks, unknown)
-        found.append({"configs": names if len(groups) > 1 else [], **entry})
-    return found
+        groups.setdefault(json.dumps(entry), []).append(name)
+    return [{"configs": names if len(groups) > 1 else [], **json.loads(key)} for key, names in groups.items()]
 
 
 def teacher_table(
@@ -207,8 +180,7 @@ def teacher_table(
 
 def _teacher(teacher: Mapping[str, Any], remarks: Remarks) -> str:
     name = teacher["name"]  # a teacher that is remarked on was trained for this, and may be a folder elsewhere
-    linked = name not in remarks.teachers and is_hub_id(name) and teacher.get("kind") != "module"
-    shown = hub_link(name) if linked else code(name)
+    shown = code(name) if name in remarks.teachers or teacher.get("kind") == "module" else linked(name)
     kind = teacher.get("architecture")
     if kind and kind not in name:  # of a folder the name says nothing
         shown += f" ({code(kind)})"
@@ -220,28 +192,23 @@ def stated(license: str | None) -> str:
     return "not stated" if license is None else text(license)
 
 
+def source_license(name: str | None, license: str | None) -> str:
+    """The licence of a source; of ImageNet a link to its terms of access."""
+    return f"[ImageNet terms of access]({IMAGENET_LICENSE['license_link']})" if is_imagenet(name) else stated(license)
+
+
+def licenses(rows: Mapping[str, str]) -> str:
+    """A table of licences by what they belong to."""
+    return table(["made from", "licence, as its own card states it"], rows.items())
+
+
 def license_table(configs: Mapping[str, ReinforcementConfig], remarks: Remarks) -> str:
     """The licences of every source and of every teacher."""
-    terms = f"[ImageNet terms of access]({IMAGENET_LICENSE['license_link']})"
-    rows: dict[str, str] = {}
-    for config in configs.values():
-        source = config.source
-        rows[source_text(config)] = terms if is_imagenet(source.name) else stated(source.license)
+    sources = [config.source for config in configs.values()]
+    rows = {
+        source_text(config): source_license(source.name, source.license)
+        for config, source in zip(configs.values(), sources, strict=True)
+    }
     for config in configs.values():
         rows |= {_teacher(teacher, remarks): stated(teacher.get("license")) for teacher in config.teachers}
-    return table(["made from", "licence, as its own card states it"], [list(row) for row in rows.items()])
-
-
-def hardest_classes(statistics: Statistics, config: ReinforcementConfig) -> list[tuple[str, float]]:
-    """The classes whose label is least often the teacher's first, with how often it is."""
-    found = [
-        (share, index)
-        for index, (share, rows) in enumerate(
-            zip(statistics.class_agreement or (), statistics.class_rows or (), strict=True)
-        )
-        if share is not None and rows >= _FEW_IMAGES
-    ]
-    names = config.class_names or ()
-    if len(found) < 2 * _HARDEST or len(names) < config.num_classes:
-        return []
-    return [(names[index], share) for share, index in sorted(found)[:_HARDEST]]
+    return licenses(rows)

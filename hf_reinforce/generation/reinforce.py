@@ -16,7 +16,6 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 
 from hf_reinforce import images
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.cards.commands import train_command
 from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.generation.run import Run
 from hf_reinforce.licenses import read_license, recorded_name
@@ -199,7 +198,7 @@ def _together(state: accelerate.PartialState, folder: Path) -> Iterator[None]:
 
 
 def _say_what_is_there(folder: Path, config: ReinforcementConfig) -> None:
-    shards, name = shard_files(folder, config.split), folder.parent
+    shards = shard_files(folder, config.split)
     num_images = sum(pq.read_metadata(shard).num_rows for shard in shards)
     size = sum(shard.stat().st_size for shard in shards)
     logger.info(
@@ -219,5 +218,3 @@ def _say_what_is_there(folder: Path, config: ReinforcementConfig) -> None:
         logger.warning(
             "%d images were skipped and are missing; %s lists them:\n%s", len(config.skipped), where, "\n".join(lines)
         )
-    command = train_command(str(name), folder.name, config, num_images)
-    logger.info('Done: load_dataset("%s", "%s"). To train a student:\n%s', name, folder.name, command)

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
-from hf_reinforce.cards.dataset_card import write_dataset_card
-from hf_reinforce.cards.preview import write_preview
 from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.sources.files import embed_files
@@ -292,8 +290,5 @@ class Run:
         config = replace(self.config, pixels=pixels, complete=True, skipped=tuple(skipped), checksums=found)
         with explained_writes(self.folder):
             config.save(self.folder)
-        write_preview(self.folder, config, shards, self.dataset)
-        write_dataset_card(self.folder.parent)
-        with explained_writes(self.folder):
             shutil.rmtree(self.staging)
         return config

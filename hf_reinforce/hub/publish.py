@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, RepoFile
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from hf_reinforce.cards.dataset_card import dataset_card, keep_metadata
+from hf_reinforce.cards.dataset_card import current_card, keep_metadata
 from hf_reinforce.cards.markdown import code
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.hub.remote import CARD_FILE, HUB_ERRORS, Branch, State, describe, explain, passes
@@ -239,9 +239,8 @@ def _card(folder: Path, configs: dict[str, ReinforcementConfig], branch: Branch,
     path = folder / CARD_FILE
     if path.is_symlink():
         raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
-    everything = set(configs) == {file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}")}
     try:
-        card = DatasetCard.load(path) if everything and path.exists() else dataset_card(folder, list(configs))
+        card = current_card(folder, list(configs))
     except (yaml.YAMLError, UnicodeError) as error:
         lines = " ".join(str(error).split())
         raise ValueError(

@@ -5,27 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Image
 from numpy.typing import NDArray
 
-from hf_reinforce import images, schema
+from hf_reinforce import images
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.cards.dataset_card import write_dataset_card
-from hf_reinforce.cards.preview import PREVIEW_FILE, draw
 from hf_reinforce.importers.ml_dr.config import policy_of, read_config
 from hf_reinforce.importers.ml_dr.shards import Import
 from hf_reinforce.importers.ml_dr.unpickling import read_members
 from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.models.preprocessing import Preprocessing
-from hf_reinforce.replay.dataset import ReinforcedDataset
 from hf_reinforce.sources.image_source import prepare
 from hf_reinforce.splits import split_text
 from hf_reinforce.store.config import PixelContract, ReinforcementConfig, SourceRecord
 from hf_reinforce.store.pixel_contract import library_versions
-
-_PREVIEW_IMAGES = 3
 
 
 def import_ml_dr(
@@ -123,9 +116,7 @@ def import_ml_dr(
     folder = Path(output_dir) / policy.name
     run = Import(paths, dataset, rows, config, folder)
     run.read()
-    config, shards = run.write()
-    _draw_preview(folder, config, shards, dataset)
-    write_dataset_card(folder.parent)
+    run.write()
     return folder
 
 
@@ -153,19 +144,3 @@ def _describe(names: Sequence[str], policy: AugmentationPolicy, normalize: Mappi
     preprocessing |= {key: list(normalize[key]) for key in ("mean", "std") if key in normalize}
     unknown = {"kind": "ml-dr", "revision": None, "weight_hash": None, "dtype": "float32", "weight": 1.0}
     return tuple({"name": name.strip(), **unknown, "preprocessing": preprocessing} for name in names)
-
-
-def _draw_preview(folder: Path, config: ReinforcementConfig, shards: Sequence[Path], dataset: Dataset) -> None:
-    """Draws the first images; their partners may be in any shard."""
-    shard = next((shard for shard in shards if pq.read_metadata(shard).num_rows), None)
-    if shard is None:
-        return
-    head = pa.Table.from_batches([next(pq.ParquetFile(shard).iter_batches(batch_size=_PREVIEW_IMAGES))])
-    params = head.column(schema.AUGMENTATION_PARAMS).combine_chunks().flatten()
-    partners = set(params.field(schema.PARTNER_ROW).to_pylist()) if config.policy.mix_operations else set()
-    further = partners - {None, *head.column(schema.SOURCE_ROW).to_pylist()}
-    tables = [head]
-    for index in sorted({row // config.shard_size for row in further}):
-        tables.append(pq.read_table(shards[index], filters=[(schema.SOURCE_ROW, "in", further)]))
-    rows = Dataset(pa.concat_tables(tables))
-    draw(ReinforcedDataset(rows, config, dataset, accept_pixel_mismatch=True), range(len(head)), folder / PREVIEW_FILE)

@@ -1,0 +1,263 @@
+"""`inspect_dataset` and `verify_shards`: what a reinforced dataset holds, and whether it is undamaged."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Image
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hf_reinforce import images, schema
+from hf_reinforce.cards.markdown import text
+from hf_reinforce.cards.preview import draw_doubtful
+from hf_reinforce.cards.statistics import measure
+from hf_reinforce.images import ImageError
+from hf_reinforce.models.classes import class_words
+from hf_reinforce.sources.loading import load_source, stream_source
+from hf_reinforce.sources.rows import DatasetRows, ParquetRows, Rows
+from hf_reinforce.splits import is_part
+from hf_reinforce.store.config import ReinforcementConfig
+from hf_reinforce.store.parquet import file_checksum, whole_file
+from hf_reinforce.store.shards import shard_files
+
+JSON_FILE = "inspection.json"
+PICTURE_FILE = "disagreements.png"
+_FORMAT = 2
+_EXAMPLES = 100  # of duplicates
+
+
+def inspect_dataset(
+    folder: str | Path, output_dir: str | Path, *, source: str | None = None, num_images: int = 24
+) -> dict[str, Any]:
+    """Describes a configuration of a reinforced dataset, reading every target once.
+
+    Args:
+        folder: the configuration's folder, as `reinforce` returns it.
+        output_dir: gets `inspection.json` and, where the images can be read, `disagreements.png`.
+        source: Hub id or folder of the images, default the recorded one.
+        num_images: doubtful labels to list and draw, >= 0; with 0 no image is read.
+
+    Returns:
+        The content of `inspection.json`: the fields of `Statistics`, `compared_rows`, `disagreeing_rows`, the
+        `disagreements` whose label the teacher contradicts most, `duplicates` and `notes`.
+
+    Raises:
+        ValueError: if the configuration is unfinished or empty, or a shard is damaged; the message says what to do.
+    """
+    if num_images < 0:
+        raise ValueError(f"num_images must be >= 0, not {num_images}; 0 reads no images.")
+    folder, output_dir = Path(folder), Path(output_dir)
+    config = ReinforcementConfig.load(folder)
+    if not config.complete:
+        raise ValueError(f"{folder} is not finished; run the command that reinforces it again to complete it.")
+    statistics, found = measure(shard_files(folder, config.split), config, every_row=True)
+    wrong = np.flatnonzero(found["compared"] & (found["prediction"] != found["label"]))
+    doubt = found["label_probability"][wrong] - found["probability"][wrong]
+    doubtful = _doubtful(wrong[np.argsort(doubt, kind="stable")[:num_images]], found, config)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    notes = _draw(doubtful, config, folder, source, output_dir / PICTURE_FILE)
+    content = {
+        "format": _FORMAT,
+        "dataset": str(folder),
+        "config_name": folder.name,
+        "num_samples": config.num_samples,
+        "top_k": config.top_k,
+        "num_classes": config.num_classes,
+        "teachers": [teacher["name"] for teacher in config.teachers],
+        "source": {"name": config.source.name, "split": config.source.split, "revision": config.source.revision},
+        **asdict(statistics),
+        "compared_rows": int(found["compared"].sum()),
+        "disagreeing_rows": len(wrong),
+        "disagreements": doubtful,
+        "duplicates": duplicates(found["hash"], found["row"], found["label"]),
+        "notes": notes,
+    }
+    with whole_file(output_dir / JSON_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
+
+
+def _doubtful(
+    positions: NDArray[np.int64], found: Mapping[str, NDArray[Any]], config: ReinforcementConfig
+) -> list[dict[str, Any]]:
+    """What is known of some images: their place, label and prediction."""
+    words = class_words(config.class_names or [str(index) for index in range(config.num_classes)])
+    return [
+        {
+            **{
+                key: found[key][at].item()
+                for key in ("row", "label", "label_probability", "prediction", "probability")
+            },
+            "position": int(at),
+            schema.IMAGE_HASH: found["hash"][at].decode(),
+            "label_name": words[found["label"][at]],
+            "prediction_name": words[found["prediction"][at]],
+        }
+        for at in positions
+    ]
+
+
+def duplicates(hashes: NDArray[Any], rows: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Images that are there more than once.
+
+    Args:
+        hashes: of their encoded bytes, [R].
+        rows: their rows of the source, [R].
+        labels: their labels, -1 where there is none, [R].
+
+    Returns:
+        `images`: distinct images with more than one copy; `rows` that hold one of them; `with_different_labels`: those
+        whose copies have different labels; up to 100 `examples`, those with different labels first.
+    """
+    order = np.lexsort((rows, hashes))
+    _, starts = np.unique(hashes[order], return_index=True)
+    groups = [group for group in np.split(order, starts[1:]) if len(group) > 1]
+    groups.sort(key=lambda group: (len(set(labels[group])) == 1, rows[group[0]]))
+    return {
+        "images": len(groups),
+        "rows": sum(map(len, groups)),
+        "with_different_labels": sum(len(set(labels[group])) > 1 for group in groups),
+        "examples": [
+            {schema.IMAGE_HASH: hashes[g[0]].decode(), "rows": rows[g].tolist(), "labels": labels[g].tolist()}
+            for g in groups[:_EXAMPLES]
+        ],
+    }
+
+
+def _draw(
+    doubtful: Sequence[dict[str, Any]], config: ReinforcementConfig, folder: Path, source: str | None, path: Path
+) -> list[str]:
+    """Draws the images whose labels are doubtful, and returns notes on what cannot be drawn."""
+    path.unlink(missing_ok=True)
+    if config.source.label_column is None:
+        return [
+            "The dataset was reinforced without labels, so nothing is compared with them; reinforce it with "
+            "--label_column_name to compare."
+        ]
+    if not doubtful:
+        return []
+    pictures: dict[int, Tensor] = {}
+    try:
+        cursor, at = _image_rows(config, folder, source).cursor(), "position" if config.embed_images else "row"
+        for item in sorted(doubtful, key=lambda item: item[at]):  # forwards
+            stored = cursor.read(item[at], item[at] + 1).to_pylist()
+            with suppress(ImageError):
+                encoded = images.read_encoded(stored[0][config.source.image_column] if stored else None)
+                if images.image_hash(encoded) == item[schema.IMAGE_HASH]:
+                    pictures[item["position"]] = images.decode(encoded)
+    except (ValueError, OSError) as error:
+        return [f"No picture of the disagreements, since the images cannot be read: {error}"]
+    shown = [(item, pictures[item["position"]]) for item in doubtful if item["position"] in pictures]
+    if shown:
+        draw_doubtful(shown, path)
+    if len(shown) == len(doubtful):
+        return []
+    return [
+        f"{len(doubtful) - len(shown)} of the {len(doubtful)} images are not drawn, since the source holds other "
+        "images in their rows; name the one that was reinforced, in its original order, with --source_name_or_path."
+    ]
+
+
+def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -> Rows:
+    """The images by row, without downloading the dataset that holds them."""
+    record, columns = config.source, [config.source.image_column]
+    if config.embed_images:
+        return ParquetRows([str(shard) for shard in shard_files(folder, config.split)], columns)
+    name = source or record.name
+    if name is None:
+        raise ValueError("where the images are is not recorded; name them with --source_name_or_path.")
+    where = (record.config_name, record.split, record.revision if source is None else None)
+    if is_part(record.split):  # there is no stream of a part
+        return DatasetRows(load_source(name, *where).cast_column(columns[0], Image(decode=False)), columns)
+    return stream_source(name, columns, *where)
+
+
+def summary_table(content: Mapping[str, Any]) -> str:
+    """The figures of the whole dataset, as a Markdown table that can be read in a terminal too."""
+    copies, compared, targets = content["duplicates"], content["compared_rows"], _everything(content)["targets"]
+    doubtful = f"{content['disagreeing_rows']:,} of {compared:,}" if compared else "no labels"
+    lines = [
+        ["images", f"{content['num_rows']:,}"],
+        ["reinforcements of each (N)", f"{content['num_samples']}"],
+        ["stored classes (K)", f"{content['top_k']} of {content['num_classes']}"],
+        ["size", f"{content['num_bytes']:,} bytes, {content['num_bytes'] / targets:.1f} a reinforcement"],
+        ["teachers", ", ".join(text(name) for name in content["teachers"])],
+        ["probability inside the top K", _share(content["captured_mass"])],
+        ["entropy of a target", f"{content['entropy']:.3f} nats"],
+        ["probability of the most likely class", _share(content["confidence"])],
+        ["targets that agree with the label", _share(content["agreement"])],
+        ["images whose mean target is another class", doubtful],
+        ["images that are there more than once", f"{copies['images']:,}, in {copies['rows']:,} rows"],
+        ["of them with different labels", f"{copies['with_different_labels']:,}"],
+    ]
+    return _aligned(["", ""], lines)
+
+
+def operations_table(content: Mapping[str, Any]) -> str:
+    """The targets by operation and strength, as a Markdown table that can be read in a terminal too."""
+    rows = [
+        [
+            *(group["operation"], group["strength"], f"{group['targets']:,}", f"{group['entropy']:.3f}"),
+            *(_share(group["confidence"]), _share(group["agreement"])),
+        ]
+        for group in [_everything(content), *content["groups"]]
+    ]
+    return _aligned(["operation", "strength", "targets", "entropy", "confidence", "agreement"], rows)
+
+
+def _everything(content: Mapping[str, Any]) -> dict[str, Any]:
+    targets = content["measured_rows"] * content["num_samples"]
+    return {**content, "operation": "all", "strength": "", "targets": targets}
+
+
+def _share(value: float | None) -> str:
+    return "no labels" if value is None else f"{100 * value:.1f} %"
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns have one width."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows)]
+    lines.insert(1, ["-" * max(width, 3) for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verify_shards(folder: str | Path) -> tuple[int, list[str]]:
+    """Compares every byte of every shard of a configuration with its recorded checksum.
+
+    Args:
+        folder: the configuration's folder.
+
+    Returns:
+        The number of shards that there should be, and a sentence for each that is damaged, missing or too many.
+
+    Raises:
+        ValueError: if the configuration is unfinished, or was made before checksums were recorded.
+    """
+    folder = Path(folder)
+    config = ReinforcementConfig.load(folder)
+    if not config.checksums:
+        raise ValueError(
+            f"{folder} is not finished, or was made before checksums were recorded; run the command that reinforces "
+            "it again to complete it."
+        )
+    remedy = (
+        "Run the command that reinforces it again, which computes only this shard; or delete it to download it again."
+    )
+    if any(teacher.get("kind") == "ml-dr" for teacher in config.teachers):
+        remedy = "Import the archives again, into another folder; or delete it to download it again."
+    there, problems = {path.name: path for path in shard_files(folder, config.split)}, []
+    for name in tqdm(sorted(config.checksums), desc="Verifying", unit="shard"):
+        path = there.pop(name, None)
+        if path is None:
+            problems.append(f"{name} is missing in {folder}. {remedy}")
+        elif file_checksum(path) != config.checksums[name]:
+            problems.append(f"{path} is damaged. {remedy}")
+    problems += [f"{path} is no shard of this dataset. Delete it." for path in there.values()]
+    return len(config.checksums), problems
