@@ -22,6 +22,9 @@ _LEAST = {
     for name in names.split()
 }
 
+_DROPPED = {"images_on_device": "give --cache_images True, which keeps decoded images in memory, also large ones"}
+"""What takes the place of a flag that there was."""
+
 
 def known_flags(argv: list[str], parser: argparse.ArgumentParser, where: str = "") -> list[str]:
     """The arguments, all of whose flags the parser knows.
@@ -37,6 +40,8 @@ def known_flags(argv: list[str], parser: argparse.ArgumentParser, where: str = "
     known = {name for action in parser._actions for name in action.option_strings}
     for word in argv:
         name = word.partition("=")[0]
+        if name.startswith("--") and name[2:] in _DROPPED:
+            raise ValueError(f"There is no flag {name}{where} any more; {_DROPPED[name[2:]]}.")
         if name.startswith("--") and name not in known:
             similar = difflib.get_close_matches(name, sorted(known), 1)
             meant = f"did you mean {similar[0]}? " if similar else ""

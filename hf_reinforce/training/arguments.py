@@ -29,8 +29,8 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
         timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` is the paper's, with Nesterov momentum 0.9.
         timm_scheduler: name of a timm schedule instead of `lr_scheduler_type`, updated at every step.
         repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
-        images_on_device: keep the training images in the device's memory and augment whole batches there, see
-            `resident.ResidentImages`.
+        cache_images: decode the training images once, into memory that dataloader workers share; for images that
+            fit there, 3 bytes a pixel.
     """
 
     method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
@@ -40,7 +40,7 @@ class KDTrainingArguments(TrainingArguments):  # type: ignore[misc]
     timm_optimizer: str | None = field(default=None, metadata={"help": "A timm optimizer, e.g. sgd, lamb, adamw."})
     timm_scheduler: str | None = field(default=None, metadata={"help": "A timm schedule, e.g. cosine, step."})
     repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
-    images_on_device: bool = field(default=False, metadata={"help": "Keep the images, small ones, on the device."})
+    cache_images: bool = field(default=False, metadata={"help": "Keep decoded images in memory that workers share."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this: targets are no model inputs."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
