@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from benchmarks.cached import cached
 from benchmarks.generation import augmentation, generation, memory
 from benchmarks.importing import importing
 from benchmarks.joining import joining
@@ -9,7 +10,6 @@ from benchmarks.loader import loader_mixing, loader_original, loader_randaug, lo
 from benchmarks.measure import Row, Settings
 from benchmarks.opening import opening
 from benchmarks.repeated import repeated
-from benchmarks.resident import resident
 from benchmarks.storage import record_bytes, record_read
 from benchmarks.streaming import streaming
 from benchmarks.training import online_step, training_step
@@ -20,7 +20,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "loader-original": loader_original,
     "loader-mixing": loader_mixing,
     "repeated": repeated,
-    "resident": resident,
+    "cached": cached,
     "streaming": streaming,
     "record-read": record_read,
     "record-bytes": record_bytes,

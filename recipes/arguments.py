@@ -13,7 +13,10 @@ from typing import Any
 from checks import check_values
 
 _OF_THE_FILE = {"selection", "plain_fraction", "save_steps", "save_total_limit"}
-DROPPED = {"timm_scheduler": "give --lr_scheduler_type, which names a schedule of transformers, such as cosine."}
+DROPPED = {
+    "images_on_device": "give --cache_images True, which keeps decoded images in memory, also large ones.",
+    "timm_scheduler": "give --lr_scheduler_type, which names a schedule of transformers, such as cosine.",
+}
 """Flags of earlier versions, and the sentence that names what replaces each."""
 
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -52,7 +52,7 @@ class ModelArguments:
 
 
 FURTHER = """Further flags: --method {reinforced,online,plain}, --temperature, --hard_label_weight, --ema_decay,
---timm_optimizer, --repeated_augmentation, --images_on_device, and every field of
+--timm_optimizer, --repeated_augmentation, --cache_images, and every field of
 transformers.TrainingArguments (--output_dir, --num_train_epochs, --learning_rate, ...)."""
 
 

@@ -34,7 +34,6 @@ from hf_reinforce.randomness import params_generator
 HEIGHT, WIDTH = 140, 200
 VIEWS = [name for name, cls in AUGMENTATIONS.items() if issubclass(cls, ViewAugmentation)]
 MIXES = [name for name in AUGMENTATIONS if name not in VIEWS]
-BATCHED = [name for name in VIEWS if AUGMENTATIONS[name].collate is not ViewAugmentation.collate]
 STORED = [name for name, cls in AUGMENTATIONS.items() if cls.field is not None]
 MIX_SIZE = 24
 
@@ -131,42 +130,6 @@ def test_views_do_not_depend_on_the_memory_layout(image, name):
     operation = AUGMENTATIONS[name]()
     for params in [params for params in draw(operation, 12) if params is not None or operation.field is None]:
         assert torch.equal(operation.apply(image, params), operation.apply(image.contiguous(), params))
-
-
-@pytest.mark.parametrize("size", [(140, 200), (1, 1), (2, 3), (31, 33)])
-@pytest.mark.parametrize("name", BATCHED)
-def test_whole_batches_have_the_pixels_of_one_image_at_a_time(image, name, size):
-    """Strong parameters too, on photos, noise and images of one colour."""
-    height, width = size
-    operation = RandAugment(num_ops=3, magnitude=30) if name == "rand_augment" else AUGMENTATIONS[name]()
-    noise = torch.randint(0, 256, (8, 3, height, width), generator=torch.Generator().manual_seed(3)).byte()
-    photos = [image[:, i : i + height, i : i + width] for i in range(0, 140 - height + 1, 16)]
-    own = torch.cat([torch.stack(photos), noise, noise // 90, noise * 0, noise * 0 + 255]).repeat(4, 1, 1, 1)
-    drawn = draw(operation, len(own), height=height, width=width)
-    drawn = drawn if operation.stage == "crop" else [None, *drawn[1:]]
-    before = own.clone()
-    views = operation.apply_batch(own, operation.collate(drawn))
-    for view, alone, params in zip(views, own, drawn, strict=True):
-        assert torch.equal(view, alone if params is None else operation.apply(alone, params)), params
-    assert torch.equal(own, before)
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("op", OPERATIONS)
-def test_every_operation_of_rand_augment_on_whole_batches(image, op, sign):
-    levels = [1, 9, 20, 29] if op in SIGNED or op in ("Posterize", "Solarize") else [0]
-    magnitudes = [float(np.float32((sign if op in SIGNED else 1) * magnitude_of(op, level, 64))) for level in levels]
-    drawn = [[{"op": OPERATIONS.index(op), "magnitude": magnitude}] for magnitude in magnitudes]
-    own = image[:, :64, :64].expand(len(drawn), -1, -1, -1)
-    operation = RandAugment(num_ops=1)
-    for view, params in zip(operation.apply_batch(own, operation.collate(drawn)), drawn, strict=True):
-        assert torch.equal(view, operation.apply(own[0], params))
-
-
-@pytest.mark.parametrize("name", [name for name in VIEWS if name not in (*BATCHED, "resize")])
-def test_operations_that_take_one_image_at_a_time_say_so(name):
-    with pytest.raises(ValueError, match=f"{name} works on one image at a time"):
-        AUGMENTATIONS[name]().collate([None])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60), (60, 1), (2, 3), (31, 33)])

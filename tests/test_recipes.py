@@ -426,6 +426,11 @@ def test_missing_file_and_unknown_flag(recipe, tmp_path):
     assert "There is no file" in message(recipe, "train_kd", tmp_path / "nothing.yaml")
     found = message(recipe, "evaluate", model_name_or_path="a", dataset_name="b", batchsize=3)
     assert found == "error: There is no flag --batchsize; did you mean --batch_size? --help lists the flags."
+    file = tmp_path / "student.yaml"
+    file.write_text("images_on_device: true\n")
+    assert f"There is no flag --images_on_device in {file}; give --cache_images True" in message(
+        recipe, "train_kd", file
+    )
 
 
 @pytest.fixture

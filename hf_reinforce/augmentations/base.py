@@ -4,7 +4,7 @@
 Python values that survive Arrow exactly, so that applying them again gives the same pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
@@ -90,23 +90,6 @@ class ViewAugmentation(Augmentation):
             image: uint8 [3, H, W], values 0 to 255.
             params: what `sample` returned.
             scale: replayed output size / output size at sampling; parameters in output pixels scale with it.
-        """
-        raise NotImplementedError
-
-    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
-        """Parameters of B images as one array [B, ...] for `apply_batch`; None becomes what changes nothing.
-
-        Raises:
-            ValueError: if the operation works on one image at a time only.
-        """
-        raise ValueError(f"{self.name} works on one image at a time.")
-
-    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
-        """`apply` to uint8 images [B, 3, H, W] at once, on their device: within one level of it, on a CPU the same.
-
-        Args:
-            images: uint8 [B, 3, H, W], values 0 to 255; not changed.
-            params: what `collate` returned.
         """
         raise NotImplementedError
 

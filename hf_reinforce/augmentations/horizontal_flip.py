@@ -1,17 +1,14 @@
 """Horizontal flip."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Value
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_reinforce.augmentations import batched
 from hf_reinforce.augmentations.base import Bin, Params, Stage, ViewAugmentation, chance, check_probability
 
 
@@ -52,9 +49,3 @@ class HorizontalFlip(ViewAugmentation):
         flipped = params.fill_null(False).to_numpy(zero_copy_only=False)
         yield "horizontal flip", "no", ~flipped
         yield "horizontal flip", "yes", flipped
-
-    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
-        return np.array([bool(item) for item in params])
-
-    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
-        return batched.flip(images, torch.from_numpy(params).to(images.device))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
@@ -137,23 +136,6 @@ class AugmentationPolicy:
             elif params[operation.field] is not None:
                 image = operation.apply(image, params[operation.field], scale)
         return image
-
-    def collate_views(self, params: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-        """Parameters of B views for `apply_batch`: field -> array [B, ...].
-
-        Raises:
-            ValueError: if an operation works on one image at a time only.
-        """
-        stored = ((op, op.field) for op in self.view_operations if op.field is not None)
-        return {field: operation.collate([item[field] for item in params]) for operation, field in stored}
-
-    def apply_batch(self, images: Tensor, params: Mapping[str, NDArray[Any]]) -> Tensor:
-        """Views uint8 [B, 3, S, S] of images [B, 3, H, W], which are resized already where the policy does that, on
-        their device: on a CPU those of `apply`, else within one level of them."""
-        for operation in self.view_operations:
-            if operation.field is not None:
-                images = operation.apply_batch(images, params[operation.field])
-        return images
 
     def render(self, encoded: images.Encoded, params: Mapping[str, Any], image_size: int | None = None) -> Tensor:
         """`apply` to an encoded image; of an image that is cropped first, only the box is decoded.

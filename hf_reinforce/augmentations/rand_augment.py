@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., 2019) with the 14 operations and the magnitude space of torchvision."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,13 +9,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import ClassLabel, List, Value
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from hf_reinforce import images
-from hf_reinforce.augmentations import batched, photometric
+from hf_reinforce.augmentations import photometric
 from hf_reinforce.augmentations.base import Bin, Params, Stage, ViewAugmentation, chance, check_probability, valid
 
 OPERATIONS = (
@@ -174,19 +173,3 @@ class RandAugment(ViewAugmentation):
             for magnitude in np.unique(magnitudes[own]) if own.any() else [0.0]:  # so the names come in one order
                 words = f"{magnitude:.3g}" if magnitude else ""
                 yield name, words, (own & (magnitudes == magnitude)).any(axis=1)
-
-    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
-        nothing = [{"op": 0, "magnitude": 0.0}] * self.num_ops
-        return np.array([[(step["op"], step["magnitude"]) for step in item or nothing] for item in params])
-
-    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
-        device = images.device
-        for ops, magnitudes in params.transpose(1, 2, 0):
-            changed = images.clone()
-            for op in np.unique(ops).astype(int):
-                found = np.flatnonzero(ops == op)
-                rows = torch.from_numpy(found).to(device)
-                magnitude = torch.from_numpy(magnitudes[found]).to(device, batched.precise(device))
-                changed[rows] = batched.RAND_AUGMENT[OPERATIONS[op]](images[rows], magnitude)
-            images = changed
-        return images

@@ -1,16 +1,12 @@
 """RandomCrop with padding, the augmentation of small images (He et al., 2015, section 4.2)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images
-from hf_reinforce.augmentations import batched
 from hf_reinforce.augmentations.base import Crop, Params, check_size
 
 
@@ -50,10 +46,3 @@ class RandomCrop(Crop):
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
         side = round(self.size * scale)
         return images.resize(images.crop(image, params), side, side)
-
-    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
-        return np.array([(item["top"], item["left"]) for item in params if item is not None])
-
-    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
-        top, left = torch.from_numpy(params).to(images.device).T
-        return batched.window(images, top, left, (self.size, self.size))

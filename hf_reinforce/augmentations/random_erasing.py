@@ -1,18 +1,15 @@
 """RandomErasing (Zhong et al., 2017): a random box is painted black."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
-from hf_reinforce.augmentations import batched
 from hf_reinforce.augmentations.base import (
     Bin,
     Params,
@@ -81,9 +78,3 @@ class RandomErasing(ViewAugmentation):
 
     def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
         return ranges("erasing", "of the view", valid(params), area(params) / size**2, 0.1, 0.2)
-
-    def collate(self, params: Sequence[Params | None]) -> NDArray[Any]:
-        return np.array([[0] * 4 if item is None else [item[side] for side in schema.BOX] for item in params])
-
-    def apply_batch(self, images: Tensor, params: NDArray[Any]) -> Tensor:
-        return batched.erase(images, torch.from_numpy(params).to(images.device))

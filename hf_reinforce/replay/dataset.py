@@ -248,8 +248,7 @@ class ReinforcedDataset(AugmentedDataset):
 
     def _plain_sample(self, batch: BatchViews, epoch: int, position: int) -> dict[str, Any]:
         seed = int(hash_uniform(self.seed, _PLAIN_STREAM)[0])
-        size = images.image_size(self.encoded(position))
-        params = self.policy.sample(seed, int(self._rows[position]), epoch, *size)
+        params = self.policy.sample(seed, int(self._rows[position]), epoch, *self.size(position))
         params |= {operation.field: None for operation in self.policy.mix_operations}
         view = batch.view(position, -1, params)
         label = self._label(position)

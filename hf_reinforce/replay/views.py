@@ -6,7 +6,6 @@ that workers could disagree about, and a resumed run sees what it would have see
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from hf_reinforce import images
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions, shuffled_rows
+from hf_reinforce.replay.decoded_images import DecodedImages
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.sources.labels import NO_LABEL
 from hf_reinforce.targets.class_distribution import check_stored
@@ -33,15 +33,7 @@ class View:
     position: int
     slot: int
     params: dict[str, Any]
-    pixels: "Tensor | LaterView"
-
-
-@dataclass(frozen=True, eq=False)
-class LaterView:
-    """A view whose pixels are made later, with those of its batch."""
-
-    position: int
-    params: dict[str, Any]
+    pixels: Tensor
 
 
 class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -63,7 +55,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self, source: ImageSource, policy: AugmentationPolicy, image_size: int | None = None, seed: int = 0
     ) -> None:
         self.source, self.policy, self.image_size, self.seed = source, policy, image_size, seed
-        self._makes_pixels = True
+        self._decoded: DecodedImages | None = None
         self._order = shuffled_rows(seed, len(source)) if policy.mix_operations else np.arange(len(source))
         self._places = np.argsort(self._order)
 
@@ -84,12 +76,6 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self._sample(batch, int(epoch), int(position), int(slot))
             for epoch, position, slot in zip(epochs, positions, self.slots(epochs, positions), strict=True)
         ]
-
-    def without_pixels(self) -> "AugmentedDataset":
-        """This data set without the pixels, which `resident.ResidentImages` then makes."""
-        other = copy(self)
-        other._makes_pixels = False
-        return other
 
     def slots(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which reinforcement each position uses in each epoch."""
@@ -128,6 +114,15 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         pairing = partner_positions(self.seed, start // PARTNER_BLOCK, view.slot, len(rows))
         return batch.view(int(rows[pairing[self._places[view.position] - start]]), view.slot)
 
+    def cache_images(self) -> None:
+        """Decodes every image once, into memory that dataloader workers share and every epoch reads.
+
+        Raises:
+            ValueError: if the memory does not suffice, see `DecodedImages`.
+            ImageError: if an image cannot be decoded.
+        """
+        self._decoded = self._decoded or DecodedImages(len(self), self.size, self.image)
+
     def encoded(self, position: int) -> images.Encoded:
         """The encoded image at a position."""
         return self.source.encoded(position)
@@ -136,20 +131,32 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The row under which errors name the image at a position."""
         return position
 
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of the decoded image at a position, in pixels."""
+        if self._decoded is not None:
+            return self._decoded.size(position)
+        with self._naming(position):
+            return images.image_size(self.encoded(position))
+
     def image(self, position: int) -> Tensor:
         """The decoded image at a position, uint8 [3, H, W]."""
+        if self._decoded is not None:
+            return self._decoded[position]
         with self._naming(position):
             return images.decode(self.encoded(position))
 
     def pixels(self, position: int, params: Mapping[str, Any]) -> Tensor:
         """The view of an image that parameters describe, uint8 [3, S, S]; only what it shows is decoded."""
+        if self._decoded is not None:
+            return self.policy.apply(self._decoded[position], params, self.image_size)
         with self._naming(position):
             return self.policy.render(self.encoded(position), params, self.image_size)
 
     def params(self, position: int, slot: int) -> dict[str, Any]:
         """Parameters of one reinforcement."""
+        height, width = self.size(position)
         with self._naming(position):
-            return self.policy.sample(self.seed, position, slot, *images.image_size(self.encoded(position)))
+            return self.policy.sample(self.seed, position, slot, height, width)
 
     @contextmanager
     def _naming(self, position: int) -> Iterator[None]:
@@ -164,10 +171,9 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
         Returns:
             `pixel_values` uint8 [B + E, 3, S, S] in channels-last memory, the B samples first, then partners that are
-            in no sample, or without pixels `positions` [B + E] and `view_params` (`policy.collate_views`); `labels`
-            int64 [B]. With a policy that mixes: `partner` int64 [B], where each sample's partner is, `partner_labels`
-            int64 [B], and one tensor for each mixing operation. With stored targets: `target_label`, `target_value`
-            [B, K], `target_tail` [B].
+            in no sample; `labels` int64 [B]. With a policy that mixes: `partner` int64 [B], where each sample's
+            partner is, `partner_labels` int64 [B], and one tensor for each mixing operation. With stored targets:
+            `target_label`, `target_value` [B, K], `target_tail` [B].
         """
         pixels = [sample["pixel_values"] for sample in samples]
         batch: dict[str, Any] = {}
@@ -182,7 +188,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 partner.append(where[id(view)])
             batch["partner"] = torch.tensor(partner)
             batch |= self.policy.collate_mix([sample["mix_params"] for sample in samples])
-        batch = {**_stacked(pixels, self.policy), **batch}
+        batch = {"pixel_values": images.stack(pixels), **batch}
         if "labels" in samples[0]:
             batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
             if self.policy.mix_operations:
@@ -220,21 +226,12 @@ class BatchViews:
             self._views[key] = view
         return view
 
-    def _pixels(self, position: int, params: dict[str, Any]) -> "Tensor | LaterView":
-        if not self._dataset._makes_pixels:
-            return LaterView(position, params)
+    def _pixels(self, position: int, params: dict[str, Any]) -> Tensor:
         if position not in self._repeated:
             return self._dataset.pixels(position, params)
         if position not in self._images:
             self._images[position] = self._dataset.image(position)
         return self._dataset.policy.apply(self._images[position], params, self._dataset.image_size)
-
-
-def _stacked(views: Sequence[Any], policy: AugmentationPolicy) -> dict[str, Any]:
-    if not isinstance(views[0], LaterView):
-        return {"pixel_values": images.stack(views)}
-    params = policy.collate_views([view.params for view in views])
-    return {"positions": torch.tensor([view.position for view in views]), "view_params": params}
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):

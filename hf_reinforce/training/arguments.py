@@ -55,8 +55,8 @@ class KDTrainingArguments(ResumableTrainingArguments):
         hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
         repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
-        images_on_device: keep the training images in the device's memory and augment whole batches there, see
-            `resident.ResidentImages`.
+        cache_images: decode the training images once, into memory that dataloader workers share; for images that
+            fit there, 3 bytes a pixel.
     """
 
     method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})
@@ -64,7 +64,7 @@ class KDTrainingArguments(ResumableTrainingArguments):
     hard_label_weight: float = field(default=0.0, metadata={"help": "Share of the label's cross-entropy in the loss."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of an average of the weights; 0 for none."})
     repeated_augmentation: int = field(default=1, metadata={"help": "Augmentations of an image in one batch."})
-    images_on_device: bool = field(default=False, metadata={"help": "Keep the images, small ones, on the device."})
+    cache_images: bool = field(default=False, metadata={"help": "Keep decoded images in memory that workers share."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Most that a gradient's norm may be; 0: no clipping."})
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Accumulate metrics batch by batch."})
 

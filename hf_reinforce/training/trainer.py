@@ -18,7 +18,6 @@ from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.dataset import ReinforcedDataset, batch_targets
-from hf_reinforce.replay.resident import ResidentImages
 from hf_reinforce.replay.streaming.loader import training_loader
 from hf_reinforce.replay.streaming.stream import ReinforcedStream
 from hf_reinforce.replay.views import AugmentedDataset
@@ -71,14 +70,11 @@ class KDTrainer(ResumableTrainer):
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
-        resident = None if isinstance(train_dataset, ReinforcedStream) or not args.images_on_device else train_dataset
-        if args.images_on_device and isinstance(train_dataset, ReinforcedStream):
-            raise ValueError("A stream has no images to keep; leave out images_on_device (--images_on_device False).")
+        if args.cache_images and isinstance(train_dataset, ReinforcedStream):
+            raise ValueError("A stream has no images to keep; leave out cache_images (--cache_images False).")
         check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
-        self._resident = None
-        if resident is not None:
-            self._resident = ResidentImages(resident, args.device)
-            train_dataset = resident.without_pixels()
+        if args.cache_images and train_dataset is not None:
+            train_dataset.cache_images()  # type: ignore[union-attr]
         if (dataset := train_dataset or eval_dataset) is not None:
             kwargs.setdefault("data_collator", dataset.collate)
         if kwargs.get("compute_metrics") is None:
@@ -107,12 +103,6 @@ class KDTrainer(ResumableTrainer):
 
     def num_examples(self, dataloader: Any) -> int:
         return getattr(dataloader.dataset, "num_rows", 0) or int(super().num_examples(dataloader))
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        inputs = super()._prepare_inputs(inputs)
-        if self._resident is not None and "positions" in inputs:
-            inputs["pixel_values"] = self._resident.views(inputs["positions"], inputs["view_params"])
-        return inputs
 
     def _images(self, inputs: dict[str, Tensor]) -> Tensor:
         """The B mixed views of a batch, float, values 0 to 255."""
