@@ -22,6 +22,7 @@ from hf_reinforce.hub.remote import dataset_commit
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.classes import ClassMap, make_class_map
 from hf_reinforce.sources.image_source import ImageSource, find_columns
+from hf_reinforce.sources.labels import is_text
 from hf_reinforce.sources.loading import load_source
 
 
@@ -151,22 +152,15 @@ def _labels(
     if column is None:
         return None, None, False
     values, feature = _values(dataset, column), dataset.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names), values.to_numpy().reshape(-1, 1).tolist(), True
-    if pa.types.is_integer(values.type):
-        return None, values.to_numpy().reshape(-1, 1).tolist(), False
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    declared = isinstance(feature, ClassLabel)
+    if is_text(values.type):
         names = tuple(sorted(set(values.to_pylist())))
-        places = {name: place for place, name in enumerate(names)}
-        return names, [[places[name]] for name in values.to_pylist()], False
-    if (
-        pa.types.is_list(values.type)
-        or pa.types.is_large_list(values.type)
-        or pa.types.is_fixed_size_list(values.type)
-    ):
-        items = values.flatten()
-        if pa.types.is_integer(items.type) and not items.null_count:
-            return None, values.to_pylist(), False
+        return names, pc.index_in(values, pa.array(names, values.type)).to_numpy().reshape(-1, 1).tolist(), False
+    if pa.types.is_integer(values.type):
+        return tuple(feature.names) if declared else None, values.to_numpy().reshape(-1, 1).tolist(), declared
+    several = getattr(values.type, "value_type", None)  # of a list
+    if several is not None and pa.types.is_integer(several) and not values.flatten().null_count:
+        return None, values.to_pylist(), False
     raise ValueError(
         f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices. Name "
         "another with --label_column_name (label_column in the file of a suite)."
