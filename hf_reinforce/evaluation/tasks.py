@@ -32,12 +32,12 @@ class Task:
 
     Attributes:
         source: N images.
-        rows: int64 [N], row of each image in its data set.
+        rows: int64 [N], row of each image in its dataset.
         labels: int64 [N, M], the scored classes that are right for each image, -1 where there are fewer than M.
         class_map: from the model's classes to the scored ones.
         corruption: how the images are corrupted.
         on_the_fly: whether they are still to be.
-        revision: commit of the data set on the Hub, None for a folder.
+        revision: commit of the dataset on the Hub, None for a folder.
         max_samples: how many of the first images were asked for, None for all.
     """
 
@@ -63,10 +63,10 @@ class Task:
 def open_tasks(
     entry: Entry, model_names: Sequence[str] | None, num_classes: int, max_samples: int | None = None
 ) -> dict[str, Task]:
-    """Opens a data set of a suite.
+    """Opens a dataset of a suite.
 
     Args:
-        entry: the data set.
+        entry: the dataset.
         model_names: see `make_class_map`.
         num_classes: classes of the model.
         max_samples: use the first so many images, of each corruption and severity.
@@ -75,7 +75,7 @@ def open_tasks(
         Suffix of a name -> task: `""` for images as they are, `"-CORRUPTION-SEVERITY"` for corrupted ones.
 
     Raises:
-        ValueError: if the data set cannot be had, lacks a column, is empty or unlabelled, or its classes do not match
+        ValueError: if the dataset cannot be had, lacks a column, is empty or unlabelled, or its classes do not match
             the model's.
     """
     dataset, commit = open_rows(entry.dataset_name, entry.dataset_config_name, entry.split, entry.revision)
@@ -91,7 +91,7 @@ def open_tasks(
 def open_rows(
     name: str, config_name: str | None = None, split: str = "test", revision: str | None = None
 ) -> tuple[Dataset, str | None]:
-    """A split of a data set, and the commit of the Hub that it is of; None for a folder.
+    """A split of a dataset, and the commit of the Hub that it is of; None for a folder.
 
     Arguments and errors as `hf_reinforce.sources.loading.load_source`.
     """
@@ -111,7 +111,7 @@ def open_task(
     num_classes: int,
     max_samples: int | None = None,
 ) -> Task:
-    """The images of a data set that is loaded already; arguments and errors as `open_tasks`."""
+    """The images of a dataset that is loaded already; arguments and errors as `open_tasks`."""
     if not len(dataset):
         raise ValueError(_without_rows(entry.dataset_name, entry.split))
     where = f"{entry.dataset_name}, split {entry.split!r},"

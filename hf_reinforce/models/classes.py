@@ -3,6 +3,7 @@
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -208,10 +209,9 @@ class ModelClasses:
 
 def _places(names: Iterable[str | None]) -> dict[str | None, int]:
     """Where each name is that comes once."""
-    places: dict[str | None, list[int]] = {}
-    for index, name in enumerate(names):
-        places.setdefault(name, []).append(index)
-    return {name: found[0] for name, found in places.items() if len(found) == 1 and name is not None}
+    names = list(names)
+    counts = Counter(names)
+    return {name: index for index, name in enumerate(names) if name is not None and counts[name] == 1}
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
