@@ -1,11 +1,8 @@
 """Datasets of a suite, opened and ready to be evaluated: images, labels, and what the model's classes have to do."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -182,28 +179,23 @@ def _values(dataset: Dataset, column: str) -> Any:
     return values
 
 
-@cache
-def real_labels() -> list[list[int]]:
-    """The classes of each image of ImageNet's validation split by Beyer et al. (2020), as timm ships them."""
-    text = (files("timm") / "data" / "_info" / "imagenet_real_labels.json").read_text(encoding="utf-8")
-    found: list[list[int]] = json.loads(text)
-    return found
-
-
 def _real_labels(dataset: Dataset, entry: Entry, image_column: str) -> list[Sequence[int]]:
+    """The classes of each image of ImageNet's validation split by Beyer et al. (2020), as timm ships them."""
+    from timm.data import RealLabelsImagenet
+
     if entry.file_column:
         paths = _values(dataset, entry.file_column).to_pylist()
     else:
         paths = pc.struct_field(dataset.with_format("arrow")[:][image_column], "path").to_pylist()
-    numbers = [re.search(r"ILSVRC2012_val_(\d{8})", name or "") for name in paths]
-    unnamed = [name for name, number in zip(paths, numbers, strict=True) if number is None]
+    found = [re.search(r"ILSVRC2012_val_\d{8}", path or "") for path in paths]
+    unnamed = [path for path, name in zip(paths, found, strict=True) if name is None]
     if unnamed:
         raise ValueError(
             f"The labels of ReaL belong to files such as ILSVRC2012_val_00000001.JPEG, but {len(unnamed)} images have "
             f"other names, such as {unnamed[0]!r}; name the column that holds them with file_column."
         )
-    real = real_labels()
-    return [real[int(number[1]) - 1] for number in numbers if number]
+    real = RealLabelsImagenet(range(50_000)).real_labels  # by file name; only the number of the argument matters
+    return [real[f"{name.group()}.JPEG"] for name in found if name]
 
 
 def _padded(targets: Sequence[Sequence[int]]) -> NDArray[np.int64]:
