@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 
-from hf_reinforce.evaluation.tasks import real_labels
 from hf_reinforce.models.classes import imagenet_classes, load_table, make_class_map, tables, wordnet_ids
 
 IMAGENETTE = [
@@ -155,7 +154,6 @@ def test_published_tables():
         671,
         444,
     ]
-    assert len(real_labels()) == 50_000 and real_labels()[1] == [970, 795] and real_labels()[0] == []
 
 
 @pytest.mark.parametrize(

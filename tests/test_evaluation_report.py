@@ -140,7 +140,7 @@ def test_summary_notes_and_what_is_missing_are_told(folder, undrawn):
     datasets["zoo"] = replace(datasets["zoo"], metrics=metrics, notes="only <b>mammals</b> | birds")
     edited(folder, datasets=datasets, summary={"mce": 0.875}, skipped={"sketch": "not at hand"})
     text = write_report(folder).read_text()
-    assert "(AlexNet: 100 %): 87.5 %" in text and "sketch: not at hand" in text
+    assert "mean corruption error (baseline: 100 %): 87.5 %" in text and "sketch: not at hand" in text
     assert tables(text)[0][2][6] == "\N{EN DASH}" and "<b>" not in text and "only" in text
     edited(folder, datasets={})
     assert "sketch: not at hand" in write_report(folder).read_text()

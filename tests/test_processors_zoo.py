@@ -254,7 +254,7 @@ def ours(folder, rows, **settings):
     """Predictions and losses of `evaluate.py`'s evaluator."""
     model = load_teacher(str(folder))
     task = open_task(rows, Entry("photos"), model.class_names or CLASSES, model.num_classes)
-    _, predictions = evaluate_task(model, task, Settings(4, 0, "cpu", progress=False, **settings))
+    predictions = evaluate_task(model, task, Settings(4, 0, "cpu", progress=False, **settings))
     return predictions.prediction.tolist(), predictions.nll
 
 

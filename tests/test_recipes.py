@@ -525,8 +525,11 @@ def test_other_settings_for_the_same_folder_are_refused(recipe, plus, workshop):
         ({"model_name_or_path": "owner/nothing"}, "There is no image classifier 'owner/nothing'"),
         ({"dataset_name": "owner/nothing"}, "There is no data set"),
         ({"max_samples": 0}, "--max_samples must be at least 1, not 0"),
-        ({"class_map": "[0]"}, "class_map must give one teacher class"),
-        ({"class_map": "[0]"}, "mend --class_map"),
+        (
+            {"class_map": "[0]"},
+            f"class_map must give one teacher class in [0, {C}) for each of the data set's {C} classes; it has 1 "
+            "entries: 0; mend --class_map.",
+        ),
     ],
 )
 def test_mistakes_in_evaluation_are_one_sentence(flags, expected, recipe, workshop):

@@ -1,1 +1,1 @@
-"""Evaluation of classifiers on suites of data sets, and what it writes; see docs/evaluation.md."""
+"""Evaluation of classifiers on suites of datasets, and what it writes; see docs/evaluation.md."""

@@ -36,7 +36,7 @@ def corrupt(image: Tensor, corruption: Corruption, seed: int, row: int) -> Tenso
         image: uint8 [3, H, W], both sides at least 32 pixels.
         corruption: one of `CORRUPTIONS` and its severity, 1 to 5.
         seed: seed of the evaluation.
-        row: row of the image in its data set.
+        row: row of the image in its dataset.
 
     Returns:
         uint8 [3, H, W] in channels-last memory.
@@ -80,7 +80,7 @@ class CorruptedDataset(AugmentedDataset):
         source: images.
         policy: makes the view that is corrupted; see `evaluation_policy`.
         corruption: the corruption and its severity.
-        rows: row of each image in its data set, which the seed goes with; int [N].
+        rows: row of each image in its dataset, which the seed goes with; int [N].
         seed: seed of the evaluation.
 
     Raises:
@@ -105,7 +105,7 @@ class CorruptedDataset(AugmentedDataset):
         return corrupt(super().pixels(position, params), self.corruption, self.seed, self.row(position))
 
     def row(self, position: int) -> int:
-        """The row of the data set."""
+        """The row of the dataset."""
         return int(self._rows[position])
 
 

@@ -216,14 +216,14 @@ def evaluate_suite(
     max_samples: int | None = None,
     finished: Callable[[Entry, str, DatasetResult], None] = lambda entry, name, result: None,
 ) -> Evaluation:
-    """Evaluates a model on every data set of a suite.
+    """Evaluates a model on every dataset of a suite.
 
     A dataset that cannot be evaluated is noted under `skipped`, and the others go on.
 
     Args:
         model: a student, a teacher or an ensemble, on `settings.device`.
         model_name: name of it.
-        suite: the data sets.
+        suite: the datasets.
         settings: how images are shown.
         folder: where `evaluation.json` and the predictions are written, after each dataset, and in the end
             `corruption_errors`, which another suite may name as its `baseline`; None: nowhere.
@@ -282,7 +282,7 @@ def is_main_process() -> bool:
 
 
 def new_evaluation(model_name: str, suite: str | None, settings: Settings) -> Evaluation:
-    """An evaluation without data sets yet."""
+    """An evaluation without datasets yet."""
     return Evaluation(model_name, suite, machine=machine(settings.device), versions=versions())
 
 

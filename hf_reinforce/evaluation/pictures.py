@@ -22,7 +22,7 @@ _DPI = 130
 def draw_reliability(
     diagrams: Mapping[str, ReliabilityDiagram], errors: Mapping[str, float | None], path: Path, columns: int = 4
 ) -> None:
-    """Draws accuracy against confidence, a panel for each model or data set, and how many images each bin holds.
+    """Draws accuracy against confidence, a panel for each model or dataset, and how many images each bin holds.
 
     Args:
         diagrams: title -> diagram.
@@ -105,7 +105,7 @@ def draw_confusions(pairs: Sequence[tuple[str, str, float]], title: str, path: P
 
     Args:
         pairs: (right class, class it is taken for, images), the most frequent first; at least one.
-        title: of the data set.
+        title: of the dataset.
         path: of the picture.
     """
     figure = new_figure(7, 0.9 + 0.27 * len(pairs))

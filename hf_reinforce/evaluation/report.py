@@ -1,6 +1,7 @@
 """The report of an evaluation, `report.md`: one table, and pictures."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,13 +20,6 @@ _PANELS = 8  # of reliability diagrams
 _PAIRS = 10  # of confused classes
 _LEAST = 2  # images of such a pair: one is chance
 
-SUMMARY = {
-    "mce": "mean corruption error (AlexNet: 100 %)",
-    "relative_mce": "relative mean corruption error (AlexNet: 100 %)",
-    "mean_corruption_accuracy": "mean accuracy under corruptions",
-}
-"""Figure over several data sets -> its name, for people."""
-
 
 def write_report(folder: str | Path) -> Path:
     """Writes `report.md` and its pictures into the folder of an evaluation.
@@ -37,7 +31,7 @@ def write_report(folder: str | Path) -> Path:
         The path of `report.md`.
 
     Raises:
-        ValueError: if the folder holds no evaluation, one without data sets, or predictions are missing.
+        ValueError: if the folder holds no evaluation, one without datasets, or predictions are missing.
     """
     folder = Path(folder)
     evaluation = Evaluation.load(folder)
@@ -47,6 +41,8 @@ def write_report(folder: str | Path) -> Path:
     corrupted = [found for found in evaluation.datasets.values() if found.corruption]
     lines = [f"# Evaluation of {markdown.code(evaluation.model)}", "", _table(clean.values(), corrupted), ""]
     lines += [_EXPLANATION, "", *_notes(evaluation)]
+    for picture in (RELIABILITY, CORRUPTIONS, CONFUSIONS):
+        (folder / picture).unlink(missing_ok=True)  # of an earlier evaluation
     drawn = [*_reliability(clean, folder), *_corruptions(evaluation, folder), *_confusions(evaluation, clean, folder)]
     lines += [line for picture in drawn for line in (picture, "")]
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
@@ -77,19 +73,16 @@ def metric_text(metric: str, value: float | None, signed: bool = False) -> str:
 
 
 def summary_name(name: str) -> str:
-    """How people call a figure over several data sets; with several suites of corruptions, theirs comes first."""
-    known = next((key for key in ("relative_mce", *SUMMARY) if name == key or name.endswith(f"_{key}")), None)
-    if known is None:
-        return name.replace("_", " ")
-    return f"{name.removesuffix(known).removesuffix('_')} {SUMMARY[known]}".strip()
+    """A figure over several datasets in words; with several suites of corruptions, their name comes first."""
+    return re.sub(r"(^|_)mce$", r"\1mean_corruption_error (baseline: 100 %)", name).replace("_", " ")
 
 
 def corruption_accuracies(results: dict[str, DatasetResult]) -> dict[str, dict[int, float]]:
-    """Accuracy in [0, 1] by corruption and severity; with the data set's name in front if there are several."""
+    """Accuracy in [0, 1] by corruption and severity; with the dataset's name in front if there are several."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for name, result in results.items():
         if result.corruption is not None and result.metrics.get("accuracy") is not None:
-            entry = name.removesuffix(f"-{result.corruption.name}-{result.corruption.severity}")
+            entry = name.removesuffix(result.corruption.suffix)
             by_severity = found.setdefault((entry, result.corruption.name), {})
             by_severity[result.corruption.severity] = float(result.metrics["accuracy"] or 0.0)
     several = len({entry for entry, _ in found}) > 1
@@ -97,7 +90,7 @@ def corruption_accuracies(results: dict[str, DatasetResult]) -> dict[str, dict[i
 
 
 def clean_of(results: dict[str, DatasetResult]) -> str | None:
-    """Name of the data set that the corrupted ones were made from, None if it isn't among them or they are several."""
+    """Name of the dataset that the corrupted ones were made from, None if it isn't among them or they are several."""
     sources = {_source(found) for found in results.values() if found.corruption}
     clean = (name for name, found in results.items() if found.corruption is None and {_source(found)} == sources)
     return next(clean, None)
@@ -145,7 +138,6 @@ def _notes(evaluation: Evaluation) -> list[str]:
 def _reliability(clean: dict[str, DatasetResult], folder: Path) -> list[str]:
     shown = {found.title: found for found in list(clean.values())[:_PANELS]}
     if not shown:
-        (folder / RELIABILITY).unlink(missing_ok=True)
         return []
     errors = {title: found.metrics.get("ece") for title, found in shown.items()}
     pictures.draw_reliability(
@@ -158,7 +150,6 @@ def _reliability(clean: dict[str, DatasetResult], folder: Path) -> list[str]:
 def _corruptions(evaluation: Evaluation, folder: Path) -> list[str]:
     accuracies = corruption_accuracies(evaluation.datasets)
     if not accuracies:
-        (folder / CORRUPTIONS).unlink(missing_ok=True)
         return []
     name = clean_of(evaluation.datasets)
     clean = None if name is None else evaluation.datasets[name].metrics.get("accuracy")
@@ -170,8 +161,7 @@ def _corruptions(evaluation: Evaluation, folder: Path) -> list[str]:
 
 
 def _confusions(evaluation: Evaluation, clean: dict[str, DatasetResult], folder: Path) -> list[str]:
-    """Of the first data set."""
-    (folder / CONFUSIONS).unlink(missing_ok=True)
+    """Of the first dataset."""
     for name, found in list(clean.items())[:1]:
         names = class_words(found.class_names)
         answers = evaluation.predictions(folder, name)

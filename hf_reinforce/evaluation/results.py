@@ -78,10 +78,11 @@ class DatasetResult:
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetResult":
         """The inverse of `dataclasses.asdict`."""
         corruption = content.get("corruption")
-        reliability = ReliabilityDiagram(**content["reliability"])
-        return cls(
-            **{**content, "reliability": reliability, "corruption": corruption and Corruption(**corruption)},
-        )
+        values = {
+            "reliability": ReliabilityDiagram(**content["reliability"]),
+            "corruption": corruption and Corruption(**corruption),
+        }
+        return cls(**{**content, **values})
 
 
 @dataclass

@@ -1,11 +1,8 @@
 """Datasets of a suite, opened and ready to be evaluated: images, labels, and what the model's classes have to do."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from hf_reinforce.hub.remote import dataset_commit
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.classes import ClassMap, make_class_map
 from hf_reinforce.sources.image_source import ImageSource, find_columns
+from hf_reinforce.sources.labels import is_text
 from hf_reinforce.sources.loading import load_source
 
 
@@ -31,12 +29,12 @@ class Task:
 
     Attributes:
         source: N images.
-        rows: int64 [N], row of each image in its data set.
+        rows: int64 [N], row of each image in its dataset.
         labels: int64 [N, M], the scored classes that are right for each image, -1 where there are fewer than M.
         class_map: from the model's classes to the scored ones.
         corruption: how the images are corrupted.
         on_the_fly: whether they are still to be.
-        revision: commit of the data set on the Hub, None for a folder.
+        revision: commit of the dataset on the Hub, None for a folder.
         max_samples: how many of the first images were asked for, None for all.
     """
 
@@ -62,10 +60,10 @@ class Task:
 def open_tasks(
     entry: Entry, model_names: Sequence[str] | None, num_classes: int, max_samples: int | None = None
 ) -> dict[str, Task]:
-    """Opens a data set of a suite.
+    """Opens a dataset of a suite.
 
     Args:
-        entry: the data set.
+        entry: the dataset.
         model_names: see `make_class_map`.
         num_classes: classes of the model.
         max_samples: use the first so many images, of each corruption and severity.
@@ -74,7 +72,7 @@ def open_tasks(
         Suffix of a name -> task: `""` for images as they are, `"-CORRUPTION-SEVERITY"` for corrupted ones.
 
     Raises:
-        ValueError: if the data set cannot be had, lacks a column, is empty or unlabelled, or its classes do not match
+        ValueError: if the dataset cannot be had, lacks a column, is empty or unlabelled, or its classes do not match
             the model's.
     """
     dataset, commit = open_rows(entry.dataset_name, entry.dataset_config_name, entry.split, entry.revision)
@@ -90,7 +88,7 @@ def open_tasks(
 def open_rows(
     name: str, config_name: str | None = None, split: str = "test", revision: str | None = None
 ) -> tuple[Dataset, str | None]:
-    """A split of a data set, and the commit of the Hub that it is of; None for a folder.
+    """A split of a dataset, and the commit of the Hub that it is of; None for a folder.
 
     Arguments and errors as `hf_reinforce.sources.loading.load_source`.
     """
@@ -110,7 +108,7 @@ def open_task(
     num_classes: int,
     max_samples: int | None = None,
 ) -> Task:
-    """The images of a data set that is loaded already; arguments and errors as `open_tasks`."""
+    """The images of a dataset that is loaded already; arguments and errors as `open_tasks`."""
     if not len(dataset):
         raise ValueError(_without_rows(entry.dataset_name, entry.split))
     where = f"{entry.dataset_name}, split {entry.split!r},"
@@ -151,22 +149,15 @@ def _labels(
     if column is None:
         return None, None, False
     values, feature = _values(dataset, column), dataset.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names), values.to_numpy().reshape(-1, 1).tolist(), True
-    if pa.types.is_integer(values.type):
-        return None, values.to_numpy().reshape(-1, 1).tolist(), False
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    declared = isinstance(feature, ClassLabel)
+    if is_text(values.type):
         names = tuple(sorted(set(values.to_pylist())))
-        places = {name: place for place, name in enumerate(names)}
-        return names, [[places[name]] for name in values.to_pylist()], False
-    if (
-        pa.types.is_list(values.type)
-        or pa.types.is_large_list(values.type)
-        or pa.types.is_fixed_size_list(values.type)
-    ):
-        items = values.flatten()
-        if pa.types.is_integer(items.type) and not items.null_count:
-            return None, values.to_pylist(), False
+        return names, pc.index_in(values, pa.array(names, values.type)).to_numpy().reshape(-1, 1).tolist(), False
+    if pa.types.is_integer(values.type):
+        return tuple(feature.names) if declared else None, values.to_numpy().reshape(-1, 1).tolist(), declared
+    several = getattr(values.type, "value_type", None)  # of a list
+    if several is not None and pa.types.is_integer(several) and not values.flatten().null_count:
+        return None, values.to_pylist(), False
     raise ValueError(
         f"The label column {column!r} holds {feature}; expected class indices, names, or lists of class indices. Name "
         "another with --label_column_name (label_column in the file of a suite)."
@@ -188,28 +179,23 @@ def _values(dataset: Dataset, column: str) -> Any:
     return values
 
 
-@cache
-def real_labels() -> list[list[int]]:
-    """The classes of each image of ImageNet's validation split by Beyer et al. (2020), as timm ships them."""
-    text = (files("timm") / "data" / "_info" / "imagenet_real_labels.json").read_text(encoding="utf-8")
-    found: list[list[int]] = json.loads(text)
-    return found
-
-
 def _real_labels(dataset: Dataset, entry: Entry, image_column: str) -> list[Sequence[int]]:
+    """The classes of each image of ImageNet's validation split by Beyer et al. (2020), as timm ships them."""
+    from timm.data import RealLabelsImagenet
+
     if entry.file_column:
         paths = _values(dataset, entry.file_column).to_pylist()
     else:
         paths = pc.struct_field(dataset.with_format("arrow")[:][image_column], "path").to_pylist()
-    numbers = [re.search(r"ILSVRC2012_val_(\d{8})", name or "") for name in paths]
-    unnamed = [name for name, number in zip(paths, numbers, strict=True) if number is None]
+    found = [re.search(r"ILSVRC2012_val_\d{8}", path or "") for path in paths]
+    unnamed = [path for path, name in zip(paths, found, strict=True) if name is None]
     if unnamed:
         raise ValueError(
             f"The labels of ReaL belong to files such as ILSVRC2012_val_00000001.JPEG, but {len(unnamed)} images have "
             f"other names, such as {unnamed[0]!r}; name the column that holds them with file_column."
         )
-    real = real_labels()
-    return [real[int(number[1]) - 1] for number in numbers if number]
+    real = RealLabelsImagenet(range(50_000)).real_labels  # by file name; only the number of the argument matters
+    return [real[f"{name.group()}.JPEG"] for name in found if name]
 
 
 def _padded(targets: Sequence[Sequence[int]]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,8 @@ SCORINGS = ("restricted", "full")
 ClassSpec = str | Sequence[int | str] | Mapping[str, Any] | None
 
 _TIMM_TABLES = ("imagenet", "imagenet_a", "imagenet_r")
+_SAME_ORDER = "the same number of classes, taken in the same order"
+_MEND = "mend the file of --classes_from or of the suite, or --class_map"
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 
 logger = logging.getLogger(__name__)
@@ -150,7 +153,7 @@ class ModelClasses:
             if not 0 <= entry < self.count:
                 raise ValueError(
                     f"The model has classes 0 to {self.count - 1}, but the class map names {shortened(entry)}; "
-                    "mend the file of --classes_from or of the suite, or --class_map."
+                    f"{_MEND}."
                 )
             return (entry,)
         index = None
@@ -160,8 +163,7 @@ class ModelClasses:
         if index is None:
             known = some(self.names) if self.names else f"no names, only indices 0 to {self.count - 1}"
             raise ValueError(
-                f"The class map names {shortened(entry)}, which is no class of the model; it has {known}. "
-                "Mend the file of --classes_from or of the suite, or --class_map."
+                f"The class map names {shortened(entry)}, which is no class of the model; it has {known}; {_MEND}."
             )
         return (index,)
 
@@ -205,15 +207,11 @@ class ModelClasses:
         return [self._by_wordnet.get(name) for name in wordnet_ids(names)]
 
 
-_SAME_ORDER = "the same number of classes, taken in the same order"
-
-
 def _places(names: Iterable[str | None]) -> dict[str | None, int]:
     """Where each name is that comes once."""
-    places: dict[str | None, list[int]] = {}
-    for index, name in enumerate(names):
-        places.setdefault(name, []).append(index)
-    return {name: found[0] for name, found in places.items() if len(found) == 1 and name is not None}
+    names = list(names)
+    counts = Counter(names)
+    return {name: index for index, name in enumerate(names) if name is not None and counts[name] == 1}
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
@@ -315,85 +313,80 @@ def make_class_map(
     if scoring not in (None, *SCORINGS):
         raise ValueError(f"scoring must be one of {', '.join(SCORINGS)}, not {scoring!r}.")
     model = ModelClasses(model_names, num_classes)
-    names, members, words = _members(model, data_names, labels, classes, declared)
+    names, entries, words = _entries(model, data_names, labels, classes, declared)
+    members = {label: model.find(entries[label]) for label in sorted(entries)}
+    identical = list(members.values()) == [(index,) for index in range(num_classes)]
     by_occurrence = classes in (None, "index") and (data_names is None or not declared)
-    order = sorted(members)
-    groups = tuple(members[label] for label in order)
-    identical = groups == tuple((index,) for index in range(num_classes))
+    display = model.display_names()
     if scoring == "full" or (scoring is None and by_occurrence and not identical):
         words = f"{words}; all {num_classes} classes of the model compete"
-        if by_occurrence and len(groups) < num_classes:
-            words += f", of which {len(groups)} occur"
-        return ClassMap(model.display_names(), members, None, words)
+        if by_occurrence and len(members) < num_classes:
+            words += f", of which {len(members)} occur"
+        return ClassMap(display, members, None, words)
     if not identical:
-        extent = f"{len(groups)} classes of the data set out of the model's {num_classes}"
+        extent = f"{len(members)} classes of the data set out of the model's {num_classes}"
         if by_occurrence:
-            extent = f"the {len(groups)} classes that occur in the data set out of the model's {num_classes}"
+            extent = f"the {len(members)} classes that occur in the data set out of the model's {num_classes}"
             logger.warning("Scored are only %s; list its classes with --classes_from FILE, or score in full.", extent)
-        words += ", the most probable of several" if max(map(len, groups)) > 1 else ""
+        words += ", the most probable of several" if max(map(len, members.values())) > 1 else ""
         words += f"; restricted to {extent}"
-    targets = {label: (place,) for place, label in enumerate(order)}
-    return ClassMap(tuple(names[label] for label in order), targets, None if identical else groups, words)
+    return ClassMap(
+        names=tuple(names[label] if names else display[own[0]] for label, own in members.items()),
+        targets={label: (place,) for place, label in enumerate(members)},
+        groups=None if identical else tuple(members.values()),
+        description=words,
+    )
 
 
-def _members(
-    model: ModelClasses, data_names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec, declared: bool
-) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
-    """Name and the model's classes for each label, and where they come from."""
-    if classes is None and data_names is not None:
-        places, words = model.match(data_names)
-        return dict(enumerate(data_names)), {label: (index,) for label, index in enumerate(places)}, words
+def _entries(
+    model: ModelClasses, names: Sequence[str] | None, labels: Sequence[int], classes: ClassSpec, declared: bool
+) -> tuple[Sequence[str] | None, dict[int, Any], str]:
+    """Names of the labels, None for the model's own; an entry for `find` of each label; and where they come from."""
+    if classes is None and names is not None:
+        places, words = model.match(names)
+        return names, dict(enumerate(places)), words
     if classes is None or classes == "index":
-        return _indexed(model, data_names, labels)
+        return None, _indices(model, names, labels), "labels that are the model's indices"
     table, words = classes, "classes from a given map"
     if isinstance(table, str):
         table, words = load_table(table), f"classes from the table {classes}"
     if isinstance(table, Mapping):
-        data_names = list(map(str, table)) if data_names is None else list(data_names)  # labels count the entries
-        entries = {plain(str(name)): entry for name, entry in table.items()}
-        if not declared:  # the table has classes that happen not to occur
-            occurring = set(map(plain, data_names))
-            data_names += [name for name in map(str, table) if plain(name) not in occurring]
-        missing = [name for name in data_names if plain(name) not in entries]
+        found = {plain(str(name)): entry for name, entry in table.items()}
+        known = list(names or ())
+        if names is None or not declared:  # labels count the table's classes, or some of them happen not to occur
+            occurring = set(map(plain, known))
+            known += [name for name in map(str, table) if plain(name) not in occurring]
+        missing = [name for name in known if plain(name) not in found]
         if missing:
             raise ValueError(
                 f"The class map has no entry for {len(missing)} classes of the data set: {some(missing)}; it has "
-                f"{some(list(table))}. Add them, or name another with "
-                "--classes_from (classes in the file of a suite)."
+                f"{some(list(table))}. Add them: {_MEND}."
             )
-        table = [entries[plain(name)] for name in data_names]
-    elif data_names is not None and len(data_names) != len(table):
+        names, table = known, [found[plain(name)] for name in known]
+    elif names is not None and len(names) != len(table):
         raise ValueError(
-            f"The class map must have one entry for each of the data set's {len(data_names)} classes, but has "
-            f"{len(table)}; mend the file of --classes_from or of the suite, or --class_map."
+            f"The class map must have one entry for each of the data set's {len(names)} classes, but has "
+            f"{len(table)}; {_MEND}."
         )
     outside = sorted(set(labels) - set(range(len(table))))
     if outside:
         raise ValueError(
-            f"The class map has {len(table)} classes, but the data set has the label {outside[0]}; "
-            "mend the file of --classes_from or of the suite, or --class_map."
+            f"The class map has {len(table)} classes, but the data set has the label {outside[0]}; {_MEND}."
         )
-    found = {label: model.find(entry) for label, entry in enumerate(table)}
-    display = model.display_names()
-    names = data_names or [display[members[0]] for members in found.values()]
-    return dict(enumerate(names)), found, words
+    return names, dict(enumerate(table)), words
 
 
-def _indexed(
-    model: ModelClasses, names: Sequence[str] | None, labels: Sequence[int]
-) -> tuple[dict[int, str], dict[int, tuple[int, ...]], str]:
-    """As `_members`, where labels or their names are the model's indices."""
+def _indices(model: ModelClasses, names: Sequence[str] | None, labels: Sequence[int]) -> dict[int, int]:
+    """The model's class for each label, where the labels or their names are its indices."""
     wrong = [name for name in names or () if not name.strip().isdecimal()]
     if wrong:
         raise ValueError(f"classes: index needs class names that are numbers, such as '17'; found {some(wrong)}.")
-    values = {label: int(names[label]) for label in range(len(names))} if names else {int(v): int(v) for v in labels}
-    largest = max(values.values(), default=0)
+    found = dict(enumerate(map(int, names))) if names else {int(label): int(label) for label in labels}
+    largest = max(found.values(), default=0)
     if largest >= model.count:
         raise ValueError(
             f"The {'names of the classes' if names else 'labels'} go up to {largest}, the model has {model.count} "
             f"classes (0 to {model.count - 1}). Say how they correspond: --classes_from FILE (classes in a suite); or "
             "name a model with enough classes."
         )
-    found = {label: model.find(value) for label, value in sorted(values.items())}
-    display = model.display_names()
-    return {label: display[index] for label, (index,) in found.items()}, found, "labels that are the model's indices"
+    return found

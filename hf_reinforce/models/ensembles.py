@@ -1,4 +1,4 @@
-"""Which classes of the members of a teacher are the same, and which are those of a data set."""
+"""Which classes of the members of a teacher are the same, and which are those of a dataset."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ def align(members: Sequence[Member], count: int, maps: list[list[int]]) -> tuple
 
 
 def match(members: Sequence[Member], count: int, names: tuple[str, ...]) -> list[list[int]]:
-    """For each member its class for each class of a data set, which must be all of its classes.
+    """For each member its class for each class of a dataset, which must be all of its classes.
 
     Raises:
         ValueError: if they are not.
@@ -64,7 +64,7 @@ def match(members: Sequence[Member], count: int, names: tuple[str, ...]) -> list
 
 
 def other_classes(names: tuple[str, ...], member: Member, count: int) -> ValueError:
-    """The error for a member whose classes are not those of a data set."""
+    """The error for a member whose classes are not those of a dataset."""
     return ValueError(
         f"The classes of the data set and of the teacher {member.name} differ. "
         f"Data set ({len(names)}): {some(names, 8)}. "

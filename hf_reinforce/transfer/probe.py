@@ -135,7 +135,7 @@ class LinearProbe:
 
     Attributes:
         classifier: scikit-learn pipeline of standardisation and logistic regression.
-        num_classes: classes of the data set, of which training may have lacked some.
+        num_classes: classes of the dataset, of which training may have lacked some.
         strength: the C that was chosen, > 0.
         held_out_nll: negative log-likelihood in nats on the held-out part, for each C that was tried.
     """
@@ -171,7 +171,7 @@ def fit_probe(
     Args:
         features: float32 [R, D].
         labels: int64 [R], in [0, num_classes).
-        num_classes: classes of the data set.
+        num_classes: classes of the dataset.
         strengths: values of C to choose from, each > 0; with one of them nothing is held out.
         seed: of the choice of the fifth.
 
