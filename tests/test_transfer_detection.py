@@ -259,8 +259,9 @@ def flags(scenes, folder, steps):
 
 def test_recipe_resumes_as_if_it_had_not_been_interrupted(scenes, tmp_path, monkeypatch):
     recipe = load_recipe("detect")
-    monkeypatch.setattr(sys, "argv", ["detect.py", *flags(scenes, tmp_path / "whole", 4)])
+    monkeypatch.setattr(sys, "argv", ["detect.py", *flags(scenes, tmp_path / "whole", 4), "--hub_token", "hf_secret"])
     recipe.main()
+    assert b"hf_secret" not in (tmp_path / "whole" / "training_args.bin").read_bytes(), "it is published, too"
     (tmp_path / "part").mkdir()
     (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "part" / "checkpoint-2")
     monkeypatch.setattr(sys, "argv", ["detect.py", *flags(scenes, tmp_path / "part", 4)])
