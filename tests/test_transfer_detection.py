@@ -142,22 +142,29 @@ def test_images_of_another_size_than_annotated_are_refused(scenes, tmp_path):
         DetectionDataset(read_coco(scenes / "images" / "train", tmp_path / "other.json"))[0]
 
 
+def without(*keys):
+    return lambda content: [content["annotations"][0].pop(key) for key in keys]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("categories"), "is no COCO JSON"),
         (
-            lambda content: content["images"].pop(),
-            "is of image 7, which 'images' does not list; use the file that belongs to the images",
+            lambda content: content.pop("categories"),
+            r"images, annotations and categories \(KeyError: 'categories'\)",
         ),
-        (lambda content: content["categories"].pop(), "is no COCO JSON"),
+        (lambda content: content["images"].pop(), "is of image 7, which 'images' does not list; use the file that"),
+        (lambda content: content["categories"].pop(), r"which 'categories' does not list; it lists the ids \[7, 17\]"),
+        (without("bbox"), "id 0 has no bbox; add what it lacks, or remove the annotation"),
+        (without("bbox", "image_id"), "id 0 has no image_id or bbox"),
+        (without("bbox", "id"), "with keys image_id, category_id, area, iscrowd, segmentation has no bbox"),
     ],
 )
 def test_damaged_coco_files_are_refused(scenes, tmp_path, change, message):
     content = json.loads((scenes / "train.json").read_text())
     change(content)
     (tmp_path / "damaged.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"damaged.json is no COCO JSON of .*{message}"):
         read_coco(scenes / "images" / "train", tmp_path / "damaged.json")
 
 
