@@ -58,12 +58,13 @@ def training_classes() -> list[type]:
 def main() -> None:
     model, data, args = parse(__doc__, [BackboneArguments, DetectionArguments], training_classes, FURTHER)
     say_unused(DETECT, (model, data, args), given())
-    start(args)
-    from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
-    from hf_reinforce.transfer.samples import collate
+    from transformers import set_seed
 
+    from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
+
+    set_seed(args.seed)
     masks = data.architecture == "mask_rcnn"
-    train, test = dataset(data, True, masks, args.seed), dataset(data, False, masks, args.seed)
+    train, test = dataset(data, "train", masks, args.seed), dataset(data, "eval", masks, args.seed)
     if test is not None and test.class_names != train.class_names:
         raise ValueError(
             f"The categories to evaluate on ({len(test.class_names)}: {test.class_names[0]}, ...) are not those of "
@@ -81,14 +82,7 @@ def main() -> None:
         options=json_object("detector_args", data.detector_args),
     )
     new_metric = lambda: MeanAveragePrecision(train.class_names, masks)
-    finish(detector, args, new_metric, train, test, collate, {**asdict(model), **asdict(data)})
-
-
-def start(args) -> None:
-    """Logging and seeds, as every recipe that trains has them."""
-    from transformers import set_seed
-
-    set_seed(args.seed)
+    finish(detector, args, new_metric, train, test, {**asdict(model), **asdict(data)})
 
 
 def backbone(model):
@@ -97,51 +91,48 @@ def backbone(model):
     return load_backbone(model.model_name_or_path, json_object("model_args", model.model_args), model.model_revision)
 
 
-def rows_of(name, config, split, limit, folder, annotations, read):
-    """Rows of a split, or of files that `read` turns into rows; None where neither is named."""
+def rows_of(data, part, files, read):
+    """Rows of a part of the data, None where it is not named.
+
+    Args:
+        data: flags of the recipe.
+        part: `train` or `eval`.
+        files: what the images are named with, `annotations` or `masks`.
+        read: makes rows of both.
+    """
     from hf_reinforce.hub.load import load_source
 
-    if bool(folder) != bool(annotations):
-        raise ValueError(f"Images and annotations are named together; found {folder or annotations!r} alone.")
-    if folder:
-        rows = read(folder, annotations)
+    images, other, split = (getattr(data, f"{part}_{name}") for name in ("images", files, "split"))
+    if bool(images) != bool(other):
+        raise ValueError(f"Images and {files} are named together; found {images or other!r} alone.")
+    if images:
+        rows = read(images, other)
     elif split is None:
         return None
-    elif name is None:
-        raise ValueError("Name the data: --dataset_name, or folders of images and of annotations (--help lists them).")
+    elif data.dataset_name is None:
+        raise ValueError(f"Name the data: --dataset_name, or --{part}_images and --{part}_{files}.")
     else:
-        rows = load_source(name, config, split)
+        rows = load_source(data.dataset_name, data.dataset_config_name, split)
+    limit = getattr(data, f"max_{part}_samples")
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
-def dataset(data, train, masks, seed):
+def dataset(data, part, masks, seed):
     from hf_reinforce.transfer.boxes import DetectionDataset
     from hf_reinforce.transfer.coco import read_coco
 
-    split, limit, folder, annotations = (
-        (data.train_split, data.max_train_samples, data.train_images, data.train_annotations)
-        if train
-        else (data.eval_split, data.max_eval_samples, data.eval_images, data.eval_annotations)
-    )
-    rows = rows_of(data.dataset_name, data.dataset_config_name, split, limit, folder, annotations, read_coco)
+    rows = rows_of(data, part, "annotations", read_coco)
     if rows is None:
         return None
-    found = DetectionDataset(
-        rows,
-        train,
-        seed,
-        data.image_column_name,
-        data.objects_column_name,
-        data.box_format,
-        data.class_names,
-        masks,
-    )
+    columns = (data.image_column_name, data.objects_column_name)
+    found = DetectionDataset(rows, part == "train", seed, *columns, data.box_format, data.class_names, masks)
     found.check_format()
     return found
 
 
-def finish(model, args, new_metric, train, test, collate, asked) -> None:
-    """Trains from the last checkpoint on, where there is one, evaluates, and prints the metrics."""
+def finish(model, args, new_metric, train, test, asked) -> None:
+    """Trains from the last checkpoint on, where there is one, and evaluates."""
+    from hf_reinforce.transfer.samples import collate
     from hf_reinforce.transfer.trainer import TransferTrainer
 
     if test is not None:

@@ -6,7 +6,7 @@ python recipes/segment.py recipes/ade20k_segmentation/deeplabv3.yaml --model_nam
 from dataclasses import asdict, dataclass
 
 from arguments import given, one_line_errors, option, parse
-from detect import FURTHER, BackboneArguments, backbone, finish, rows_of, start, training_classes
+from detect import FURTHER, BackboneArguments, backbone, finish, rows_of, training_classes
 from unused import SEGMENT, say_unused
 
 
@@ -39,38 +39,34 @@ def main() -> None:
     if args.per_device_train_batch_size < 2:
         raise ValueError("DeepLabV3 normalises over the batch; give --per_device_train_batch_size 2 or more.")
     args.dataloader_drop_last = True  # the last batch could hold a single image
-    start(args)
-    from hf_reinforce.transfer.samples import collate
+    from transformers import set_seed
+
     from hf_reinforce.transfer.segmenter import MeanIoU, Segmenter
 
+    set_seed(args.seed)
     names = data.class_names or [f"LABEL_{index}" for index in range(data.num_labels or 0)]
     if not 1 <= len(names) < 255 or data.num_labels not in (None, len(names)):
         raise ValueError(
             f"Give --num_labels, from 1 to 254, or --class_names; found {data.num_labels} and "
             f"{len(data.class_names)} names."
         )
-    train, test = dataset(data, True, len(names), args.seed), dataset(data, False, len(names), args.seed)
+    train, test = dataset(data, "train", len(names), args.seed), dataset(data, "eval", len(names), args.seed)
     if len(train) < args.per_device_train_batch_size:
         raise ValueError(f"There are {len(train)} training images, fewer than --per_device_train_batch_size.")
     options = {"head": data.head, "image_size": data.image_size, "aux_weight": data.aux_weight}
     segmenter = Segmenter.of(backbone(model), names, **options)
-    new_metric = lambda: MeanIoU(len(names))
-    finish(segmenter, args, new_metric, train, test, collate, {**asdict(model), **asdict(data)})
+    finish(segmenter, args, lambda: MeanIoU(len(names)), train, test, {**asdict(model), **asdict(data)})
 
 
-def dataset(data, train, num_labels, seed):
+def dataset(data, part, num_labels, seed):
     from hf_reinforce.transfer.masks import SegmentationDataset, read_mask_folder
 
-    split, limit, images, masks = (
-        (data.train_split, data.max_train_samples, data.train_images, data.train_masks)
-        if train
-        else (data.eval_split, data.max_eval_samples, data.eval_images, data.eval_masks)
-    )
-    rows = rows_of(data.dataset_name, data.dataset_config_name, split, limit, images, masks, read_mask_folder)
+    rows = rows_of(data, part, "masks", read_mask_folder)
     if rows is None:
         return None
-    columns = ("image", "annotation") if images else (data.image_column_name, data.mask_column_name)
-    return SegmentationDataset(rows, num_labels, data.image_size, train, seed, *columns, data.reduce_labels)
+    of_files = getattr(data, f"{part}_images") is not None
+    columns = ("image", "annotation") if of_files else (data.image_column_name, data.mask_column_name)
+    return SegmentationDataset(rows, num_labels, data.image_size, part == "train", seed, *columns, data.reduce_labels)
 
 
 if __name__ == "__main__":

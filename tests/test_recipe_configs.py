@@ -9,6 +9,8 @@ from transformers import HfArgumentParser
 
 from hf_reinforce import AugmentationPolicy, KDTrainingArguments, load_policy
 from hf_reinforce.augmentations.policies import POLICY_NAMES
+from hf_reinforce.transfer.detector import ARCHITECTURES
+from hf_reinforce.transfer.segmenter import HEADS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FOLDERS = ("cifar100_plus", "flowers102_plus", "food101_plus", "imagenet_plus")
@@ -17,6 +19,12 @@ STUDIES = ("study.yaml", "ablations.yaml", "regime.yaml", "converged.yaml")
 POLICIES = [path for path in FILES if path.name == "policy.yaml"]
 CONFIGS = [path for path in FILES if path.parent.name in FOLDERS and path.name not in ("policy.yaml", *STUDIES)]
 TRAINING = ("teacher.yaml", "student.yaml")
+TRANSFER = {
+    "coco_detection/mask_rcnn.yaml": "detect",
+    "coco_detection/mask_rcnn_1x.yaml": "detect",
+    "ade20k_segmentation/deeplabv3.yaml": "segment",
+    "caltech101/finetune.yaml": "finetune",
+}
 VARIANTS = ("rrc", "mixing", "randaug", "mixing_randaug")
 ACCELERATE = {  # distributed_type, use_cpu, num_machines
     "cpu": ("NO", True, 1),
@@ -98,6 +106,29 @@ def test_reinforce_uses_the_teacher_that_was_trained_on_the_same_data(folder, re
     assert run.teacher_name_or_path == [args.output_dir]
     assert (run.dataset_name, run.split) == (data.dataset_name, data.train_split)
     assert (run.image_column_name, run.label_column_name) == (data.image_column_name, data.label_column_name)
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_recipe_of_transfer_accepts_the_file(name):
+    recipe = load_recipe(TRANSFER[name])
+    classes = [cls for key, cls in vars(recipe).items() if key.endswith("Arguments")]
+    parser = HfArgumentParser([*classes, *recipe.training_classes()], allow_abbrev=False)
+    argv = load_recipe("arguments").with_file([str(RECIPES / name)])
+    parsed = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    values = {key: value for each in parsed for key, value in vars(each).items()}
+    comment = (RECIPES / name).read_text(encoding="utf-8").split("\ntrain_images")[0]
+    assert f"recipes/{TRANSFER[name]}.py" in comment and f"recipes/{name}" in comment and "paper" in comment
+    assert values["output_dir"].startswith("outputs/")
+    if TRANSFER[name] == "detect":
+        assert values["architecture"] in ARCHITECTURES and len(values["min_size"]) > 1
+        assert len(values["lr_milestones"]) == 2
+    if TRANSFER[name] == "segment":
+        assert values["head"] in HEADS and values["model_args"] == '{"output_stride": 8}'
+
+
+def test_every_file_of_transfer_is_checked():
+    folders = {Path(name).parent.name for name in TRANSFER}
+    assert {f"{path.parent.name}/{path.name}" for path in FILES if path.parent.name in folders} == set(TRANSFER)
 
 
 def test_imagenet_teacher_is_the_ensemble_of_the_paper(read):

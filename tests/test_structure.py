@@ -267,6 +267,36 @@ def test_nothing_mentions_a_path_of_one_machine():
     assert not found, "\n".join(found)
 
 
+def test_private_names_of_libraries_are_listed():
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    libraries = [Trainer, TrainerCallback, TrainingArguments, DataLoader, Dataset.from_dict({})]
+    foreign = {name for library in libraries for name in dir(library)}
+    fields = set(re.findall(r"self\.(_[a-z]\w*)", inspect.getsource(Trainer)))  # which `dir` of the class lacks
+    own, touched, others = set(), set(), set()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                others |= {method.name for method in node.body if isinstance(method, ast.FunctionDef)}
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+                touched.add(node.attr)
+                own |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+            elif isinstance(node, ast.Attribute):
+                others.add(node.attr)
+            elif isinstance(node, ast.Name):
+                own.add(node.id)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                own.add(node.target.id)
+    private = (others & foreign) | (touched & fields) | ((touched | others) - own)
+    private = {name for name in private if re.match("_[a-z]", name)} - {"_exit"}  # os._exit is Python's
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Private names of libraries")[1]
+    assert private == set(re.findall(r"^\| `(\w+)`", table.split("\n## ")[0], re.M))
+
+
 def test_texts_are_found():
     names = {path.relative_to(ROOT).as_posix() for path in texts()}
     assert {"README.md", "Makefile", "pyproject.toml", "hf_reinforce/schema.py", "docs/schema.md"} <= names

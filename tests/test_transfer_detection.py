@@ -142,22 +142,29 @@ def test_images_of_another_size_than_annotated_are_refused(scenes, tmp_path):
         DetectionDataset(read_coco(scenes / "images" / "train", tmp_path / "other.json"))[0]
 
 
+def without(*keys):
+    return lambda content: [content["annotations"][0].pop(key) for key in keys]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("categories"), "is no COCO JSON"),
         (
-            lambda content: content["images"].pop(),
-            "is of image 7, which 'images' does not list; use the file that belongs to the images",
+            lambda content: content.pop("categories"),
+            r"images, annotations and categories \(KeyError: 'categories'\)",
         ),
-        (lambda content: content["categories"].pop(), "is no COCO JSON"),
+        (lambda content: content["images"].pop(), "is of image 7, which 'images' does not list; use the file that"),
+        (lambda content: content["categories"].pop(), r"which 'categories' does not list; it lists the ids \[7, 17\]"),
+        (without("bbox"), "id 0 has no bbox; add what it lacks, or remove the annotation"),
+        (without("bbox", "image_id"), "id 0 has no image_id or bbox"),
+        (without("bbox", "id"), "with keys image_id, category_id, area, iscrowd, segmentation has no bbox"),
     ],
 )
 def test_damaged_coco_files_are_refused(scenes, tmp_path, change, message):
     content = json.loads((scenes / "train.json").read_text())
     change(content)
     (tmp_path / "damaged.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"damaged.json is no COCO JSON of .*{message}"):
         read_coco(scenes / "images" / "train", tmp_path / "damaged.json")
 
 
@@ -259,8 +266,9 @@ def flags(scenes, folder, steps):
 
 def test_recipe_resumes_as_if_it_had_not_been_interrupted(scenes, tmp_path, monkeypatch):
     recipe = load_recipe("detect")
-    monkeypatch.setattr(sys, "argv", ["detect.py", *flags(scenes, tmp_path / "whole", 4)])
+    monkeypatch.setattr(sys, "argv", ["detect.py", *flags(scenes, tmp_path / "whole", 4), "--hub_token", "hf_secret"])
     recipe.main()
+    assert b"hf_secret" not in (tmp_path / "whole" / "training_args.bin").read_bytes(), "it is published, too"
     (tmp_path / "part").mkdir()
     (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "part" / "checkpoint-2")
     monkeypatch.setattr(sys, "argv", ["detect.py", *flags(scenes, tmp_path / "part", 4)])

@@ -80,8 +80,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def is_checkpoint(self, folder: str | None) -> bool:
         """Whether a folder is that of the checkpoint of this step."""
-        own = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        return folder is not None and Path(folder) == own
+        return folder is not None and Path(folder).name == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.is_checkpoint(output_dir) and self.args.should_save:  # unfinished from here on

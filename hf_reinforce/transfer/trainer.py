@@ -90,10 +90,9 @@ class TransferTrainer(ResumableTrainer):
         model: Any = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
         metric, seen = self._new_metric(), 0
         for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                predictions = model(inputs["images"])
-            records = [metric.record(*pair) for pair in zip(predictions, inputs["targets"], strict=True)]
+                predictions = model(batch["images"])
+            records = [metric.record(*pair) for pair in zip(predictions, batch["targets"], strict=True)]
             for record in self.accelerator.gather_for_metrics(records, use_gather_object=True):
                 metric.add(record)
                 seen += 1
