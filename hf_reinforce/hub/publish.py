@@ -113,10 +113,10 @@ def push_to_hub(
     files = {path: file for name, config in configs.items() for path, file in _files(folder, name, config).items()}
     _warn_of_local_names(configs)
     branch = _Branch(HfApi(token=token), repo_id, revision or "main")
-    message = commit_message or _message(configs)
+    message, own_card = commit_message or _message(configs), _own_card(folder, configs)
 
     def plan(state: _State) -> tuple[_Contents, dict[str, FileChange]]:
-        contents: _Contents = {**files, _CARD_FILE: _card(folder, configs, branch, state)}
+        contents: _Contents = {**files, _CARD_FILE: _card(own_card, folder.resolve().name, branch, state)}
         return contents, _changes(configs, contents, state)
 
     with explained_publishing(repo_id):
@@ -288,8 +288,8 @@ def _check_no_link(path: Path) -> None:
         raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
 
 
-def _card(folder: Path, configs: Mapping[str, ReinforcementConfig], branch: _Branch, state: _State) -> bytes:
-    """The folder's card with the repository's name, and with what only the card on the Hub has."""
+def _own_card(folder: Path, configs: Mapping[str, ReinforcementConfig]) -> str:
+    """The folder's card, or a new one if only some of its configurations are published."""
     path = folder / _CARD_FILE
     _check_no_link(path)
     everything = set(configs) == {file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}")}
@@ -300,7 +300,13 @@ def _card(folder: Path, configs: Mapping[str, ReinforcementConfig], branch: _Bra
         raise ValueError(
             f"The YAML at the top of {path} cannot be read ({lines}); mend it, or delete the file."
         ) from error
-    names = "|".join(re.escape(str(name)) for name in (folder.resolve().name, card.data.pretty_name) if name)
+    return str(card)
+
+
+def _card(own: str, folder_name: str, branch: _Branch, state: _State) -> bytes:
+    """The folder's card with the repository's name, and with what only the card on the Hub has."""
+    card = DatasetCard(own)
+    names = "|".join(re.escape(str(name)) for name in (folder_name, card.data.pretty_name) if name)
     calls = rf'((?:load_(?:dataset|reinforced)\(|--dataset_name )")(?:{names})"'
     card.text = re.sub(calls, rf'\g<1>{branch.repo_id}"', card.text)
     if _CARD_FILE in state.files:
