@@ -42,7 +42,7 @@ def main() -> None:
     say_unused(IMPORT, (args,), given())
     from hf_reinforce import load_policy, write_dataset_card, write_preview
     from hf_reinforce.hub.load import load_source
-    from hf_reinforce.hub.remote import dataset_commit
+    from hf_reinforce.hub.repository import dataset_commit
     from hf_reinforce.importers.ml_dr import import_ml_dr
 
     revision = dataset_commit(args.source_name_or_path, args.source_revision)

@@ -65,7 +65,7 @@ def main() -> None:
     from hf_reinforce.cards.dataset_card import train_command
     from hf_reinforce.generation.estimate import estimate
     from hf_reinforce.hub.load import load_source
-    from hf_reinforce.hub.remote import dataset_commit
+    from hf_reinforce.hub.repository import dataset_commit
 
     policy = load_policy(args.policy, args.image_size)
     revision = dataset_commit(args.dataset_name, args.dataset_revision)

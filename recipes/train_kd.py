@@ -145,7 +145,7 @@ def evaluation_name(data, train, commit=None):
 
 def data_commit(data, output_dir):
     """The commit of the training data: the one that the run began with, else the one that the revision names now."""
-    from hf_reinforce.hub.remote import dataset_commit
+    from hf_reinforce.hub.repository import dataset_commit
 
     path = Path(output_dir) / "run.json"
     there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

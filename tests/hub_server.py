@@ -8,7 +8,7 @@
         hub.served["/datasets/me/photos/resolve/..."]   # how many bytes they got
 
 It keeps everything in memory and speaks the part of the Hub's HTTP interface that these clients use: repositories,
-commits of regular and of large files, uploads in parts, branches, tags, listings, and downloads with ranges. Whoever
+commits of regular and of large files, branches, tags, listings, and downloads with ranges. Whoever
 has the token may write anywhere; without it, private repositories do not exist and files of gated ones are refused.
 """
 
@@ -24,7 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_storage import HubError, Repository, StoredFile, is_large, is_reference
+from hub_storage import HubError, Repository, StoredFile, is_large
 
 TOKEN = "hf_token_of_the_tests"
 
@@ -49,8 +49,6 @@ class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # contents of large files by sha256, in a commit or not yet
-        self.parts: dict[str, dict[int, bytes]] = {}  # of large files whose upload goes on, by sha256 and number
-        self.part_size: int | None = None  # bytes above which a large file is uploaded in parts
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.served: Counter[str] = Counter()  # bytes of the answers, by path
@@ -209,33 +207,16 @@ class RequestHandler(BaseHTTPRequestHandler):
     def upload_addresses(self, name: str, kind: str = "models") -> Answer:
         self.repository(kind, name, write=True)
         answers = [{"oid": asked["oid"], "size": asked["size"]} for asked in json.loads(self.body)["objects"]]
-        step = self.hub.part_size
         for answer in answers:
             if answer["oid"] not in self.hub.objects:
-                upload = {"href": f"{self.hub.url}/objects/{answer['oid']}"}
-                if step and answer["size"] > step:
-                    parts = {str(n): f"{upload['href']}/{n}" for n in range(1, -(-answer["size"] // step) + 1)}
-                    upload |= {"header": {"chunk_size": str(step), **parts}}
-                answer["actions"] = {"upload": upload}
-        return Answer({"transfer": "multipart" if step else "basic", "objects": answers})
+                answer["actions"] = {"upload": {"href": f"{self.hub.url}/objects/{answer['oid']}"}}
+        return Answer({"transfer": "basic", "objects": answers})
 
     def store_object(self, oid: str) -> Answer:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise HubError(422, "the contents do not have this hash")
         self.hub.objects[oid] = self.body
         return Answer({})
-
-    def store_part(self, oid: str, number: str) -> Answer:
-        self.hub.parts.setdefault(oid, {})[int(number)] = self.body
-        return Answer({}, headers={"ETag": hashlib.md5(self.body).hexdigest()})
-
-    def join_parts(self, oid: str) -> Answer:
-        parts = self.hub.parts[oid]
-        expected = [{"partNumber": n, "etag": hashlib.md5(parts[n]).hexdigest()} for n in sorted(parts)]
-        if json.loads(self.body)["parts"] != expected:
-            raise HubError(422, "these are not the parts that were received")
-        self.body = b"".join(parts[n] for n in sorted(parts))
-        return self.store_object(oid)
 
     def make_commit(self, kind: str, name: str, revision: str) -> Answer:
         repository = self.repository(kind, name, write=True)
@@ -266,7 +247,7 @@ class RequestHandler(BaseHTTPRequestHandler):
     def create_reference(self, kind: str, name: str, what: str, revision: str) -> Answer:
         repository, asked = self.repository(kind, name, write=True), json.loads(self.body)
         reference = asked["tag"] if what == "tag" else revision
-        if not is_reference(reference):
+        if " " in reference:
             raise HubError(400, f"Invalid reference name: {reference}")
         if reference in (repository.tags if what == "tag" else repository.branches):
             raise HubError(409, f"Reference already exists: {reference}")
@@ -306,8 +287,6 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("POST", rf"{API}/preupload/{REVISION}", RequestHandler.upload_modes),
     ("POST", rf"{PAGE}\.git/info/lfs/objects/batch", RequestHandler.upload_addresses),
     ("PUT", r"/objects/(?P<oid>\w{64})", RequestHandler.store_object),
-    ("PUT", r"/objects/(?P<oid>\w{64})/(?P<number>\d+)", RequestHandler.store_part),
-    ("POST", r"/objects/(?P<oid>\w{64})", RequestHandler.join_parts),
     ("POST", rf"{API}/commit/{REVISION}", RequestHandler.make_commit),
     ("GET", rf"{API}/refs", RequestHandler.list_references),
     ("POST", rf"{API}/(?P<what>branch|tag)/{REVISION}", RequestHandler.create_reference),

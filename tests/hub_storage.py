@@ -10,20 +10,6 @@ def is_large(path: str) -> bool:
     return path.endswith((".parquet", ".safetensors", ".bin", ".png"))
 
 
-def is_reference(name: str) -> bool:
-    """Whether a branch or tag may have this name: the rules of git-check-ref-format, one after the other."""
-    forbidden = {chr(code) for code in range(33)} | set("\x7f~^:?*[\\")
-    parts = name.split("/")
-    return not (
-        forbidden & set(name)
-        or ".." in name
-        or "@{" in name
-        or name.startswith("-")
-        or name.endswith(".")
-        or any(not part or part.startswith(".") or part.endswith(".lock") for part in parts)
-    )
-
-
 @dataclass(frozen=True)
 class StoredFile:
     """A file of a commit."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS
 from hf_reinforce.evaluation.results import Corruption
 from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
-from hf_reinforce.hub.remote import dataset_commit
+from hf_reinforce.hub.repository import dataset_commit
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.classes import ClassMap, make_class_map
 from hf_reinforce.sources.image_source import ImageSource, find_columns

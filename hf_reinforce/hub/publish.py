@@ -1,39 +1,43 @@
 """Publishing: a folder that `reinforce` wrote becomes a Hub repository, file by file as it is.
 
-The files of a configuration that is new on the Hub are committed in groups, its `reinforcement.json` last: one that
-has none is not finished. A configuration that is already there changes in a single commit, so readers see the old one
-or the new one. Every commit names the one that it builds on; if somebody else was faster, the Hub refuses it and it is
-made again from what is there now.
+The shards of a configuration that is new on the Hub are uploaded first, in as many commits as the Hub's client makes
+of them. One commit of all other files follows: `reinforcement.json`, without which a configuration is not finished,
+the pictures, the card, and whatever changes in a configuration that is already there, so readers see the old one or
+the new one. That commit names the one that it builds on; if somebody else was faster, the Hub refuses it.
 """
 
-import hashlib
-import io
 import logging
 import re
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetInfo, HfApi, RepoFile
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.sha import git_hash
 
 from hf_reinforce.cards.dataset_card import current_card, keep_metadata
 from hf_reinforce.cards.markdown import code
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
-from hf_reinforce.hub.remote import CARD_FILE, HUB_ERRORS, Branch, State, describe, explain, passes
-from hf_reinforce.hub.repository_names import check_branch, check_names
 from hf_reinforce.licenses import is_hub_id
+from hf_reinforce.sources.errors import explained_publishing
 from hf_reinforce.sources.files import check_no_local_paths
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.store.parquet import file_checksum
 from hf_reinforce.store.shards import SHARD_NAME, check_shards, shard_files
 
 logger = logging.getLogger(__name__)
 
-_FILES_PER_COMMIT = 100
-_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+_CARD_FILE = "README.md"
+_Contents = Mapping[str, Path | bytes]
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ def push_to_hub(
 ) -> Publication:
     """Uploads a folder that `reinforce` wrote, as it is.
 
-    Files that the Hub already has are not sent again, so the same call continues after an interruption. Conflicts and
-    errors that pass are retried. Sent are `README.md`, and of each configuration `reinforcement.json`, the card's
-    pictures and the Parquet files. The card names the repository instead of the folder, and keeps the configurations
-    and the metadata that only the card on the Hub has.
+    Files that the Hub already has are not sent again, so the same call continues after an interruption. Sent are
+    `README.md`, and of each configuration `reinforcement.json`, the card's pictures and the Parquet files. The card
+    names the repository instead of the folder, and keeps the configurations and the metadata that only the card on
+    the Hub has.
 
     Args:
         folder: the folder of the repository.
@@ -97,93 +101,139 @@ def push_to_hub(
     Raises:
         ValueError: if a configuration is missing, unfinished or damaged, or holds paths of this machine, or the
             repository, branch or tag is not as asked for.
-        OSError: if the Hub refuses or cannot be reached; what was sent is kept there.
+        OSError: if the Hub refuses or cannot be reached, or somebody else commits meanwhile; what was sent is kept
+            there.
     """
-    check_names(repo_id, revision, tag)
+    if not is_hub_id(repo_id):
+        raise ValueError(
+            f"repo_id must be 'owner/name', with letters, digits, '-', '_' and '.' in both of them, not {repo_id!r}."
+        )
     folder = Path(folder)
     configs = _finished_configs(folder, [config_name] if isinstance(config_name, str) else config_name)
-    files = [file for name, config in configs.items() for file in _local_files(folder, name, config.split)]
-    branch = Branch(HfApi(token=token), repo_id, revision or "main")
-    message = commit_message or _message(configs)
+    files = {path: file for name, config in configs.items() for path, file in _files(folder, name, config).items()}
     _warn_of_local_names(configs)
-    changes: dict[str, FileChange] = {}
-    committed: set[str] = set()
-    prepared, waits = False, list(_WAITS)
-    while True:
+    branch = _Branch(HfApi(token=token), repo_id, revision or "main")
+    message, own_card = commit_message or _message(configs), _own_card(folder, configs)
+
+    def plan(state: _State) -> tuple[_Contents, dict[str, FileChange]]:
+        contents: _Contents = {**files, _CARD_FILE: _card(own_card, folder.resolve().name, branch, state)}
+        return contents, _changes(configs, contents, state)
+
+    with explained_publishing(repo_id):
+        state = _state_or_nothing(branch) if dry_run else branch.state()
+        _, changes = plan(state)
+        if dry_run:
+            return Publication(tuple(changes.values()))
+        if private and state.info is not None and not state.info.private:
+            raise ValueError(
+                f"{repo_id} exists and is public; make it private in its settings first, or choose another name."
+            )
+        tagged = None if tag is None else state.tags.get(tag)
+        if tagged is not None and (changes or tagged != state.sha):
+            raise ValueError(f"{repo_id} already has a tag {tag!r}, of other contents; choose another name.")
+        sha = state.sha
+        if changes:
+            branch.create(private)
+            new = [name for name in configs if f"{name}/{CONFIG_FILE}" not in state.files]
+            shards = [path for path in changes if path in files and _is_shard(path, new)]
+            if shards:
+                branch.upload(folder, shards, f"{message}: shards")
+            state = branch.state()  # with what others have committed meanwhile
+            contents, remaining = plan(state)
+            changes |= remaining
+            sha = branch.commit(contents, remaining, message, state) if remaining else state.sha
+        if tag is not None and tagged is None:
+            branch.api.create_tag(repo_id, repo_type="dataset", tag=tag, revision=sha)
+    return Publication(tuple(changes.values()), f"{branch.api.endpoint}/datasets/{repo_id}/commit/{sha}")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a branch holds: the newest commit, None where there is no repository; its files by path; all tags."""
+
+    info: DatasetInfo | None = None
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sha(self) -> str | None:
+        return None if self.info is None else self.info.sha
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A branch of a dataset repository."""
+
+    api: HfApi
+    repo_id: str
+    name: str
+
+    def state(self) -> _State:
+        """What is there now; for a branch that does not exist, what it would start from.
+
+        Raises:
+            ValueError: if the name is that of a tag or commit.
+        """
         try:
-            if not prepared:
-                check_branch(branch)
-                if not dry_run:
-                    branch.create(private)
-                prepared = True
-            state = branch.state()
-            wanted = _steps([*files, _card(folder, configs, branch, state)], configs, state)
-            steps = [step for step in wanted if step.change.path not in committed]
-            if dry_run:
-                return Publication(tuple(step.change for step in steps))
-            if tag and steps:
-                branch.check_tag(tag)
-            group = [step for step in steps if step.early][:_FILES_PER_COMMIT] or steps
-            changes |= {step.change.path: step.change for step in group}
-            remaining = len(steps) - len(group)
-            title = f"{message}, {remaining} files to follow" if remaining else message
-            sha = branch.commit([step.operation for step in group], title, state) if group else state.sha
-            committed |= {step.change.path for step in group}
-            waits = list(_WAITS)
-            if not remaining:
-                if tag:
-                    branch.add_tag(tag, sha)
-                return Publication(tuple(changes.values()), branch.url(sha))
-        except (OfflineModeIsEnabled, *HUB_ERRORS) as error:
-            offline = isinstance(error, OfflineModeIsEnabled)
-            if dry_run and (offline or (passes(error) and not isinstance(error, HfHubHTTPError))):
-                logger.warning("The Hub cannot be asked (%s), so every file is listed as new.", type(error).__name__)
-                nothing = State(None, {})
-                steps = _steps([*files, _card(folder, configs, branch, nothing)], configs, nothing)
-                return Publication(tuple(step.change for step in steps))
-            if offline:
-                raise OSError(f"HF_HUB_OFFLINE forbids to ask the Hub; unset it to publish {repo_id}.") from error
-            if not passes(error) or not waits:
-                raise OSError(explain(error, repo_id)) from error
-            wait = waits.pop(0)
-            logger.warning("%s: %s; trying again in %.0f s.", repo_id, describe(error), wait)
-            time.sleep(wait)
+            refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset")
+            info = self.api.dataset_info(self.repo_id, revision=self.name)
+            if not self.name.startswith("refs/pr/") and self.name not in {ref.name for ref in refs.branches}:
+                raise ValueError(
+                    f"{self.name!r} is a tag or a commit of {self.repo_id}, and what it holds cannot change; name a "
+                    "branch with revision=, and the result with tag=."
+                )
+        except RevisionNotFoundError:
+            info = self.api.dataset_info(self.repo_id)
+        except RepositoryNotFoundError:
+            return _State()
+        entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=info.sha, recursive=True)
+        files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        return _State(info, files, {ref.name: ref.target_commit for ref in refs.tags})
+
+    def create(self, private: bool) -> None:
+        """Creates the repository and the branch, unless they exist."""
+        self.api.create_repo(self.repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if self.name != "main" and not self.name.startswith("refs/pr/"):
+            self.api.create_branch(self.repo_id, repo_type="dataset", branch=self.name, exist_ok=True)
+
+    def upload(self, folder: Path, paths: Sequence[str], message: str) -> None:
+        """Uploads files of a folder, in as many commits as the client makes of them."""
+        patterns = [escape(path) for path in paths]
+        self.api.upload_folder(
+            repo_id=self.repo_id,
+            repo_type="dataset",
+            revision=self.name,
+            folder_path=folder,
+            allow_patterns=patterns,
+            commit_message=message,
+        )
+
+    def commit(self, contents: _Contents, changes: Mapping[str, FileChange], message: str, state: _State) -> str:
+        """Makes one commit of some changes on top of a state. Returns its id."""
+        operations = [
+            CommitOperationDelete(path) if change.reason == "deleted" else CommitOperationAdd(path, contents[path])
+            for path, change in changes.items()
+        ]
+        commit = self.api.create_commit(
+            self.repo_id,
+            operations,
+            repo_type="dataset",
+            revision=self.name,
+            commit_message=message,
+            parent_commit=state.sha,
+        )
+        return str(commit.oid)
 
 
-@dataclass(frozen=True)
-class _LocalFile:
-    """A file to publish: from the disk, or the card's text. It is hashed at most once."""
-
-    path: str
-    content: Path | bytes
-
-    @cached_property
-    def size(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-    @cached_property
-    def sha256(self) -> str:
-        with io.BytesIO(self.content) if isinstance(self.content, bytes) else open(self.content, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    @cached_property
-    def git_hash(self) -> str:
-        content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-    def equals(self, remote: RepoFile) -> bool:
-        if remote.size != self.size:
-            return False
-        return bool(self.sha256 == remote.lfs.sha256 if remote.lfs else self.git_hash == remote.blob_id)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A change and the operation that makes it; `early`: it may be committed before the rest."""
-
-    change: FileChange
-    operation: CommitOperationAdd | CommitOperationDelete
-    early: bool = False
+def _state_or_nothing(branch: _Branch) -> _State:
+    """What a branch holds; nothing where the Hub cannot be asked."""
+    try:
+        return branch.state()
+    except (OfflineModeIsEnabled, HTTPError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise
+        logger.warning("The Hub cannot be asked (%s), so every file is listed as new.", type(error).__name__)
+        return _State()
 
 
 def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, ReinforcementConfig]:
@@ -218,65 +268,82 @@ def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
             )
 
 
-def _local_files(folder: Path, name: str, split: str) -> list[_LocalFile]:
-    """The files of a configuration that belong into the repository.
+def _files(folder: Path, name: str, config: ReinforcementConfig) -> dict[str, Path]:
+    """The files of a configuration that belong into the repository, by their paths there.
 
     Raises:
         ValueError: if one of them is a link: what it points to may lie anywhere.
     """
     subfolder = folder / name
-    files = (CONFIG_FILE, PREVIEW_FILE, STATISTICS_FILE)
-    found = [*(subfolder / file for file in files), *shard_files(subfolder, split)]
-    found = sorted(path for path in found if path.exists() or path.is_symlink())
+    pictures_and_config = (subfolder / file for file in (CONFIG_FILE, PREVIEW_FILE, STATISTICS_FILE))
+    found = sorted(path for path in pictures_and_config if path.exists() or path.is_symlink())
+    found += shard_files(subfolder, config.split)
     for path in (subfolder, *found):
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
-    return [_LocalFile(f"{name}/{path.name}", path) for path in found]
+        _check_no_link(path)
+    return {f"{name}/{path.name}": path for path in found}
 
 
-def _card(folder: Path, configs: dict[str, ReinforcementConfig], branch: Branch, state: State) -> _LocalFile:
-    """The folder's card with the repository's name, and with what only the card on the Hub has."""
-    path = folder / CARD_FILE
+def _check_no_link(path: Path) -> None:
     if path.is_symlink():
         raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
+
+
+def _own_card(folder: Path, configs: Mapping[str, ReinforcementConfig]) -> str:
+    """The folder's card, or a new one if only some of its configurations are published."""
+    _check_no_link(folder / _CARD_FILE)
     try:
         card = current_card(folder, list(configs))
     except (yaml.YAMLError, UnicodeError) as error:
         lines = " ".join(str(error).split())
         raise ValueError(
-            f"The YAML at the top of {path} cannot be read ({lines}); mend it, or delete the file."
+            f"The YAML at the top of {folder / _CARD_FILE} cannot be read ({lines}); mend it, or delete the file."
         ) from error
-    names = "|".join(re.escape(str(name)) for name in (folder.resolve().name, card.data.pretty_name) if name)
+    return str(card)
+
+
+def _card(own: str, folder_name: str, branch: _Branch, state: _State) -> bytes:
+    """The folder's card with the repository's name, and with what only the card on the Hub has."""
+    card = DatasetCard(own)
+    names = "|".join(re.escape(str(name)) for name in (folder_name, card.data.pretty_name) if name)
     calls = rf'((?:load_(?:dataset|reinforced)\(|--dataset_name )")(?:{names})"'
     card.text = re.sub(calls, rf'\g<1>{branch.repo_id}"', card.text)
-    on_hub = branch.card(state)
-    if on_hub is not None:
-        others = ", ".join(code(name) for name in keep_metadata(card, on_hub))
+    if _CARD_FILE in state.files:
+        there = branch.api.hf_hub_download(branch.repo_id, _CARD_FILE, repo_type="dataset", revision=state.sha)
+        kept = keep_metadata(card, DatasetCard.load(there, ignore_metadata_errors=True))
+        others = ", ".join(code(name) for name in kept)
         if others:
             card.text += (
                 f"\n\nThis repository also holds {others}; `{CONFIG_FILE}` in its folder describes each, with\n"
             )
             card.text += "its source and its teachers. The licences in the metadata above are those of all.\n"
-    return _LocalFile(CARD_FILE, str(card).encode())
+    return str(card).encode()
 
 
-def _steps(files: Iterable[_LocalFile], configs: Mapping[str, ReinforcementConfig], state: State) -> list[_Step]:
-    """What makes the files on the Hub those of the folder; other Parquet files on the Hub are left alone."""
-    steps = []
-    local = {file.path: file for file in files}
-    published = {name for name in configs if f"{name}/{CONFIG_FILE}" in state.files}
-    for path, file in local.items():
-        there = state.files.get(path)
-        if there is None or not file.equals(there):
-            content = file.content if isinstance(file.content, bytes) else str(file.content)
-            early = path.endswith(".parquet") and path.split("/")[0] not in published
-            change = FileChange(path, file.size, "changed" if there else "new")
-            steps.append(_Step(change, CommitOperationAdd(path, content), early))
-    for path, there in state.files.items():
+def _changes(configs: Mapping[str, ReinforcementConfig], files: _Contents, state: _State) -> dict[str, FileChange]:
+    """What makes the files on the Hub those of the folder, by path; other Parquet files on the Hub are left alone."""
+    changes = {}
+    for path, content in files.items():
         name, _, rest = path.partition("/")
-        if name in configs and SHARD_NAME.fullmatch(rest) and path not in local:
-            steps.append(_Step(FileChange(path, there.size, "deleted"), CommitOperationDelete(path)))
-    return steps
+        there, size = state.files.get(path), len(content) if isinstance(content, bytes) else content.stat().st_size
+        checksum = configs[name].checksums.get(rest) if rest else None
+        if there is None or there.size != size or not _is_equal(content, checksum, there):
+            changes[path] = FileChange(path, size, "changed" if there else "new")
+    for path, there in state.files.items():
+        if path not in files and _is_shard(path, configs):
+            changes[path] = FileChange(path, there.size, "deleted")
+    return changes
+
+
+def _is_shard(path: str, configs: Collection[str]) -> bool:
+    name, _, rest = path.partition("/")
+    return name in configs and SHARD_NAME.fullmatch(rest) is not None
+
+
+def _is_equal(content: Path | bytes, checksum: str | None, there: RepoFile) -> bool:
+    """Whether the Hub has a file of these contents; the checksum is its SHA-256 where that is known."""
+    if there.lfs is not None and isinstance(content, Path):
+        return bool(there.lfs.sha256 == (checksum or file_checksum(content)))
+    return bool(there.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes()))
 
 
 def _message(configs: dict[str, ReinforcementConfig]) -> str:

@@ -1,12 +1,11 @@
 """A reinforced data set where it is: a folder, or one commit of a Hub repository, from the cache where that has it."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import HfApi, HfFileSystem, snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, RevisionResolutionError
 
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.sources.errors import explained
@@ -95,20 +94,35 @@ class Repository:
         if self.commit is not None:
             with explained(self.name):
                 try:
-                    self._snapshot(pattern, local_files_only=streaming)
+                    snapshot_download(
+                        self.name,
+                        repo_type="dataset",
+                        revision=self.commit,
+                        allow_patterns=pattern,
+                        local_files_only=streaming,
+                    )
                 except LocalEntryNotFoundError:
                     if not streaming:
                         raise
-                    files = HfApi().list_repo_files(self.name, repo_type="dataset", revision=self.commit)
-                    address = f"hf://datasets/{self.name}@{self.commit}"
-                    return sorted(f"{address}/{file}" for file in files if fnmatch(file, pattern))
+                    found = HfFileSystem().glob(f"datasets/{self.name}@{self.commit}/{pattern}")
+                    return sorted(f"hf://{path}" for path in found)
         return sorted(map(str, self.folder.glob(pattern)))
 
-    def _snapshot(self, pattern: str, local_files_only: bool) -> None:
-        snapshot_download(
-            self.name,
-            repo_type="dataset",
-            revision=self.commit,
-            allow_patterns=pattern,
-            local_files_only=local_files_only,
-        )
+
+def dataset_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit of a data set that a branch or tag names now: it means the same images when that has moved on.
+
+    Args:
+        name: Hub id or folder.
+        revision: branch, tag or commit, default `main`.
+
+    Returns:
+        The commit's id, from the cache if the Hub cannot be asked; the revision as it is for a folder, and where
+        neither knows it.
+    """
+    if Path(resolve(name)).exists():
+        return revision
+    try:
+        return str(HfApi().resolve_revision(name, repo_type="dataset", revision=revision).resolved)
+    except (HTTPError, RevisionResolutionError, HFValidationError):
+        return revision

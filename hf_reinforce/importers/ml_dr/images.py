@@ -17,7 +17,7 @@ from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.images import ImageError
 from hf_reinforce.importers.ml_dr.records import PARTNER, Columns
 from hf_reinforce.sources.image_source import ImageSource, find_columns
-from hf_reinforce.store.parquet import ColumnReader
+from hf_reinforce.store.parquet import ColumnReader, whole_file
 
 MIN_AGREEMENT = 0.25
 """Least share of unmixed views whose most likely class is the image's label. With wrong images it is about 1 / C."""
@@ -88,9 +88,9 @@ class ImageFacts:
                     hashes[row], sizes[row] = images.image_hash(encoded), _image_size(encoded)
                 except ImageError as error:
                     errors[row] = str(error)
-            temporary = cache.with_suffix(".tmp.npz")
-            np.savez(temporary, hashes=hashes, sizes=sizes, rows=np.array([*errors], int), errors=[*errors.values()])
-            temporary.replace(cache)
+            with whole_file(cache) as temporary:
+                rows_of_errors = np.array([*errors], int)
+                np.savez(temporary, hashes=hashes, sizes=sizes, rows=rows_of_errors, errors=[*errors.values()])
         with np.load(cache) as stored:
             errors = dict(zip(stored["rows"].tolist(), stored["errors"].tolist(), strict=True))
             return cls(stored["hashes"], stored["sizes"], errors)

@@ -2,12 +2,12 @@
 
 An archive is read once, from front to back, and its images come in any order. So their rows are first put aside on
 the disk, by the shard that they belong to; then shard after shard is sorted, completed with the source's columns and
-written. A journal says how far the reading came.
+written. What an archive holds is put aside in a folder that gets its name when the archive has been read: an import
+that is interrupted reads only the archive at hand again.
 """
 
 import gc
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from hf_reinforce.importers.ml_dr.records import Columns, logits_array, params_a
 from hf_reinforce.importers.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.store.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
-from hf_reinforce.store.parquet import append_reinforcements, file_checksum, shard_name, write_shard
+from hf_reinforce.store.parquet import append_reinforcements, file_checksum, shard_name, write_shard, write_whole
 from hf_reinforce.store.pixel_contract import view_checksum
 
 BUFFERED_RECORDS = 2**18
@@ -40,7 +40,7 @@ SHARD_RECORDS = 2**20
 """Reinforcements of a shard, unless a shard size is asked for. One shard at a time is built in memory."""
 MAX_SHARD_SIZE = 4096
 
-_JOURNAL = "journal.json"
+_REQUEST, _PARTS = "request.json", "parts.json"
 _REFERENCE_VIEWS = 4
 
 
@@ -78,18 +78,7 @@ class Import:
     ) -> None:
         self.paths, self.dataset, self.rows, self.config, self.folder = paths, dataset, rows, config, folder
         self.staging, record = folder / ".import", config.source
-        self.journal: dict[str, Any] = {
-            "request": {
-                "archives": [[str(path.resolve()), path.stat().st_size] for path in paths],
-                "id_map": xxhash.xxh3_64_hexdigest(rows.tobytes()),
-                "config": {key: value for key, value in config.to_dict().items() if key != "pixels"},
-            },
-            "archive": 0,
-            "records": 0,
-            "shard_size": config.shard_size,
-            "parts": {},
-            "files": {},
-        }
+        self._parts: dict[str, dict[str, int]] = {}  # N and K of each folder of each archive, in their order
         self._resume()
         self.source = ImageSource(dataset, record.image_column, record.label_column)
         label = record.label_column
@@ -100,28 +89,31 @@ class Import:
         self._buffered = 0
 
     def _resume(self) -> None:
-        path = self.staging / _JOURNAL
+        path = self.staging / _REQUEST
         if (self.folder / CONFIG_FILE).exists() and (
             not path.exists() or ReinforcementConfig.load(self.folder).complete
         ):
             raise ValueError(f"{self.folder} already holds a reinforced data set; choose another output folder.")
+        request = {
+            "archives": [[str(path.resolve()), path.stat().st_size] for path in self.paths],
+            "id_map": xxhash.xxh3_64_hexdigest(self.rows.tobytes()),
+            "config": {key: value for key, value in self.config.to_dict().items() if key != "pixels"},
+        }
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(request)):
+            raise ValueError(
+                f"{self.folder} holds an unfinished import of other archives or with other settings. Ask for the same "
+                "to continue it, or remove the folder."
+            )
         self.staging.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["request"] != self.journal["request"]:
-                raise ValueError(
-                    f"{self.folder} holds an unfinished import of other archives or with other settings. Ask for the "
-                    "same to continue it, or remove the folder."
-                )
-            self.journal = found
-        for file in self.staging.glob("*.arrows"):  # what came after the journal's last entry is read again
-            os.truncate(file, self.journal["files"].get(file.name, 0))
-        self._save_journal()
+        write_whole(path, json.dumps(request))
 
-    def _save_journal(self) -> None:
-        temporary = self.staging / "journal.tmp"
-        temporary.write_text(json.dumps(self.journal), encoding="utf-8")
-        temporary.replace(self.staging / _JOURNAL)
+    @property
+    def shard_size(self) -> int:
+        """Rows of a shard, known when the first record has been read."""
+        part = next(iter(self._parts.values()))
+        return self.config.shard_size or min(
+            max(1, SHARD_RECORDS // (part["num_samples"] * len(self.paths))), MAX_SHARD_SIZE
+        )
 
     def read(self) -> None:
         """Reads the archives, from where an interrupted import stopped.
@@ -132,19 +124,27 @@ class Import:
         """
         total = int((self.rows >= 0).sum()) * len(self.paths)
         with _frozen_objects(), tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
-            for archive in range(self.journal["archive"], len(self.paths)):
-                count = 0
-                for member in read_members(self.paths[archive]):
-                    if member.index is None:
-                        self._check_config(member)
-                        continue
-                    count += 1
-                    progress.update()
-                    if count > self.journal["records"]:
-                        self._add(archive, member)
-                    if self._buffered >= BUFFERED_RECORDS:
-                        self._put_aside(archive, count)
-                self._put_aside(archive + 1, 0)
+            for archive, path in enumerate(self.paths):
+                finished = self.staging / f"{archive:04d}"
+                if not finished.exists():
+                    self._read_archive(archive, path, finished.with_suffix(".unfinished"), progress)
+                    finished.with_suffix(".unfinished").rename(finished)
+                self._parts |= json.loads((finished / _PARTS).read_text(encoding="utf-8"))
+
+    def _read_archive(self, archive: int, path: Path, folder: Path, progress: Any) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for member in read_members(path):
+            if member.index is None:
+                self._check_config(member)
+                continue
+            progress.update()
+            self._add(archive, member)
+            if self._buffered >= BUFFERED_RECORDS:
+                self._put_aside(folder)
+        self._put_aside(folder)
+        own = {key: part for key, part in self._parts.items() if key.startswith(f"{archive:04d} ")}
+        write_whole(folder / _PARTS, json.dumps(own))
 
     def _check_config(self, member: Member) -> None:
         found = policy_of(read_config(member)["reinforce"]["image_augmentation"])
@@ -165,16 +165,13 @@ class Import:
             if index >= len(self.rows) or columns[schema.PARTNER_ROW].max() >= len(self.rows):
                 raise ValueError(f"it is about images beyond the {len(self.rows)} of the data set or the id map")
             key = f"{archive:04d} {member.folder}"
-            part = self.journal["parts"].setdefault(key, found)
-            top_k = next(iter(self.journal["parts"].values()))["top_k"]
+            part = self._parts.setdefault(key, found)
+            top_k = next(iter(self._parts.values()))["top_k"]
             if found != part or found["top_k"] != top_k:
                 raise ValueError(
                     f"it has {found['num_samples']} reinforcements of {found['top_k']} classes, where others have "
                     f"{part['num_samples']} of {top_k}; all images must have the same number"
                 )
-            if not self.journal["shard_size"]:
-                size = SHARD_RECORDS // (found["num_samples"] * len(self.paths))
-                self.journal["shard_size"] = min(max(1, size), MAX_SHARD_SIZE)
             row = int(self.rows[index])
             if row >= 0 and self.facts.usable[row]:
                 self._buffer.setdefault(key, []).append((row, self.join(row, columns)))
@@ -184,26 +181,22 @@ class Import:
         except ValueError as error:
             raise ValueError(f"{member.name} cannot be imported: {error}.") from error
 
-    def _put_aside(self, archive: int, records: int) -> None:
+    def _put_aside(self, folder: Path) -> None:
         self.join.check_labels()
-        size = self.journal["shard_size"]
         for key, items in self._buffer.items():
             items.sort(key=lambda item: item[0])
             rows = np.array([row for row, _ in items])
-            table = self._table(rows, [columns for _, columns in items], self.journal["parts"][key])
-            starts = np.flatnonzero(np.diff(rows // size, prepend=-1))
+            table = self._table(rows, [columns for _, columns in items], self._parts[key])
+            starts = np.flatnonzero(np.diff(rows // self.shard_size, prepend=-1))
             for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-                path = self._file(key, int(rows[start]) // size)
                 options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+                path = folder / self._file_name(key, int(rows[start]) // self.shard_size)
                 with open(path, "ab") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
                     writer.write_table(table.slice(start, stop - start))
-                self.journal["files"][path.name] = path.stat().st_size
         self._buffer, self._buffered = {}, 0
-        self.journal |= {"archive": archive, "records": records}
-        self._save_journal()
 
-    def _file(self, key: str, shard: int) -> Path:
-        return self.staging / f"{list(self.journal['parts']).index(key):04d}-{shard:05d}.arrows"
+    def _file_name(self, key: str, shard: int) -> str:
+        return f"{list(self._parts).index(key):04d}-{shard:05d}.arrows"
 
     def _table(self, rows: NDArray[np.int64], items: Sequence[Columns], part: dict[str, int]) -> pa.Table:
         columns = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
@@ -229,9 +222,10 @@ class Import:
         Raises:
             ValueError: if an image of the id map is missing in an archive, or is there twice.
         """
-        parts, size = self.journal["parts"], self.journal["shard_size"]
+        parts = self._parts
         if not parts:
             raise ValueError(f"{[path.name for path in self.paths]} hold no records; records are named 0.pth.tar etc.")
+        size = self.shard_size
         missing = np.flatnonzero(~self.facts.usable).tolist()
         self.config = replace(
             self.config,
@@ -256,7 +250,7 @@ class Import:
         return self.config, shards
 
     def _write_shard(self, path: Path, index: int, rows: NDArray[np.int64]) -> None:
-        whole = reduce(append_reinforcements, (self._part(key, index, rows) for key in sorted(self.journal["parts"])))
+        whole = reduce(append_reinforcements, (self._part(key, index, rows) for key in sorted(self._parts)))
         columns = list(self.config.source.columns)
         kept = self.dataset.select_columns(columns).select(rows).with_format("arrow")[:] if columns else whole
         arrow = self._schema(self.config.to_dict(), {name: self.dataset.features[name] for name in columns})
@@ -265,7 +259,8 @@ class Import:
 
     def _part(self, key: str, shard: int, rows: NDArray[np.int64]) -> pa.Table:
         """What one folder of an archive says about the rows of a shard."""
-        path, pieces = self._file(key, shard), [self._schema(self.journal["parts"][key]).empty_table()]
+        path = self.staging / key.split(" ")[0] / self._file_name(key, shard)
+        pieces = [self._schema(self._parts[key]).empty_table()]
         if path.exists():
             with open(path, "rb") as file:
                 while file.tell() < path.stat().st_size:
