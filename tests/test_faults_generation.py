@@ -56,7 +56,13 @@ PATIENCE = 600  # seconds, for a machine that does other work as well
 WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [*PRELOADED, "hf_reinforce", "hf_reinforce.hub.load", "hf_reinforce.generation.estimate", "pytest"]
+    [
+        *PRELOADED,
+        "hf_reinforce.hub.load",
+        "hf_reinforce.generation.estimate",
+        "hf_reinforce.cards.dataset_card",
+        "pytest",
+    ]
 )
 
 
