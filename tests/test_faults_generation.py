@@ -665,7 +665,7 @@ def test_the_recipe_verifies(run, capsys):
     assert [line.split(". ")[0] for line in lines] == [
         f"{first.name} is missing in {folder}",
         f"{second} is damaged",
-        f"{folder / 'train-00007-of-00003.parquet'} is no shard of this data set",
+        f"{folder / 'train-00007-of-00003.parquet'} is no shard of this dataset",
     ]
 
 
