@@ -138,7 +138,8 @@ def test_the_table_tells_what_is_in_the_files(folder, card, name):
     assert line["coverage of the source's rows"] == "70 of 70 (100 %), 0 skipped"
     assert line["reinforcements per image (N)"] == str(len(answers) // 70)
     assert line["stored classes (K)"] == "3 of 5"
-    assert line["size"] == f"{size / 1e6:,.1f} MB, {size / len(answers):.1f} bytes per reinforcement"
+    assert line["bytes per reinforcement"] == f"{size / len(answers):.1f}"
+    assert line["size"] == f"{size / 1e6:,.1f} MB"
     assert targets["measured on"] == f"70 images, {len(answers)} targets"
     assert float(targets["mass in the top K"]) == pytest.approx(np.mean(mass), abs=6e-4)
     assert float(targets["entropy (nats)"]) == pytest.approx(np.mean(entropy), abs=6e-3)
@@ -785,7 +786,7 @@ def test_planned_card_says_so_and_invents_nothing(name):
     values = {value for line in table(card, "Targets").values() for value in line.values()}
     assert values == {"not measured yet"}
     for line in table(card).values():
-        for heading in ("coverage of the source's rows", "size"):
+        for heading in ("coverage of the source's rows", "bytes per reinforcement", "size"):
             assert line[heading] == "not measured yet"
     assert "not measured yet" in section(card, "Limitations and bias")
 
@@ -794,7 +795,7 @@ def test_planned_cards_follow_the_recipes():
     card = DatasetCard.load(HUB_CARDS / "imagenet-plus" / "README.md")
     assert [config["config_name"] for config in card.data.configs] == ["rrc", "mixing", "randaug", "mixing_randaug"]
     recipe = yaml.safe_load((ROOT / "recipes" / "imagenet_plus" / "rrc.yaml").read_text(encoding="utf-8"))
-    line = table(card)["every configuration"]
+    line = table(card)["rrc"]
     assert line["reinforcements per image (N)"] == str(recipe["num_samples"])
     assert line["stored classes (K)"] == f"{recipe['top_k']} of 1,000" and line["images"] == "1,281,167"
     for teacher in recipe["teacher_name_or_path"]:

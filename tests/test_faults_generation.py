@@ -56,7 +56,13 @@ PATIENCE = 600  # seconds, for a machine that does other work as well
 WRITING = {"open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [*PRELOADED, "hf_reinforce", "hf_reinforce.hub.load", "hf_reinforce.generation.estimate", "pytest"]
+    [
+        *PRELOADED,
+        "hf_reinforce.hub.load",
+        "hf_reinforce.generation.estimate",
+        "hf_reinforce.cards.dataset_card",
+        "pytest",
+    ]
 )
 
 
@@ -659,7 +665,7 @@ def test_the_recipe_verifies(run, capsys):
     assert [line.split(". ")[0] for line in lines] == [
         f"{first.name} is missing in {folder}",
         f"{second} is damaged",
-        f"{folder / 'train-00007-of-00003.parquet'} is no shard of this data set",
+        f"{folder / 'train-00007-of-00003.parquet'} is no shard of this dataset",
     ]
 
 

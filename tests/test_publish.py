@@ -209,6 +209,7 @@ def test_changed_configuration_changes_in_one_commit(hub, client, copy, photos):
         file.unlink()
     for file in (copy.parent / "other" / "rrc").iterdir():
         (copy / "rrc" / file.name).write_bytes(file.read_bytes())
+    write_preview(copy / "rrc", photos)
     write_dataset_card(copy)
     before = len(hub.repositories["datasets", "me/changed"].messages)
     result = client(push, copy, "me/changed")

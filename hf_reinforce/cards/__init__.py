@@ -1,1 +1,1 @@
-"""Cards of data sets and of students, and their pictures."""
+"""Cards of datasets and students and their pictures, and what the stored targets of a dataset look like."""

@@ -152,37 +152,31 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
     """
     remarks = remarks or Remarks()
     configs = {key: item.config for key, item in described.items()}
-    joined = [key for key, config in configs.items() if not config.embed_images]
-    shown = (joined or list(configs))[0]  # the configuration of the examples
+    joined = {key: config for key, config in configs.items() if not config.embed_images}
+    shown = next(iter(joined or configs))  # the configuration of the examples
     return DatasetCard.from_template(
         _metadata(name, described),
         template_path=str(_TEMPLATE),
         name=name,
         markdown=markdown,
+        tables=tables,
         remarks=remarks,
         described=described,
-        shown=shown,
-        split=configs[shown].split,
+        configs=configs,
+        statistics={key: item.statistics for key, item in described.items() if item.statistics is not None},
         joined=joined,
+        shown=shown,
         imagenet=any(is_imagenet(config.source.name) for config in configs.values()),
-        sources=tables.source_texts(configs.values()),
-        stay=tables.source_texts(configs[key] for key in joined),
         install=INSTALL,
         recipe=_recipe(configs[shown]),
         command=train_command(name, shown, configs[shown]),
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
-        configurations=tables.configuration_table(described),
-        targets=tables.target_table(described),
-        steps=tables.policy_text(configs),
-        teachers=tables.teacher_tables(configs, remarks),
-        licenses=tables.license_table(configs, remarks),
-        statistics={key: item.statistics for key, item in described.items() if item.statistics is not None},
     )
 
 
 def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardData:
     sources = dict.fromkeys(item.config.source.name for item in described.values())
-    rows = max(tables.num_rows(item) or 0 for item in described.values())
+    rows = max(item.num_rows or 0 for item in described.values())
     return DatasetCardData(
         pretty_name=name,
         annotations_creators=["machine-generated"],

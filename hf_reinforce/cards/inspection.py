@@ -180,7 +180,8 @@ def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -
 
 def summary_table(content: Mapping[str, Any]) -> str:
     """The figures of the whole dataset, as a Markdown table that can be read in a terminal too."""
-    copies, compared, targets = content["duplicates"], content["compared_rows"], _everything(content)["targets"]
+    copies, compared = content["duplicates"], content["compared_rows"]
+    targets = content["measured_rows"] * content["num_samples"]
     doubtful = f"{content['disagreeing_rows']:,} of {compared:,}" if compared else "no labels"
     lines = [
         ["images", f"{content['num_rows']:,}"],
@@ -201,19 +202,16 @@ def summary_table(content: Mapping[str, Any]) -> str:
 
 def operations_table(content: Mapping[str, Any]) -> str:
     """The targets by operation and strength, as a Markdown table that can be read in a terminal too."""
+    targets = content["measured_rows"] * content["num_samples"]
+    everything = {**content, "operation": "all", "strength": "", "targets": targets}
     rows = [
         [
             *(group["operation"], group["strength"], f"{group['targets']:,}", f"{group['entropy']:.3f}"),
             *(_share(group["confidence"]), _share(group["agreement"])),
         ]
-        for group in [_everything(content), *content["groups"]]
+        for group in [everything, *content["groups"]]
     ]
     return _aligned(["operation", "strength", "targets", "entropy", "confidence", "agreement"], rows)
-
-
-def _everything(content: Mapping[str, Any]) -> dict[str, Any]:
-    targets = content["measured_rows"] * content["num_samples"]
-    return {**content, "operation": "all", "strength": "", "targets": targets}
 
 
 def _share(value: float | None) -> str:

@@ -1,7 +1,7 @@
-"""What a dataset card lists, as Markdown tables."""
+"""What dataset and model cards say of sources, teachers and licences, as Markdown."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,11 @@ class Configuration:
     version: str | None = None
     pictures: tuple[str, ...] = ()
 
+    @property
+    def num_rows(self) -> int | None:
+        """Images: those that were measured, else those that are planned; None: not known."""
+        return self.config.source.num_rows if self.statistics is None else self.statistics.num_rows
+
 
 @dataclass(frozen=True)
 class Remarks:
@@ -45,14 +50,9 @@ class Remarks:
     citation: str | None = None
 
 
-def num_rows(item: Configuration) -> int | None:
-    """Images: those that were measured, else those that are planned; None: not known."""
-    return item.config.source.num_rows if item.statistics is None else item.statistics.num_rows
-
-
-def source_texts(configs: Iterable[ReinforcementConfig]) -> str:
+def source_texts(configs: Mapping[str, ReinforcementConfig]) -> str:
     """The names of all sources, in one phrase."""
-    return " and ".join(dict.fromkeys(source_text(config) for config in configs))
+    return " and ".join(dict.fromkeys(source_text(config) for config in configs.values()))
 
 
 def source_text(config: ReinforcementConfig) -> str:
@@ -64,77 +64,6 @@ def source_text(config: ReinforcementConfig) -> str:
 def linked(name: str, kind: str = "") -> str:
     """A name, as a link if it is a repository of the Hub; `kind` is `"datasets/"`, or empty for a model."""
     return hub_link(name, kind) if is_hub_id(name) else code(name)
-
-
-def _count(value: int | None) -> str:
-    return "not known" if value is None else f"{value:,}"
-
-
-def _rate(value: float | None) -> str:
-    return "no labels" if value is None else f"{100 * value:.1f} %"
-
-
-def _coverage(found: Statistics, config: ReinforcementConfig) -> str:
-    rows = config.source.num_rows
-    share = f" ({100 * found.num_rows / rows:.4g} %)" if rows else ""
-    return f"{found.num_rows:,} of {_count(rows)}{share}, {len(config.skipped):,} skipped"
-
-
-def _size(found: Statistics, config: ReinforcementConfig) -> str:
-    size = f"{found.num_bytes / 1e6:,.1f} MB" + (" with the images" if config.embed_images else "")
-    return f"{size}, {found.num_bytes / found.num_rows / config.num_samples:.1f} bytes per reinforcement"
-
-
-def _by_configuration(
-    described: Mapping[str, Configuration],
-    plain: Mapping[str, Callable[[Configuration], str]],
-    measured: Mapping[str, Callable[[Statistics, ReinforcementConfig], str]],
-) -> str:
-    """A table with a column for each configuration, or one for all if they do not differ; functions by heading."""
-    body = [[heading, *(show(item) for item in described.values())] for heading, show in plain.items()]
-    for heading, show_found in measured.items():
-        found = [item.statistics and show_found(item.statistics, item.config) for item in described.values()]
-        body.append([heading, *(cell or UNMEASURED for cell in found)])
-    if len(described) > 1 and all(len(set(cells)) == 1 for _, *cells in body):
-        return table(["", "every configuration"], [line[:2] for line in body])
-    return table(["", *(code(name) for name in described)], body)
-
-
-def configuration_table(described: Mapping[str, Configuration]) -> str:
-    """How much there is of each configuration."""
-    several = len({source_text(item.config) for item in described.values()}) > 1
-    plain = {
-        **({"images of": lambda item: source_text(item.config)} if several else {}),
-        "images": lambda item: _count(num_rows(item)),
-        "reinforcements per image (N)": lambda item: f"{item.config.num_samples:,}",
-        "stored classes (K)": lambda item: f"{item.config.top_k} of {item.config.num_classes:,}",
-        "side of a view (pixels)": lambda item: str(item.config.policy.image_size),
-        "seed": lambda item: str(item.config.seed),
-    }
-    return _by_configuration(described, plain, {"coverage of the source's rows": _coverage, "size": _size})
-
-
-def target_table(described: Mapping[str, Configuration]) -> str:
-    """What was measured on the targets of each configuration."""
-    measured = {
-        "measured on": lambda s, c: f"{s.measured_rows:,} images, {s.measured_rows * c.num_samples:,} targets",
-        "teacher's accuracy over the views": lambda s, c: _rate(s.agreement),
-        "accuracy of the mean of an image's unmixed targets": lambda s, c: _rate(s.agreement_of_mean),
-        "probability of the most likely class": lambda s, c: f"{s.confidence:.3f}",
-        "mass in the top K": lambda s, c: f"{s.captured_mass:.3f}",
-        "entropy (nats)": lambda s, c: f"{s.entropy:.2f}",
-    }
-    return _by_configuration(described, {}, measured)
-
-
-def policy_text(configs: Mapping[str, ReinforcementConfig]) -> str:
-    """The operations of each policy in words, as numbered lists."""
-    parts = []
-    for name, config in configs.items():
-        parts += [f"{code(name)}:"] if len(configs) > 1 else []
-        operations = enumerate(config.policy.operations, 1)
-        parts.append("\n".join(f"{i}. {text(operation.describe())}" for i, operation in operations))
-    return "\n\n".join(parts)
 
 
 def teacher_tables(configs: Mapping[str, ReinforcementConfig], remarks: Remarks) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def estimate(
         measure(1)  # pays for what libraries do once
         one = measure(1)
         samples = max(2, min(num_samples, _MOST_SAMPLES, int(_SECONDS / one[0])))
-        more = measure(samples)
+        more = np.maximum(measure(samples), one)
     finally:
         logging.disable(logging.NOTSET)
     total = len(dataset) if num_images is None else num_images

@@ -37,7 +37,7 @@ def contents(dataset):
 def main() -> None:
     from tiny import tiny_dataset, tiny_teacher
 
-    from hf_reinforce import load_policy, load_reinforced, reinforce
+    from hf_reinforce import load_policy, load_reinforced, reinforce, write_dataset_card
 
     tiny_dataset(10, formats=("PNG", "JPEG")).to_parquet(HERE / "images.parquet")
     for name in CONFIGS:
@@ -45,6 +45,7 @@ def main() -> None:
         reinforce(source(), tiny_teacher(), policy, HERE / "plus", num_samples=NUM_SAMPLES, top_k=4, seed=SEED)
         found = contents(load_reinforced(str(HERE / "plus"), name, source=source()))
         (HERE / f"{name}.json").write_text(json.dumps(found, indent=None, separators=(",", ":")) + "\n")
+    write_dataset_card(HERE / "plus")
     for picture in HERE.glob("plus/**/*.png"):
         picture.unlink()  # not what is tested, nor is the text of the card
     card = HERE / "plus/README.md"
