@@ -52,7 +52,6 @@ PUBLIC = {
     "KDTrainer",
     "KDTrainingArguments",
     "ReinforcedDataset",
-    "ReinforcedStream",
     "ReinforcementConfig",
     "Reinforcer",
     "Teacher",

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Image
 from torch import Tensor
 
 from hf_reinforce import images
 from hf_reinforce.images import ImageError
 from hf_reinforce.inspection.measure import Disagreement
-from hf_reinforce.sources.loading import load_source, stream_source
-from hf_reinforce.sources.rows import DatasetRows, ParquetRows, Rows
+from hf_reinforce.sources.loading import load_source, remote_source
+from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.splits import is_part
 from hf_reinforce.store.config import ReinforcementConfig
 
@@ -104,27 +103,21 @@ def read_images(
         ValueError: if the source is not known or cannot be read; the message says what to do.
     """
     record = config.source
-    rows: Rows
     if config.embed_images:
-        rows = ParquetRows(shards, [record.image_column])
+        rows: Any = ParquetRows(shards, [record.image_column])
     else:
         name = source or record.name
         if name is None:
             raise ValueError("where the images are is not recorded; name them with --source_name_or_path.")
         revision = record.revision if source is None else None
         where = (record.config_name, record.split, revision)
-        if is_part(record.split):  # no stream of it
-            rows = DatasetRows(
-                load_source(name, *where).cast_column(record.image_column, Image(decode=False)), [record.image_column]
-            )
-        else:
-            rows = stream_source(name, [record.image_column], *where)
-    cursor = rows.cursor()
+        remote = None if is_part(record.split) else remote_source(name, [record.image_column], *where)
+        rows = load_source(name, *where) if remote is None else remote
+    read = column_reader(rows, record.image_column)
     found: dict[int, tuple[Tensor | None, str | None]] = {}
     for item in sorted(disagreements, key=lambda item: item.position if config.embed_images else item.row):
         at = item.position if config.embed_images else item.row
-        table = cursor.read(at, at + 1)
-        found[item.position] = _decoded(table.to_pylist()[0][record.image_column] if len(table) else None, item)
+        found[item.position] = _decoded(read(at) if at < len(rows) else None, item)
     both = [found[item.position] for item in disagreements]
     return [picture for picture, _ in both], [file for _, file in both]
 
