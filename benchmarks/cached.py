@@ -11,7 +11,7 @@ from benchmarks.measure import Row, Settings, interleave
 from benchmarks.photos import photos_key
 from benchmarks.records import generate, made_up_teacher
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 
 SIDE, POLICY = 32, "small_randaug"
 

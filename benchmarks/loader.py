@@ -16,7 +16,7 @@ from benchmarks.original import OriginalDataset
 from benchmarks.photos import image_folder, photos_key
 from benchmarks.records import both_formats, generate, made_up_teacher
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, load_reinforced, schema
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 
 BATCH_SIZE = 64
 NO_BOX_DECODER = "not measured: no libturbojpeg >= 3"

@@ -4,7 +4,7 @@ from benchmarks.loader import epoch
 from benchmarks.measure import Row, Settings, interleave
 from benchmarks.records import both_formats
 from hf_reinforce import load_reinforced
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 
 POLICY = "rrc"
 

@@ -1,6 +1,5 @@
 """Streaming a reinforced data set against the loader of local rows, with two workers."""
 
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -15,19 +14,18 @@ import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
 from benchmarks.loader import BATCH_SIZE, epoch
-from benchmarks.measure import Measure, Row, Settings, in_own_process, interleave, timed
+from benchmarks.measure import Measure, Row, Settings, in_own_process, interleave
 from benchmarks.photos import photos_key
 from benchmarks.records import both_formats
-from hf_reinforce import KDTrainingArguments, ReinforcementConfig, load_reinforced, schema
-from hf_reinforce.replay.streaming.loader import training_loader
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce import ReinforcementConfig, load_reinforced, schema
+from hf_reinforce.replay.sampler import EpochSampler, Readers
 from hf_reinforce.store.parquet import shard_name, write_shard
 
 POLICY, SHARD_SIZE = "rrc", 256
 
 
 def streaming(settings: Settings) -> list[Row]:
-    """An epoch of a stream, from a folder and over HTTP on loopback, against one of the same rows, memory-mapped.
+    """An epoch of remote rows, from a folder and over HTTP on loopback, against one of the same rows, memory-mapped.
 
     Medians in ms an image. Who serves takes from the same cores.
     """
@@ -46,23 +44,10 @@ def streaming(settings: Settings) -> list[Row]:
 
 
 def stream_epoch(settings: Settings, name: str, source: str) -> Measure:
-    """Measures an epoch of a stream, in ms an image, as `KDTrainer` iterates over it; the workers persist."""
+    """Measures an epoch of remote rows, in ms an image; the workers persist."""
     stream = load_reinforced(name, source=source, streaming=True)
-    args = KDTrainingArguments(
-        str(settings.cache / "training"),
-        use_cpu=True,
-        dataloader_num_workers=settings.workers,
-        dataloader_persistent_workers=True,
-    )
-    loader = training_loader(stream, args, min(BATCH_SIZE, stream.num_rows), stream.collate)
-    epochs = itertools.count()
-
-    def iterate() -> None:
-        loader.set_epoch(next(epochs))
-        for _ in loader:
-            pass
-
-    return timed(iterate, stream.num_rows)
+    readers = Readers(min(BATCH_SIZE, len(stream)), max(1, settings.workers))
+    return epoch(settings, stream, sampler=EpochSampler(stream, readers=readers), collate_fn=stream.collate)
 
 
 def streamed(settings: Settings) -> tuple[Dataset, Path]:

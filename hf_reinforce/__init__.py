@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hf_reinforce.hub.publish import push_to_hub
     from hf_reinforce.models.teachers import Teacher, load_teacher
     from hf_reinforce.replay.dataset import ReinforcedDataset
-    from hf_reinforce.replay.streaming.stream import ReinforcedStream
     from hf_reinforce.replay.views import AugmentedDataset
     from hf_reinforce.sources.image_source import ImageSource
     from hf_reinforce.store.config import ReinforcementConfig
@@ -32,7 +31,6 @@ __all__ = [
     "KDTrainer",
     "KDTrainingArguments",
     "ReinforcedDataset",
-    "ReinforcedStream",
     "ReinforcementConfig",
     "Reinforcer",
     "Teacher",
@@ -53,7 +51,6 @@ _MODULES = {
     "KDTrainer": "training.trainer",
     "KDTrainingArguments": "training.arguments",
     "ReinforcedDataset": "replay.dataset",
-    "ReinforcedStream": "replay.streaming.stream",
     "ReinforcementConfig": "store.config",
     "Reinforcer": "generation.reinforcer",
     "Teacher": "models.teachers",

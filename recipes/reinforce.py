@@ -123,7 +123,7 @@ def first_images(source, args):
     """
     from datasets import Dataset, Image
 
-    from hf_reinforce.hub.load import load_source, stream_source
+    from hf_reinforce.hub.load import load_source, remote_source
     from hf_reinforce.randomness import PARTNER_BLOCK
     from hf_reinforce.sources.image_source import find_columns
     from hf_reinforce.splits import count_rows, split_names
@@ -136,8 +136,8 @@ def first_images(source, args):
         sizes = {}
         for part in splits:
             recorded = (stream.info.splits or {}).get(part)
-            rows = None if recorded else stream_source(name, [image], config, part, revision)
-            sizes[part] = recorded.num_examples if recorded else len(rows) if hasattr(rows, "__len__") else None
+            rows = None if recorded else remote_source(name, [image], config, part, revision)
+            sizes[part] = recorded.num_examples if recorded else None if rows is None else len(rows)
         if None not in sizes.values():
             stream = stream.cast_column(image, Image(decode=False))
             few = Dataset.from_list(list(stream.take(PARTNER_BLOCK)), features=stream.features)

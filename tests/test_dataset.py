@@ -16,7 +16,7 @@ from hf_reinforce import AugmentedDataset, ImageSource, ReinforcedDataset, image
 from hf_reinforce.images import ImageError
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.dataset import WrongImageError, batch_targets
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 from hf_reinforce.sources.image_source import find_columns
 from hf_reinforce.store.pixel_contract import PixelMismatchError
 from hf_reinforce.targets.class_distribution import densify

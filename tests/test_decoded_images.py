@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, ReinforcedDataset, load_policy
 from hf_reinforce.images import ImageError, decode
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 
 ROWS, N, C, SIZE = 40, 3, 5, 16
 

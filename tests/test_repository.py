@@ -75,8 +75,7 @@ def loaded(name, *args, **kwargs):
     from hf_reinforce import load_reinforced
 
     dataset = load_reinforced(name, *args, **kwargs)
-    samples = dataset if kwargs.get("streaming") else (dataset[position] for position in range(len(dataset)))
-    sums = sorted(hashlib.sha256(sample["pixel_values"].numpy().tobytes()).hexdigest() for sample in samples)
+    sums = sorted(hashlib.sha256(sample["pixel_values"].numpy().tobytes()).hexdigest() for sample in dataset)
     return dataset.config.num_samples, hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
@@ -285,7 +284,7 @@ def with_source(name, source, **kwargs):
 @pytest.mark.parametrize(
     ("source", "options", "expected"),
     [
-        ("stream", {}, "source is a stream .*; pass streaming=True, or a map-style Dataset"),
+        ("stream", {}, "source is a stream .*; pass its Hub id or folder, or a map-style Dataset"),
         ("splits", {}, r"source has the splits \['train'\]; pass one of them: source\['train'\]"),
         (
             "me/renamed",

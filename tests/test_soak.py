@@ -13,9 +13,7 @@ from torch.utils.data import BatchSampler
 
 from benchmarks import soak
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, reinforce
-from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.replay.streaming.partition import Consumer, epoch_blocks, row_blocks
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 
 IMAGES, COUNTED = 32, ("handles", "threads", "processes")
 
@@ -134,15 +132,3 @@ def test_every_reinforcement_is_used_as_often_as_any_other(policy, repeats, rank
         if epoch == 999 and repeats == 1:
             assert len(used) == ROWS * N and set(used.values()) == {1000 // N, 1000 // N + 1}
     assert len(used) == ROWS * N and set(used.values()) == {EPOCHS // N}
-
-
-def test_ranks_and_workers_of_a_stream_share_every_epoch():
-    rows = 2 * PARTNER_BLOCK
-    blocks = row_blocks(PARTNER_BLOCK, rows, np.array([], dtype=np.int64))
-    for epoch in range(1000):
-        used = Counter()
-        for rank in range(2):
-            for worker in range(2):
-                for block in epoch_blocks(blocks, 0, epoch, Consumer(rank, 2, 8, worker, 2)):
-                    used.update(range(block.place + block.first, block.place + block.last))
-        assert len(used) == rows and set(used.values()) == {1}

@@ -51,7 +51,6 @@ PUBLIC = {
     "KDTrainer",
     "KDTrainingArguments",
     "ReinforcedDataset",
-    "ReinforcedStream",
     "ReinforcementConfig",
     "Reinforcer",
     "Teacher",

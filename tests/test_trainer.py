@@ -32,7 +32,7 @@ from hf_reinforce.metrics import measure, score
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import create_student
 from hf_reinforce.replay.dataset import batch_targets
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 from hf_reinforce.targets.class_distribution import densify
 from hf_reinforce.training.ema import EMA_FILE
 from hf_reinforce.training.resumable import resumable

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Image
+from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -19,8 +19,8 @@ from hf_reinforce.cards.preview import draw_doubtful
 from hf_reinforce.cards.statistics import measure
 from hf_reinforce.images import ImageError
 from hf_reinforce.models.classes import class_words
-from hf_reinforce.sources.loading import load_source, stream_source
-from hf_reinforce.sources.rows import DatasetRows, ParquetRows, Rows
+from hf_reinforce.sources.loading import load_source, remote_source
+from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.splits import is_part
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.parquet import file_checksum, whole_file
@@ -144,11 +144,11 @@ def _draw(
         return []
     pictures: dict[int, Tensor] = {}
     try:
-        cursor, at = _image_rows(config, folder, source).cursor(), "position" if config.embed_images else "row"
+        rows, at = _image_rows(config, folder, source), "position" if config.embed_images else "row"
+        read = column_reader(rows, config.source.image_column)
         for item in sorted(doubtful, key=lambda item: item[at]):  # forwards
-            stored = cursor.read(item[at], item[at] + 1).to_pylist()
             with suppress(ImageError):
-                encoded = images.read_encoded(stored[0][config.source.image_column] if stored else None)
+                encoded = images.read_encoded(read(item[at]) if item[at] < len(rows) else None)
                 if images.image_hash(encoded) == item[schema.IMAGE_HASH]:
                     pictures[item["position"]] = images.decode(encoded)
     except (ValueError, OSError) as error:
@@ -164,8 +164,8 @@ def _draw(
     ]
 
 
-def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -> Rows:
-    """The images by row, without downloading the dataset that holds them."""
+def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -> Dataset | ParquetRows:
+    """The images by row, if possible without downloading the dataset that holds them."""
     record, columns = config.source, [config.source.image_column]
     if config.embed_images:
         return ParquetRows([str(shard) for shard in shard_files(folder, config.split)], columns)
@@ -173,9 +173,8 @@ def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -
     if name is None:
         raise ValueError("where the images are is not recorded; name them with --source_name_or_path.")
     where = (record.config_name, record.split, record.revision if source is None else None)
-    if is_part(record.split):  # there is no stream of a part
-        return DatasetRows(load_source(name, *where).cast_column(columns[0], Image(decode=False)), columns)
-    return stream_source(name, columns, *where)
+    remote = None if is_part(record.split) else remote_source(name, columns, *where)
+    return load_source(name, *where) if remote is None else remote
 
 
 def summary_table(content: Mapping[str, Any]) -> str:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
-from hf_reinforce.randomness import hash_uniform, select_slots
-from hf_reinforce.replay.views import AugmentedDataset, BatchViews, View
+from hf_reinforce.randomness import PARTNER_BLOCK, hash_uniform, partner_positions, select_slots, shuffled_rows
+from hf_reinforce.replay.views import AugmentedDataset, BatchViews, Blocks, View
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.sources.labels import NO_LABEL, check_labels, column_values
+from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.store.parquet import ColumnReader
 from hf_reinforce.store.pixel_contract import check_reference, view_checksum
 from hf_reinforce.targets.class_distribution import Targets, one_hot
 
@@ -36,9 +36,11 @@ class ReinforcedDataset(AugmentedDataset):
     come out as they did then.
 
     Args:
-        reinforced: the rows, as `load_dataset(folder, config)` returns them; may be filtered or selected.
+        reinforced: the rows, as `load_dataset(folder, config)` returns them; may be filtered or selected. Rows of
+            Parquet files that stay where they are, in the order of the shards, make a stream: the same samples, in an
+            order that reads them forward.
         config: contents of `reinforcement.json`.
-        source: the data set that holds the images; None when they are embedded.
+        source: the dataset, or the rows of Parquet files, with the images; None when they are embedded.
         image_size: side of the views in pixels, default the policy's.
         seed: training seed, decides which reinforcement is used when.
         selection: `"cycle"` uses every reinforcement once before any twice; `"random"` draws as the paper does.
@@ -59,9 +61,9 @@ class ReinforcedDataset(AugmentedDataset):
 
     def __init__(
         self,
-        reinforced: Dataset,
+        reinforced: Dataset | ParquetRows,
         config: ReinforcementConfig,
-        source: Dataset | None = None,
+        source: Dataset | ParquetRows | None = None,
         image_size: int | None = None,
         seed: int = 0,
         selection: str = "cycle",
@@ -93,13 +95,7 @@ class ReinforcedDataset(AugmentedDataset):
         images_of = ImageSource(holder, record.image_column, record.label_column, config.class_names)
         super().__init__(images_of, config.policy, image_size, seed)
         self.config, self.selection, self.plain_fraction = config, selection, plain_fraction
-        self._rows = (
-            reinforced.select_columns([schema.SOURCE_ROW])
-            .with_format("arrow")[:]
-            .column(0)
-            .to_numpy()
-            .astype(np.int64)
-        )
+        self._rows = column_values(reinforced, schema.SOURCE_ROW).to_numpy().astype(np.int64)
         if config.embed_images:
             self._source_rows = np.arange(len(self._rows))
         else:
@@ -111,18 +107,21 @@ class ReinforcedDataset(AugmentedDataset):
             self._source_rows = shared.numpy()
         self._by_row = np.argsort(self._rows, kind="stable")  # a dictionary would cost a hundred bytes a row
         self._sorted_rows = self._rows[self._by_row]
-        self._hashes = ColumnReader(reinforced, schema.IMAGE_HASH)
-        self._params = ColumnReader(reinforced, schema.AUGMENTATION_PARAMS, config.num_samples)
+        self._hashes = column_reader(reinforced, schema.IMAGE_HASH)
+        self._params = column_reader(reinforced, schema.AUGMENTATION_PARAMS, config.num_samples)
         if config.policy.mix_operations:  # read for every row at every epoch, so without the rest of the record
-            self._partner_rows = ColumnReader(
+            self._partner_rows = column_reader(
                 reinforced, schema.AUGMENTATION_PARAMS, config.num_samples, schema.PARTNER_ROW
             )
-        self._targets = ColumnReader(reinforced, schema.TEACHER_LOGITS, config.num_samples)
+        self._targets = column_reader(reinforced, schema.TEACHER_LOGITS, config.num_samples)
         # The label was stored beside the hash, so it is the image's wherever the image is found again.
-        self._labels = None if record.label_column is None else ColumnReader(reinforced, record.label_column)
+        self._labels = None if record.label_column is None else column_reader(reinforced, record.label_column)
         if plain_fraction and record.label_column:
             check_labels(column_values(reinforced, record.label_column), config.num_classes)
         select_slots(selection, seed, self._rows[:0], self._rows[:0], config.num_samples)  # refuses an unknown name
+        self._remote_images = isinstance(holder, ParquetRows)
+        if isinstance(reinforced, ParquetRows):
+            self._set_blocks(reinforced, holder.largest_group if isinstance(holder, ParquetRows) else 1)
         if not accept_pixel_mismatch:
             self._check_reference_views()
 
@@ -189,6 +188,11 @@ class ReinforcedDataset(AugmentedDataset):
             else f"Row {row} of the source holds another image than the one that was reinforced (hash {found}, "
             f"expected {expected}). Use {place}"
         )
+        if self._remote_images:
+            return (
+                f"{message}. Or load it without streaming=True (--streaming True), which finds the images of a "
+                "reordered or filtered source by their hashes."
+            )
         if self._find_source_rows is None:
             return f"{message}."
         return f"{message}, or train on the images that are there with allow_missing=True (--allow_missing True)."
@@ -212,9 +216,47 @@ class ReinforcedDataset(AugmentedDataset):
         groups = positions * 0 if self.policy.mix_operations else self._rows[positions]
         return select_slots(self.selection, self.seed, epochs, groups, self.config.num_samples)
 
+    def _set_blocks(self, reinforced: ParquetRows, largest_group: int) -> None:
+        """Finds the rows that were reinforced together, and the shards whose images are in one row group."""
+        if not len(self):
+            return
+        self._run_places = self._rows
+        if self.config.shuffled:
+            order = shuffled_rows(self.config.seed, self.config.source.num_rows or 0)
+            self._run_places = np.argsort(order)[self._rows]
+        files, blocks = reinforced.file_of(np.arange(len(self))), self._run_places // PARTNER_BLOCK
+        starts = np.flatnonzero((np.diff(files, prepend=-1) != 0) | (np.diff(blocks, prepend=-1) != 0))
+        shards_in_run = max(1, -(-largest_group // self.config.shard_size))
+        self.blocks = Blocks(np.append(starts, len(self)), files[starts] // shards_in_run)
+        for position in range(int(self.blocks.starts[1])) if self.policy.mix_operations else ():
+            for slot in range(self.config.num_samples):
+                partner = self._partner_rows(position, slot)
+                found = None if partner is None else self.position(partner)
+                if found is not None and blocks[found] != blocks[position]:
+                    raise ValueError(
+                        "The images of this dataset are mixed with others from anywhere in it, as in those that the "
+                        "original implementation published, so they cannot be streamed. Load it without "
+                        "streaming=True (--streaming True)."
+                    )
+
+    def _partners_of_blocks(self, epoch: int) -> NDArray[np.int64]:
+        """As `partners`, of all rows that are mixed with each other at some strength; no row is read for it."""
+        slot, end = int(self.slots(np.array([epoch]), np.array([0]))[0]), int(self._run_places.max()) + 1
+        end = self.config.source.num_rows or end
+        pairing = [
+            start + partner_positions(self.config.seed, start // PARTNER_BLOCK, slot, min(PARTNER_BLOCK, end - start))
+            for start in range(0, end, PARTNER_BLOCK)
+        ]
+        position_of = np.full(end, -1)
+        position_of[self._run_places] = np.arange(len(self))
+        found: NDArray[np.int64] = position_of[np.concatenate(pairing)[self._run_places]]
+        return found
+
     def partners(self, epoch: int) -> NDArray[np.int64]:
         if not self.policy.mix_operations:
             return np.full(len(self), -1)
+        if self.blocks is not None:
+            return self._partners_of_blocks(epoch)
         positions = np.arange(len(self))
         slots = self.slots(np.full(len(self), epoch), positions)
         rows = (self._partner_rows(p, s) for p, s in zip(positions.tolist(), slots.tolist(), strict=True))

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -15,6 +14,8 @@ from tqdm.auto import tqdm
 from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
 from hf_reinforce.sources.image_source import ImageSource
+from hf_reinforce.sources.labels import column_values
+from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.store.config import ReinforcementConfig
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _PROBES = 64
 _CHUNK = 256
 _NAMED = 8
+_TEXTS = 2**16  # hashes that are Python texts at once
 
 
 def source_positions(
@@ -72,8 +74,14 @@ def _search(source: ImageSource, rows: NDArray[np.int64], hashes: NDArray[np.uin
     return np.where(in_place, rows, positions)
 
 
+def recorded_positions(reinforced: Dataset | ParquetRows, source: Dataset | ParquetRows) -> NDArray[np.int64]:
+    """As `source_positions`, of a source in its original order; -1 for rows behind its end. No image is compared."""
+    rows = _rows(reinforced)
+    return np.where(rows < len(source), rows, -1)
+
+
 def check_missing(
-    positions: NDArray[np.int64], reinforced: Dataset, config: ReinforcementConfig, allow_missing: bool
+    positions: NDArray[np.int64], reinforced: Dataset | ParquetRows, config: ReinforcementConfig, allow_missing: bool
 ) -> None:
     """Names the images that a source lacks, in an error or, where they may be missing, in a warning.
 
@@ -89,56 +97,33 @@ def check_missing(
     missing = np.flatnonzero(positions < 0)
     if missing.size == 0:
         return
-    named = ", ".join(
-        f"row {item[schema.SOURCE_ROW]} (hash {item[schema.IMAGE_HASH]})"
-        for item in reinforced.select_columns([schema.SOURCE_ROW, schema.IMAGE_HASH]).select(missing[:_NAMED].tolist())
-    )
+    hashes, rows = column_reader(reinforced, schema.IMAGE_HASH), _rows(reinforced)
+    named = ", ".join(f"row {rows[place]} (hash {hashes(place)})" for place in missing[:_NAMED].tolist())
     named += ", ..." if missing.size > _NAMED else ""
-    rest = len(positions) - missing.size
-    if allow_missing and rest:
-        logger.warning(
-            "Training on %s of %s images; %s %s missing: %s%s.",
-            f"{rest:,}",
-            f"{len(positions):,}",
-            f"{missing.size:,}",
-            "is" if missing.size == 1 else "are",
-            named,
-            _without_partner(positions, reinforced) if config.policy.mix_operations else "",
-        )
+    total, lost, rest = (f"{count:,}" for count in (len(positions), missing.size, len(positions) - missing.size))
+    if allow_missing and rest != "0":
+        mixed = "; what is mixed with these is replaced" if config.policy.mix_operations else ""
+        verb = "is" if lost == "1" else "are"
+        logger.warning("Training on %s of %s images; %s %s missing: %s%s.", rest, total, lost, verb, named, mixed)
         return
     record = config.source
     recorded = f"{record.name or 'the data set that was reinforced'}, split {record.split!r}"
     revision = f", revision {record.revision!r}" if record.revision else ""
+    others = f", or train on the other {rest} with allow_missing=True (--allow_missing True)" if rest != "0" else ""
     raise ValueError(
-        f"The source holds {rest:,} of the {len(positions):,} images that were reinforced; {missing.size:,} are "
-        f"missing: {named}. Use {recorded}{revision}"
-        + (f", or train on the other {rest:,} with allow_missing=True (--allow_missing True)." if rest else ".")
+        f"The source holds {rest} of the {total} images that were reinforced; {lost} are missing: {named}. Use "
+        f"{recorded}{revision}{others}."
     )
 
 
-def _without_partner(positions: NDArray[np.int64], reinforced: Dataset) -> str:
-    """How many reinforcements of the images that are there are mixed with one that is not."""
-    rows = _rows(reinforced)
-    there = np.zeros(rows.max() + 2, dtype=bool)  # the last one is for partners that are in no row
-    there[rows[positions >= 0]] = True
-    stored = reinforced.select(np.flatnonzero(positions >= 0).tolist()).select_columns([schema.AUGMENTATION_PARAMS])
-    count = lost = 0
-    for batch in stored.with_format("arrow").iter(_CHUNK):
-        params = pc.list_flatten(batch.column(0))
-        partners = pc.struct_field(params, schema.PARTNER_ROW).drop_null().to_numpy()
-        count += len(params)
-        lost += int((~there[np.minimum(partners, len(there) - 1)]).sum())
-    return f"; {lost:,} of the {count:,} reinforcements of the others are mixed with these, and replaced by others"
-
-
-def _rows(reinforced: Dataset) -> NDArray[np.int64]:
-    column = reinforced.select_columns([schema.SOURCE_ROW]).with_format("arrow")[:].column(0)
-    return column.to_numpy().astype(np.int64, copy=False)  # type: ignore[no-any-return]
+def _rows(reinforced: Dataset | ParquetRows) -> NDArray[np.int64]:
+    rows: NDArray[np.int64] = column_values(reinforced, schema.SOURCE_ROW).to_numpy().astype(np.int64, copy=False)
+    return rows
 
 
 def _hashes(reinforced: Dataset) -> NDArray[np.uint64]:
-    table = reinforced.select_columns([schema.IMAGE_HASH]).with_format("arrow")[:]
-    texts = (batch.column(0).to_pylist() for batch in table.to_batches(max_chunksize=65536))
+    column = column_values(reinforced, schema.IMAGE_HASH)
+    texts = (column.slice(start, _TEXTS).to_pylist() for start in range(0, len(column), _TEXTS))
     try:
         binary = b"".join(bytes.fromhex("".join(part)) for part in texts)
     except ValueError as error:

@@ -7,6 +7,7 @@ that workers could disagree about, and a resumed run sees what it would have see
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from hf_reinforce.sources.labels import NO_LABEL
 from hf_reinforce.targets.class_distribution import check_stored
 
 _TARGETS = ("target_label", "target_value", "target_tail")
-_PIECE = 2**16  # positions that the sampler turns into Python numbers at once
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,19 @@ class View:
     slot: int
     params: dict[str, Any]
     pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Neighbours that are read together, for a dataset whose rows should not be asked for in any order.
+
+    Attributes:
+        starts: int64 [B + 1], ascending: the first position of each block, and the number of rows.
+        runs: int64 [B], the run that each block is in: what is read one block behind the other, such as a file.
+    """
+
+    starts: NDArray[np.int64]
+    runs: NDArray[np.int64]
 
 
 class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -49,15 +62,17 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     Each sample is a dict: `pixel_values` uint8 [3, S, S]; `labels`, where there are any (`NO_LABEL` for null); for
     policies that mix `mix_params`, `partner_pixel_values` and `partner_labels`. `collate` batches them.
+
+    Attributes:
+        blocks: rows that should be read together, see `EpochSampler`; None where any order will do.
     """
 
     def __init__(
         self, source: ImageSource, policy: AugmentationPolicy, image_size: int | None = None, seed: int = 0
     ) -> None:
         self.source, self.policy, self.image_size, self.seed = source, policy, image_size, seed
+        self.blocks: Blocks | None = None
         self._decoded: DecodedImages | None = None
-        self._order = shuffled_rows(seed, len(source)) if policy.mix_operations else np.arange(len(source))
-        self._places = np.argsort(self._order)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -76,6 +91,15 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self._sample(batch, int(epoch), int(position), int(slot))
             for epoch, position, slot in zip(epochs, positions, self.slots(epochs, positions), strict=True)
         ]
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        """The order of the rows in which a policy that mixes takes its blocks of partners."""
+        return shuffled_rows(self.seed, len(self.source))
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        return np.argsort(self._order)
 
     def slots(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which reinforcement each position uses in each epoch."""
@@ -232,66 +256,3 @@ class BatchViews:
         if position not in self._images:
             self._images[position] = self._dataset.image(position)
         return self._dataset.policy.apply(self._images[position], params, self._dataset.image_size)
-
-
-class EpochSampler(torch.utils.data.Sampler[int]):
-    """Shuffles every epoch, keyed by (seed, epoch); an image and its mixing partner come next to each other.
-
-    With repeated augmentation (Hoffer et al., 2020) an epoch visits one of `repeats` parts of the images, each image
-    `repeats` times in a row, under as many different augmentations. Over `repeats` epochs the samples are those that
-    plain epochs have, in another order: an image is decoded once where it was decoded `repeats` times, and a batch
-    holds fewer different images. What does not divide into equal parts is left out of the epochs, by turns.
-
-    Args:
-        dataset: what is sampled.
-        seed: seed of the order.
-        repeats: augmentations of an image in a row, >= 1; more than 1 only for policies that do not mix.
-
-    Raises:
-        ValueError: if `repeats` does not fit the data set.
-    """
-
-    def __init__(self, dataset: AugmentedDataset, seed: int = 0, repeats: int = 1) -> None:
-        if not 1 <= repeats <= max(1, len(dataset)):
-            raise ValueError(f"repeats must lie between 1 and the {len(dataset)} images, not {repeats}.")
-        if repeats > 1 and dataset.policy.mix_operations:
-            raise ValueError(
-                f"Policy {dataset.policy.name!r} mixes images, so each is followed by its partner; repeated "
-                "augmentation works with policies that do not mix, such as 'rrc' and 'randaug'."
-            )
-        self.dataset, self.seed, self.repeats, self.epoch = dataset, seed, repeats, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is that of epoch `epoch`, counted from 0."""
-        self.epoch = int(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset) // self.repeats * self.repeats
-
-    def __iter__(self) -> Iterator[int]:
-        order = self._paired() if self.repeats == 1 else self._repeated()
-        for start in range(0, len(order), _PIECE):
-            yield from order[start : start + _PIECE].tolist()
-
-    def _shuffled(self, key: int) -> NDArray[np.int64]:
-        return np.random.Generator(np.random.Philox(key=[self.seed, key])).permutation(len(self.dataset))
-
-    def _paired(self) -> NDArray[np.int64]:
-        size = len(self.dataset)
-        place = self._shuffled(self.epoch)
-        partners = self.dataset.partners(self.epoch)
-        paired = (partners >= 0) & (partners != np.arange(size))
-        pair = np.minimum(place, place[partners])
-        # Two images without a partner count as a pair, so that every pair begins at an even place.
-        alone = np.flatnonzero(~paired)
-        alone = alone[np.argsort(place[alone])]
-        pair[alone] = place[alone[np.arange(len(alone)) // 2 * 2]]
-        if len(alone) % 2:
-            pair[alone[-1]] = size
-        return self.epoch * size + np.lexsort((place, pair))
-
-    def _repeated(self) -> NDArray[np.int64]:
-        size, part = len(self.dataset), len(self.dataset) // self.repeats
-        first, turn = self.epoch // self.repeats * self.repeats, self.epoch % self.repeats
-        positions = self._shuffled(first)[turn * part : (turn + 1) * part]
-        return ((first + np.arange(self.repeats)) * size + positions[:, None]).reshape(-1)

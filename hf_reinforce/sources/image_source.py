@@ -13,6 +13,7 @@ from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
 from hf_reinforce.sources.files import columns_of_files, columns_of_paths
 from hf_reinforce.sources.labels import check_labels, column_values, encode_texts, is_text
+from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.splits import WRITE
 from hf_reinforce.store.parquet import ColumnReader
 
@@ -171,10 +172,10 @@ def prepare(
 
 
 class ImageSource:
-    """Encoded images and labels of a data set, read straight from memory-mapped Arrow.
+    """Random access to the encoded images and labels of a dataset.
 
     Args:
-        dataset: a map-style data set.
+        dataset: a map-style dataset, whose memory-mapped Arrow is read; or rows of Parquet files, without labels.
         image_column: its image column.
         label_column: its label column, of integers or texts; None without labels.
         class_names: of the classes that texts name, default the texts themselves, sorted.
@@ -186,25 +187,30 @@ class ImageSource:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | ParquetRows,
         image_column: str,
         label_column: str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        dataset = one_split(dataset)
-        for column in filter(None, (image_column, label_column)):
-            if column not in dataset.column_names:
-                raise ValueError(f"The data set has no column {column!r}; its columns are {dataset.column_names}.")
-        if label_column:
-            dataset = encode_texts(dataset, label_column, class_names)
-        feature = dataset.features[label_column] if label_column else None
-        self.class_names: tuple[str, ...] | None = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+        self.class_names: tuple[str, ...] | None = None
+        self._bytes = self._indices = self._labels = None
+        if isinstance(dataset, ParquetRows):
+            label_column = None
+        else:
+            dataset = one_split(dataset)
+            for column in filter(None, (image_column, label_column)):
+                if column not in dataset.column_names:
+                    raise ValueError(f"The data set has no column {column!r}; its columns are {dataset.column_names}.")
+            if label_column:
+                dataset = encode_texts(dataset, label_column, class_names)
+                feature = dataset.features[label_column]
+                self.class_names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+                self._labels = ColumnReader(dataset, label_column)
+            values, indices = dataset.data.column(image_column), dataset._indices
+            self._bytes = values.flatten()[values.type.get_field_index("bytes")]
+            self._indices = None if indices is None else indices.column(0).to_numpy()
         self._dataset, self._columns = dataset, (image_column, label_column)
-        column, indices = dataset.data.column(image_column), dataset._indices
-        self._bytes = column.flatten()[column.type.get_field_index("bytes")]
-        self._indices = None if indices is None else indices.column(0).to_numpy()
-        self._images = ColumnReader(dataset, image_column)
-        self._labels = None if label_column is None else ColumnReader(dataset, label_column)
+        self._images = column_reader(dataset, image_column)
 
     def __reduce__(self) -> Any:
         return type(self), (self._dataset, *self._columns)  # the bytes stay in the file that is mapped
@@ -244,9 +250,10 @@ class ImageSource:
 
     def encoded(self, row: int) -> images.Encoded:
         """The encoded bytes of an image."""
-        value = self._bytes[row if self._indices is None else int(self._indices[row])]
-        if value.is_valid:
-            return memoryview(value.as_buffer())
+        if self._bytes is not None:
+            value = self._bytes[row if self._indices is None else int(self._indices[row])]
+            if value.is_valid:
+                return memoryview(value.as_buffer())
         item = self._images(row)
         try:
             return images.read_encoded(item)
@@ -276,7 +283,7 @@ class ImageSource:
         if column is None:
             raise ValueError(
                 f"{name} has no labels, which are needed here; name their column with label_column "
-                f"(--label_column_name). The columns are {self._dataset.column_names}."
+                f"(--label_column_name). The columns are {list(self._dataset.features)}."
             )
         if num_classes is None and self.class_names is not None:
             num_classes = len(self.class_names)

@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 import xxhash
 from datasets import ClassLabel, Dataset
 
+from hf_reinforce.sources.rows import ParquetRows
+
 NO_LABEL = -100
 """Stands for a missing label in a batch; torch's cross-entropy leaves it out."""
 
@@ -19,8 +21,10 @@ def is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def column_values(dataset: Dataset, column: str) -> pa.ChunkedArray:
+def column_values(dataset: Dataset | ParquetRows, column: str) -> pa.ChunkedArray:
     """A column of a dataset, which may be a selection."""
+    if isinstance(dataset, ParquetRows):
+        return dataset.values(column)
     values, indices = dataset.data.column(column), dataset._indices
     return values if indices is None else values.take(indices.column(0))
 

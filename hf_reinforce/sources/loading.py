@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import DatasetBuilder, Features, Image, IterableDataset
+from datasets import DatasetBuilder, Features, Image
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.sources.errors import explained
-from hf_reinforce.sources.rows import ParquetRows, StreamRows
+from hf_reinforce.sources.rows import ParquetRows
 from hf_reinforce.splits import WRITE, is_part, split_names, split_text
 
 logger = logging.getLogger(__name__)
@@ -94,13 +94,13 @@ def _refuse_part(name: str, split: str) -> None:
         )
 
 
-def stream_source(
+def remote_source(
     name: str,
     columns: Sequence[str],
     config_name: str | None = None,
     split: str = "train",
     revision: str | None = None,
-) -> ParquetRows | StreamRows:
+) -> ParquetRows | None:
     """One split of a dataset of images, to be read without downloading it.
 
     Args:
@@ -111,21 +111,19 @@ def stream_source(
         revision: Hub revision; ignored for a folder.
 
     Returns:
-        Rows of Parquet files, any of which can be reached at once; of any other format, rows of a stream.
+        Its rows; None if it is not stored as Parquet, so that its rows cannot be reached one by one.
 
     Raises:
         ValueError: as `load_source`, or if it lacks a column, or the split is a part of splits.
     """
     builder, split = _builder(name, config_name, split, revision)
     _refuse_part(name, split)
+    if not isinstance(builder, Parquet) or split not in builder.config.data_files:
+        return None
     with explained(name, revision):
-        stream: IterableDataset = builder.as_streaming_dataset(split)
-    features = stream.features
-    if features is not None:  # None: a stream of samples that nobody has looked at
-        check_columns(name, features, columns)
-    if features is None or not isinstance(builder, Parquet) or split not in builder.config.data_files:
-        return StreamRows(stream, columns)
-    features = Features({column: features[column] for column in columns} | {columns[0]: Image(decode=False)})
+        found = builder.as_streaming_dataset(split).features
+    check_columns(name, found, columns)
+    features = Features({column: found[column] for column in columns} | {columns[0]: Image(decode=False)})
     with explained(name, revision):
         return ParquetRows(builder.config.data_files[split], columns, features=features)
 

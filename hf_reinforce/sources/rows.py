@@ -1,33 +1,45 @@
-"""Ranges of rows of data sets that stay where they are: read in order, from any row on."""
+"""Rows of Parquet files by number, wherever the files are: read forward in blocks, of which the last few are kept."""
 
+import os
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, IterableDataset
+from datasets import Dataset, Features
 from datasets.table import table_cast
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 
-_BATCH = 64
-_AT_ONCE = 16 * 2**20  # bytes of a row group that are fetched before its first row is there; of larger ones a part
+from hf_reinforce.store.parquet import ColumnReader
+
+BLOCK = 64
+"""Most rows of a block, which lie in one row group."""
+
+_KEPT = 32 * BLOCK  # rows: what two windows of `sampler.local_order` touch
+_READ_AT_ONCE = 16  # places where reading goes on
+_THREADS = 4  # that read ahead
+_BYTES_AT_ONCE = 16 * 2**20  # of a row group, before its first row is there; of larger ones a part
 _FOOTERS_AT_ONCE = 16
 
-
-class Cursor(Protocol):
-    """Reads ranges of rows; cheap where each begins at the end of the one before."""
-
-    def read(self, start: int, stop: int) -> pa.Table:
-        """Rows `start` to `stop - 1`; fewer, or none, where the data set ends before."""
+Reader = Callable[..., Any]
+"""A function of a row, and for columns of lists of the item, that returns one value."""
 
 
 class ParquetRows:
-    """Rows of Parquet files, one file after the other. Only the footers are read beforehand.
+    """Rows of Parquet files, one file after the other; only the footers are read beforehand.
+
+    Any order of asking works. Cheap is one that stays near where it is, as `sampler.local_order` makes it: blocks that
+    follow each other in a file are read once, and from the third on in the background while the one before is used.
+    Each process, also a forked one, reads for itself.
 
     Args:
         files: paths, or addresses that fsspec opens, such as `hf://datasets/...`.
@@ -36,126 +48,178 @@ class ParquetRows:
     """
 
     def __init__(self, files: Sequence[str], columns: Sequence[str], features: Features | None = None) -> None:
-        self.files, self.columns, self.features = list(files), list(columns), features
+        self.files, self.columns, self._cast_to = list(files), list(columns), features
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             self._footers = list(pool.map(read_footer, self.files))
-        self._starts = [0, *accumulate(footer.num_rows for footer in self._footers)]
+        self._file_starts = [0, *accumulate(footer.num_rows for footer in self._footers)]
+        self._groups = [(f, g) for f, footer in enumerate(self._footers) for g in range(footer.num_row_groups)]
+        sizes = [self._footers[f].row_group(g).num_rows for f, g in self._groups]
+        self.largest_group = max(sizes, default=0)
+        lengths = [min(BLOCK, size - start) for size in sizes for start in range(0, size, BLOCK)]
+        self._starts = [0, *accumulate(lengths)]  # of the blocks
+        self._first_blocks = [0, *accumulate(-(-size // BLOCK) for size in sizes)]  # of the row groups
+        self._selected: NDArray[np.int64] | None = None
+        self._process: int | None = None
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._file_starts[-1]) if self._selected is None else len(self._selected)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _OF_A_PROCESS} | {"_process": None}
 
     @property
-    def largest_group(self) -> int:
-        """Rows of the largest row group; what comes before a row of its group must be read too."""
-        sizes = (footer.row_group(i).num_rows for footer in self._footers for i in range(footer.num_row_groups))
-        return max(sizes, default=0)
+    def features(self) -> Features:
+        """Features of the columns."""
+        if self._cast_to is not None:
+            return self._cast_to
+        stored = Features.from_arrow_schema(self._footers[0].schema.to_arrow_schema())
+        return Features({column: stored[column] for column in self.columns})
 
-    def cursor(self) -> Cursor:
-        """A cursor of its own."""
-        return _Cursor(self._batches)
+    def select(self, rows: Sequence[int]) -> "ParquetRows":
+        """Some of the rows."""
+        chosen, numbers = ParquetRows.__new__(ParquetRows), np.asarray(rows, dtype=np.int64)
+        vars(chosen).update(self.__getstate__())
+        chosen._selected = numbers if self._selected is None else self._selected[numbers]
+        return chosen
 
-    def _batches(self, start: int) -> Iterator[pa.Table]:
-        first = bisect_right(self._starts, start) - 1
-        for file, footer, begins in zip(self.files[first:], self._footers[first:], self._starts[first:], strict=False):
-            groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-            skipped = max(start - begins, 0)
-            with (
-                _open(file) as opened,
-                pq.ParquetFile(opened, metadata=footer, **_buffering(opened, groups)) as parquet,
-            ):
-                for index, group in enumerate(groups):
-                    if skipped < group.num_rows:
-                        batches = parquet.iter_batches(_BATCH, row_groups=[index], columns=self.columns)
-                        yield from self._from_row(batches, skipped)
-                    skipped = max(skipped - group.num_rows, 0)
+    def file_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index of the file of each row."""
+        rows = rows if self._selected is None else self._selected[rows]
+        return np.searchsorted(self._file_starts, rows, side="right") - 1
 
-    def _from_row(self, batches: Iterator[pa.RecordBatch], skipped: int) -> Iterator[pa.Table]:
-        for batch in batches:
-            if skipped < len(batch):
-                table = pa.Table.from_batches([batch.slice(skipped)]).select(self.columns)
-                yield table if self.features is None else table_cast(table, self.features.arrow_schema)
-            skipped = max(skipped - len(batch), 0)
+    def values(self, column: str) -> pa.ChunkedArray:
+        """All values of a column."""
+
+        def read(file: str) -> pa.ChunkedArray:
+            with _named(file), _open(file) as opened:
+                return pq.ParquetFile(opened).read([column]).column(0)
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            chunks = [chunk for part in pool.map(read, self.files) for chunk in part.chunks]
+        found = pa.chunked_array(chunks)
+        return found if self._selected is None else found.take(pa.array(self._selected))
+
+    def reader(self, column: str, num_samples: int | None = None, field: str | None = None) -> Reader:
+        """A reader of single values of a column, as `ColumnReader` is one of a `Dataset`."""
+        return _RemoteColumn(self, column, num_samples, field)
+
+    def block_of(self, row: int) -> tuple["_Block", int]:
+        """The block that holds a row, and the row's number in it."""
+        if self._process != os.getpid():  # a forked process has none of the threads, and shares the open files
+            self._process, self._kept = os.getpid(), 0
+            self._blocks: OrderedDict[int, _Block] = OrderedDict()
+            self._coming: OrderedDict[int, _Cursor] = OrderedDict()
+            self._pool = ThreadPoolExecutor(_THREADS)
+        if self._selected is not None:
+            row = int(self._selected[row])
+        index = bisect_right(self._starts, row) - 1
+        if index not in self._blocks:
+            self._read(index)
+        self._blocks.move_to_end(index)
+        return self._blocks[index], row - self._starts[index]
+
+    def _read(self, index: int) -> None:
+        group = bisect_right(self._first_blocks, index) - 1
+        first = self._first_blocks[group]
+        at = max((block for block in self._coming if first <= block <= index), default=None)
+        cursor = _Cursor(self._blocks_from(group)) if at is None else self._coming.pop(at)
+        for block in range(first if at is None else at, index + 1):
+            table = cursor.next()
+            self._blocks[block] = _Block(Dataset(table, fingerprint="block"))
+            self._kept += len(table)
+        if index + 1 < len(self._starts) - 1 and self._starts[index + 1] not in self._file_starts:
+            self._coming[index + 1] = cursor
+            if at is not None and index > first:
+                cursor.read_ahead(self._pool)
+        while self._kept > _KEPT and len(self._blocks) > 1:
+            self._kept -= len(self._blocks.popitem(last=False)[1].rows)
+        while len(self._coming) > _READ_AT_ONCE:
+            self._coming.popitem(last=False)
+
+    def _blocks_from(self, group: int) -> Iterator[pa.Table]:
+        """The blocks of a file from the first of a row group on."""
+        number, first = self._groups[group]
+        file, footer = self.files[number], self._footers[number]
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+        with (
+            _named(file),
+            _open(file) as opened,
+            pq.ParquetFile(opened, metadata=footer, **_buffering(opened, groups)) as parquet,
+        ):
+            for index in range(first, len(groups)):
+                batches = parquet.iter_batches(BLOCK, row_groups=[index], columns=self.columns)
+                left = groups[index].num_rows
+                while left:
+                    size, table = min(BLOCK, left), pa.Table.from_batches([next(batches)])
+                    while len(table) < size:  # Arrow splits what is too large for one array
+                        table = pa.concat_tables([table, pa.Table.from_batches([next(batches)])])
+                    table = table.select(self.columns).combine_chunks()
+                    left -= size
+                    yield table if self._cast_to is None else table_cast(table, self._cast_to.arrow_schema)
 
 
-class StreamRows:
-    """Rows of any other stream of `datasets`, which is read forward only: what comes before a row must be read too.
-
-    Args:
-        dataset: the stream.
-        columns: columns that are read, of which the first holds images.
-    """
-
-    def __init__(self, dataset: IterableDataset, columns: Sequence[str]) -> None:
-        dataset = dataset.cast_column(columns[0], Image(decode=False))
-        self._dataset = dataset.select_columns(list(columns)).with_format("arrow")
-
-    def cursor(self) -> Cursor:
-        """A cursor of its own, which begins again where it has to go back."""
-        return _Cursor(lambda start: iter(self._dataset.skip(start).iter(batch_size=_BATCH)), forward_only=True)
+_OF_A_PROCESS = ("_blocks", "_coming", "_pool", "_kept")
 
 
-class DatasetRows:
-    """Rows of a map-style data set.
-
-    Args:
-        dataset: the data set.
-        columns: columns that are read.
-    """
-
-    def __init__(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        self._dataset = dataset.select_columns(list(columns)).with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def cursor(self) -> Cursor:
-        """A cursor; it has no state."""
-        return self
-
-    def read(self, start: int, stop: int) -> pa.Table:
-        """Rows `start` to `stop - 1`; fewer where the data set ends before."""
-        return self._dataset[min(start, len(self)) : min(stop, len(self))]
-
-
-Rows = ParquetRows | StreamRows | DatasetRows
+class _Block:
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+        self.readers: dict[_RemoteColumn, ColumnReader] = {}
 
 
 class _Cursor:
-    def __init__(self, batches: Callable[[int], Iterator[pa.Table]], forward_only: bool = False) -> None:
-        self._batches = batches  # row -> tables of the rows from there on
-        self._forward_only = forward_only
-        self._tables: Iterator[pa.Table] = iter(())
-        self._held: list[pa.Table] = []  # read, but not asked for yet
-        self._position = self._end = -1  # the rows that are held
+    """Where reading goes on: the next table is read when it is asked for, or before."""
 
-    def read(self, start: int, stop: int) -> pa.Table:
-        if self._position < 0 or start < self._position or (start > self._end and not self._forward_only):
-            self._tables, self._held, self._position, self._end = self._batches(start), [], start, start
-        self._drop(start)
-        while self._end < stop and (table := next(self._tables, None)) is not None:
-            self._held.append(table)
-            self._end += len(table)
-            self._drop(start)
-        if not self._held:
-            return pa.table({})
-        found = pa.concat_tables(self._held).slice(0, stop - start)
-        self._drop(stop)
-        return found
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._future: Future[pa.Table] | None = None
 
-    def _drop(self, start: int) -> None:
-        """Forgets the rows before `start`."""
-        while self._held and self._position < start:
-            first = self._held[0].slice(start - self._position)
-            self._position += len(self._held[0]) - len(first)
-            self._held[:1] = [first] if len(first) else []
-        if not self._held:
-            self._position = self._end
+    def next(self) -> pa.Table:
+        future, self._future = self._future, None
+        return next(self._tables) if future is None else future.result()
+
+    def read_ahead(self, pool: ThreadPoolExecutor) -> None:
+        self._future = pool.submit(next, self._tables)
+
+
+class _RemoteColumn:
+    def __init__(self, rows: ParquetRows, column: str, num_samples: int | None, field: str | None) -> None:
+        self._rows, self._what = rows, (column, num_samples, field)
+
+    def __call__(self, row: int, slot: int | None = None) -> Any:
+        block, within = self._rows.block_of(row)
+        reader = block.readers.get(self)
+        if reader is None:
+            reader = block.readers[self] = ColumnReader(block.rows, *self._what)
+        return reader(within, slot)
+
+
+def column_reader(
+    rows: Dataset | ParquetRows, column: str, num_samples: int | None = None, field: str | None = None
+) -> Reader:
+    """A reader of single values of a column, see `ColumnReader`."""
+    if isinstance(rows, ParquetRows):
+        return rows.reader(column, num_samples, field)
+    return ColumnReader(rows, column, num_samples, field)
 
 
 def read_footer(file: str) -> pq.FileMetaData:
     """The footer of a Parquet file, which says how many rows it has and where."""
     with _open(file) as opened:
         return pq.read_metadata(opened)
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if type(error) not in (pa.ArrowInvalid, OSError) or getattr(error, "errno", None):  # not of Arrow
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"{file} cannot be read, probably because it was cut short: {reason}. {repair(file)}"
+        ) from error
 
 
 def repair(file: str) -> str:
@@ -179,5 +243,5 @@ def _buffering(file: Any, groups: Sequence[pq.RowGroupMetaData]) -> dict[str, An
     """How a file is read: mapped, by whole row groups, or by parts of them."""
     if isinstance(file, pa.MemoryMappedFile):
         return {"pre_buffer": False}
-    small = max((group.total_byte_size for group in groups), default=0) <= _AT_ONCE
-    return {"pre_buffer": True} if small else {"pre_buffer": False, "buffer_size": _AT_ONCE // 2}
+    small = max((group.total_byte_size for group in groups), default=0) <= _BYTES_AT_ONCE
+    return {"pre_buffer": True} if small else {"pre_buffer": False, "buffer_size": _BYTES_AT_ONCE // 2}

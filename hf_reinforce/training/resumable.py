@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler, Readers
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
@@ -39,7 +39,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if not hasattr(dataset, "partners"):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(dataset, seed, getattr(self.args, "repeated_augmentation", 1))
+        readers = Readers(self._train_batch_size, max(1, self.args.dataloader_num_workers), self.args.world_size)
+        return EpochSampler(dataset, seed, getattr(self.args, "repeated_augmentation", 1), readers)
 
     def get_train_dataloader(self) -> Any:
         """The batches of an epoch, see `resumable`."""

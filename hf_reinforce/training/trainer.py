@@ -18,14 +18,12 @@ from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.dataset import ReinforcedDataset, batch_targets
-from hf_reinforce.replay.streaming.loader import training_loader
-from hf_reinforce.replay.streaming.stream import ReinforcedStream
 from hf_reinforce.replay.views import AugmentedDataset
 from hf_reinforce.targets.class_distribution import sparse_kl, top_k_targets
 from hf_reinforce.training.arguments import KDTrainingArguments
 from hf_reinforce.training.checkpoints import TrainingTime
 from hf_reinforce.training.ema import WeightAverage
-from hf_reinforce.training.resumable import ResumableTrainer, resumable
+from hf_reinforce.training.resumable import ResumableTrainer
 
 
 class KDTrainer(ResumableTrainer):
@@ -34,7 +32,7 @@ class KDTrainer(ResumableTrainer):
     Args:
         model: the student: a transformers classifier, or a module that maps images [B, 3, S, S] to logits [B, C].
         args: see `KDTrainingArguments`.
-        train_dataset: a `ReinforcedDataset` or `ReinforcedStream`, or an `AugmentedDataset` for `plain` and `online`.
+        train_dataset: a `ReinforcedDataset`, or an `AugmentedDataset` for `plain` and `online`.
         eval_dataset: an `AugmentedDataset` with `evaluation_policy`.
         teacher: for `method="online"`; its classes are brought into the order of the dataset's, by name.
         preprocessing: the student's normalisation and input size, default its own at the size of the views.
@@ -54,7 +52,7 @@ class KDTrainer(ResumableTrainer):
         self,
         model: nn.Module,
         args: KDTrainingArguments,
-        train_dataset: AugmentedDataset | ReinforcedStream | None = None,
+        train_dataset: AugmentedDataset | None = None,
         eval_dataset: AugmentedDataset | None = None,
         teacher: Teacher | None = None,
         preprocessing: Preprocessing | None = None,
@@ -68,13 +66,16 @@ class KDTrainer(ResumableTrainer):
             teacher = teacher if teacher.fitted else teacher.with_classes(names)
             teacher.check_processes()
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
-        if repeats > 1 and (isinstance(train_dataset, ReinforcedStream) or batch % repeats):
+        streaming = getattr(train_dataset, "blocks", None) is not None
+        if repeats > 1 and (streaming or batch % repeats):
             raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
-        if args.cache_images and isinstance(train_dataset, ReinforcedStream):
-            raise ValueError("A stream has no images to keep; leave out cache_images (--cache_images False).")
+        if args.cache_images and streaming:
+            raise ValueError(
+                "Images that are streamed are not kept; leave out cache_images (--cache_images False), or streaming."
+            )
         check_fit(model, train_dataset, eval_dataset, teacher, preprocessing)
         if args.cache_images and train_dataset is not None:
-            train_dataset.cache_images()  # type: ignore[union-attr]
+            train_dataset.cache_images()
         if (dataset := train_dataset or eval_dataset) is not None:
             kwargs.setdefault("data_collator", dataset.collate)
         if kwargs.get("compute_metrics") is None:
@@ -94,15 +95,6 @@ class KDTrainer(ResumableTrainer):
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         if self.ema is not None:
             self.add_callback(self.ema)
-
-    def get_train_dataloader(self) -> Any:
-        if isinstance(self.train_dataset, ReinforcedStream):
-            batch_size, collate = self._train_batch_size, self.data_collator
-            return resumable(training_loader(self.train_dataset, self.args, batch_size, collate))
-        return super().get_train_dataloader()
-
-    def num_examples(self, dataloader: Any) -> int:
-        return getattr(dataloader.dataset, "num_rows", 0) or int(super().num_examples(dataloader))
 
     def _images(self, inputs: dict[str, Tensor]) -> Tensor:
         """The B mixed views of a batch, float, values 0 to 255."""

@@ -25,6 +25,8 @@ class TransferDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._rows, self._seed = rows, seed
         self._transforms = v2.Compose([*transforms, v2.ToPureTensor()])
 
+    blocks = None  # its rows are at hand in any order, see `EpochSampler`
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from hf_reinforce import AugmentationPolicy, load_policy, load_reinforced, load_teacher, reinforce
 from hf_reinforce.models.preprocessing import Preprocessing
-from hf_reinforce.replay.views import EpochSampler
+from hf_reinforce.replay.sampler import EpochSampler
 
 SIZE, CLASSES = 24, 5
 WRITER = "26.0.1"
