@@ -77,7 +77,7 @@ class Entry:
     note: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("scoring", self.scoring, (None, *SCORINGS))
+        _check_choice("scoring", self.scoring, (None, *SCORINGS), " (--scoring)")
         _check_choice("metric", self.metric, tuple(METRICS))
         _check_choice("labels", self.labels, (None, REAL_LABELS))
         if len(self.corruption_columns) not in (0, 2):
@@ -245,6 +245,6 @@ def _frozen(key: str, value: Any, folder: Path) -> Any:
     return value
 
 
-def _check_choice(key: str, value: str | None, known: tuple[str | None, ...]) -> None:
+def _check_choice(key: str, value: str | None, known: tuple[str | None, ...], flag: str = "") -> None:
     if value not in known:
-        raise ValueError(f"{key} must be one of {', '.join(filter(None, known))}, not {value!r}.")
+        raise ValueError(f"{key} must be one of {', '.join(filter(None, known))}, not {value!r}{flag}.")

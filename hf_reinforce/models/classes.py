@@ -380,7 +380,10 @@ def _indices(model: ModelClasses, names: Sequence[str] | None, labels: Sequence[
     """The model's class for each label, where the labels or their names are its indices."""
     wrong = [name for name in names or () if not name.strip().isdecimal()]
     if wrong:
-        raise ValueError(f"classes: index needs class names that are numbers, such as '17'; found {some(wrong)}.")
+        raise ValueError(
+            "--classes_from index (classes: index in a suite) needs class names that are numbers, such as '17'; "
+            f"found {some(wrong)}."
+        )
     found = dict(enumerate(map(int, names))) if names else {int(label): int(label) for label in labels}
     largest = max(found.values(), default=0)
     if largest >= model.count:
