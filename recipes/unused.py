@@ -52,25 +52,36 @@ def _is_yaml(policy: str | None) -> bool:
     return policy is not None and policy.endswith((".yaml", ".yml"))
 
 
+def _is_no_repository(v: Any) -> bool:
+    return is_local(v.model_name_or_path) or "/" not in v.model_name_or_path
+
+
+def _has_no_adam(v: Any) -> bool:
+    return not v.timm_optimizer and not any(kind in str(v.optim).lower() for kind in ("adam", "lion"))
+
+
+def _holds_its_images(v: Any) -> bool:
+    return not v.is_reinforced and (v.eval_split is None or v.eval_dataset_name is not None)
+
+
 def _has_files(v: Any) -> bool:
     """Whether all data of detection or segmentation are in named files."""
     return v.train_images is not None and (v.eval_images is not None or v.eval_split is None)
 
 
-_OPTIMIZER = "optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon"
+_ADAM = "adam_beta1 adam_beta2 adam_epsilon"
+_COLUMNS = "image_column_name label_column_name"
+_EVALUATION = "eval_dataset_name eval_dataset_config_name max_eval_samples per_device_eval_batch_size"
 _HUB = "hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision"
-_OF_TEXTS = (  # fields of TrainingArguments
+_SUITE = f"dataset_config_name dataset_revision split {_COLUMNS} class_map classes_from scoring"
+_TEACHER = "teacher_name_or_path teacher_checkpoint teacher_dtype class_map"
+_TEXTS = (  # fields of TrainingArguments
     "remove_unused_columns label_names train_sampling_strategy length_column_name do_predict prediction_loss_only "
     "eval_do_concat_batches include_num_input_tokens_seen neftune_noise_alpha"
 )
-_OF_A_SUITE = (
-    "dataset_config_name dataset_revision split image_column_name label_column_name class_map classes_from scoring"
-)
-_OF_FOLDERS = (lambda v: is_local(v.dataset_name), "a folder has no revisions")
-_OF_MODELS = (
-    lambda v: v.model_checkpoint is not None or is_local(v.model_name_or_path),
-    "the model is on this machine",
-)
+_TIMM = "--timm_optimizer is used instead, with its own settings"
+_FOLDER = (lambda v: is_local(v.dataset_name), "a folder has no revisions")
+_FILE = (lambda v: v.model_checkpoint is not None or is_local(v.model_name_or_path), "the model is on this machine")
 
 TRAINING: Table = [
     ("num_train_epochs", lambda v: v.max_steps > 0, "--max_steps says how long"),
@@ -79,26 +90,14 @@ TRAINING: Table = [
     ("logging_steps", lambda v: v.logging_strategy != "steps", "--logging_strategy is not steps"),
     ("eval_steps", lambda v: v.eval_strategy != "steps", "--eval_strategy is not steps"),
     (_HUB, lambda v: not v.push_to_hub, "nothing is pushed without --push_to_hub"),
-    (_OF_TEXTS, lambda v: True, "views and their targets have ways of their own"),
-    (
-        "model_revision",
-        lambda v: is_local(v.model_name_or_path) or "/" not in v.model_name_or_path,
-        "neither a folder nor an architecture has revisions",
-    ),
+    (_TEXTS, lambda v: True, "views and their targets have ways of their own"),
+    ("model_revision", _is_no_repository, "neither a folder nor an architecture has revisions"),
 ]
 STUDENT: Table = [
     *TRAINING,
-    (_OPTIMIZER, lambda v: bool(v.timm_optimizer), "--timm_optimizer is used instead, with its own settings"),
-    (
-        "adam_beta1 adam_beta2 adam_epsilon",
-        lambda v: not v.timm_optimizer and not any(kind in str(v.optim).lower() for kind in ("adam", "lion")),
-        "--optim is no Adam",
-    ),
-    (
-        "teacher_name_or_path teacher_checkpoint teacher_dtype class_map",
-        lambda v: v.method != "online",
-        "only --method online asks a teacher",
-    ),
+    (f"optim optim_args optim_target_modules {_ADAM}", lambda v: bool(v.timm_optimizer), _TIMM),
+    (_ADAM, _has_no_adam, "--optim is no Adam"),
+    (_TEACHER, lambda v: v.method != "online", "only --method online asks a teacher"),
     ("temperature hard_label_weight", lambda v: v.method == "plain", "--method plain has no distillation loss"),
     (
         "label_smoothing_factor",
@@ -106,16 +105,8 @@ STUDENT: Table = [
         "labels are not used without --hard_label_weight",
     ),
     ("policy train_split", lambda v: v.is_reinforced, "the dataset is reinforced, and records them"),
-    (
-        "image_column_name label_column_name",
-        lambda v: v.is_reinforced and v.eval_split is None,
-        "the dataset is reinforced, and records them",
-    ),
-    (
-        "source_name_or_path",
-        lambda v: not v.is_reinforced and (v.eval_split is None or v.eval_dataset_name is not None),
-        "the dataset is not reinforced, so it holds its images",
-    ),
+    (_COLUMNS, lambda v: v.is_reinforced and v.eval_split is None, "the dataset is reinforced, and records them"),
+    ("source_name_or_path", _holds_its_images, "the dataset is not reinforced, so it holds its images"),
     ("source_name_or_path allow_missing", lambda v: v.embedded, "the images are stored with the dataset"),
     ("allow_missing accept_pixel_mismatch", lambda v: not v.is_reinforced, "the dataset is not reinforced"),
     (
@@ -124,12 +115,8 @@ STUDENT: Table = [
         "stored augmentations are used by --method reinforced and with --stored_views",
     ),
     ("stored_views", lambda v: v.method == "reinforced", "--method reinforced uses them anyway"),
-    (
-        "eval_dataset_name eval_dataset_config_name max_eval_samples per_device_eval_batch_size",
-        lambda v: v.eval_split is None,
-        "nothing is evaluated without --eval_split",
-    ),
-    ("dataset_revision", *_OF_FOLDERS),
+    (_EVALUATION, lambda v: v.eval_split is None, "nothing is evaluated without --eval_split"),
+    ("dataset_revision", *_FOLDER),
 ]
 REINFORCE: Table = [
     ("image_size", lambda v: _is_yaml(v.policy), "the file of --policy states its sizes"),
@@ -139,32 +126,28 @@ REINFORCE: Table = [
         lambda v: v.teacher_checkpoint is not None or is_local(v.teacher_name_or_path),
         "the teacher is on this machine",
     ),
-    ("dataset_revision", *_OF_FOLDERS),
+    ("dataset_revision", *_FOLDER),
     ("seed", lambda v: v.estimate, "--estimate only measures"),
 ]
 EVALUATE: Table = [
-    (_OF_A_SUITE, lambda v: v.suite is not None, "the suite says what is evaluated, and how"),
+    (_SUITE, lambda v: v.suite is not None, "the suite says what is evaluated, and how"),
     ("dataset_revision", lambda v: v.suite is None and is_local(v.dataset_name), "a folder has no revisions"),
-    ("model_revision", *_OF_MODELS),
+    ("model_revision", *_FILE),
     ("class_map", lambda v: v.suite is None and v.classes_from is not None, "--classes_from says it"),
     ("seed", lambda v: v.suite is None, "only suites have corruptions"),
 ]
 PROBE: Table = [
-    ("model_revision", *_OF_MODELS),
-    (
-        "seed",
-        lambda v: len(v.strengths) == 1 and v.max_train_samples is None,
-        "with one of --strengths nothing is held out",
-    ),
+    ("model_revision", *_FILE),
+    ("seed", lambda v: len(v.strengths) == 1 and v.max_train_samples is None, "nothing is drawn with one strength"),
 ]
 VERIFY: Table = [
-    ("dataset_revision", *_OF_FOLDERS),
+    ("dataset_revision", *_FOLDER),
     ("source_name_or_path", lambda v: v.embedded, "the images are stored with the dataset"),
 ]
 INSPECT: Table = [
     ("output_dir source_name_or_path num_images", lambda v: v.verify, "--verify only compares checksums"),
     ("source_name_or_path", lambda v: not v.verify and v.num_images == 0, "--num_images 0 reads no images"),
-    ("dataset_revision", *_OF_FOLDERS),
+    ("dataset_revision", *_FOLDER),
 ]
 IMPORT: Table = [
     ("image_size", lambda v: v.policy is None or _is_yaml(v.policy), "it is for a named --policy"),
@@ -177,7 +160,7 @@ FINETUNE: Table = [
 ]
 _TRANSFER: Table = [
     *TRAINING,
-    (_OPTIMIZER, lambda v: True, "--timm_optimizer is used instead, with its own settings"),
+    (f"optim optim_args optim_target_modules {_ADAM}", lambda v: bool(v.timm_optimizer), _TIMM),
     ("lr_scheduler_type lr_scheduler_kwargs", lambda v: bool(v.lr_milestones), "--lr_milestones is used instead"),
     ("label_smoothing_factor", lambda v: True, "the losses are the detector's or segmenter's own"),
     ("train_split", lambda v: v.train_images is not None, "--train_images is used instead"),

@@ -186,14 +186,15 @@ def test_files_of_the_recipes_cause_no_warning_with_another_method(warned, name,
     assert warned("train_kd", f"{words} --save_strategy no", **PLUS) == set()
 
 
-@pytest.mark.parametrize(
-    ("flag", "instead"), [("timm_scheduler", "lr_scheduler_type"), ("images_on_device", "cache_images")]
-)
+DROPPED = {"timm_scheduler": "lr_scheduler_type", "images_on_device": "cache_images"}  # flag: what replaces it
+
+
+@pytest.mark.parametrize(("flag", "instead"), DROPPED.items())
 def test_dropped_flags_end_in_a_sentence_that_names_their_replacement(flag, instead, tmp_path):
     arguments, recipe = load_recipe("arguments"), load_recipe("train_kd")
     file = tmp_path / "student.yaml"
     file.write_text(f"{flag}: cosine\n")
     for argv, where in ([f"--{flag}", "cosine"], ""), ([str(file)], f" in {file}"):
-        with pytest.raises(ValueError, match=rf"There is no flag --{flag}{where}; give --{instead}"):
+        with pytest.raises(ValueError, match=rf"There is no flag --{flag}{where}; .*--{instead}"):
             arguments.parse("", [recipe.DataArguments], recipe.training_classes, argv=argv)
-    assert set(arguments.DROPPED) == {"timm_scheduler", "images_on_device"}
+    assert set(arguments.DROPPED) == set(DROPPED)

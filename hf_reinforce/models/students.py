@@ -64,10 +64,10 @@ def create_student(
     names = list(class_names) if class_names else [f"LABEL_{index}" for index in range(num_labels)]
     crop_pct = 1.0 if image_size <= WHOLE_IMAGE_SIZE else 0.875
     path = resolve(name_or_path)
-    if "/" in name_or_path or Path(path).exists():
+    if not is_architecture(name_or_path):
         model = _pretrained(name_or_path, names, model_args, revision)
         own = _own_preprocessing(model) or processor_preprocessing(path, revision) or Preprocessing(image_size)
-    elif timm.is_model(name_or_path):
+    else:
         cfg = timm.get_pretrained_cfg(name_or_path)
         config = TimmWrapperConfig(
             architecture=name_or_path,
@@ -85,14 +85,27 @@ def create_student(
                 f"({type(error).__name__}: {error}); mend model_args (--model_args)."
             ) from error
         own = replace(_own_preprocessing(model) or Preprocessing(image_size), interpolation="bilinear")
-    else:
-        raise ValueError(
-            f"{name_or_path!r} is neither a timm architecture (timm.list_models() names them) nor a folder; a Hub "
-            "id has the form owner/name."
-        )
     record_preprocessing(model, replace(own, image_size=image_size, crop_pct=crop_pct, crop_mode="center"))
     image_processor(model)  # what cannot be saved is noticed before it is trained
     return model
+
+
+def is_architecture(name_or_path: str) -> bool:
+    """Whether a name is that of a timm architecture, which has no weights, and not of a folder or a Hub repository.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    import timm
+
+    if "/" in name_or_path or Path(resolve(name_or_path)).exists():
+        return False
+    if not timm.is_model(name_or_path):
+        raise ValueError(
+            f"{name_or_path!r} is neither a timm architecture (timm.list_models() names them) nor a folder; a Hub id "
+            "has the form owner/name."
+        )
+    return True
 
 
 def _pretrained(

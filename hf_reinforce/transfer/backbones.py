@@ -1,7 +1,6 @@
 """A student without its classifier: feature maps at several strides, for detection and segmentation."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.networks import named_member
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.processors import processor_preprocessing
-from hf_reinforce.models.students import student_preprocessing
+from hf_reinforce.models.students import is_architecture, student_preprocessing
 
 FINEST_STRIDE = 4
 """Maps at smaller strides are left out: neither FPN nor the heads use them."""
@@ -92,16 +91,8 @@ def load_backbone(
     Raises:
         ValueError: if there is no such network, or it has no feature maps.
     """
-    import timm
-
     given = dict(model_args or {})
-    path = resolve(name_or_path)
-    if "/" not in name_or_path and not Path(path).exists():
-        if not timm.is_model(name_or_path):
-            raise ValueError(
-                f"{name_or_path!r} is neither a timm architecture (timm.list_models() names them) nor a folder; a Hub "
-                "id has the form owner/name."
-            )
+    if is_architecture(name_or_path):
         own = Preprocessing(224)
         return Backbone("timm", name_or_path, given, own.mean, own.std)
     member = named_member(name_or_path, None, revision, head=False)
@@ -120,9 +111,11 @@ def load_backbone(
     config.out_indices = list(range(1, len(getattr(config, "stage_names", None) or [])))
     prefix = f"{network.base_model_prefix}."
     weights = {name.removeprefix(prefix): value for name, value in network.state_dict().items()}
-    own = processor_preprocessing(path, revision) or Preprocessing(224)
+    own = processor_preprocessing(resolve(name_or_path), revision) or Preprocessing(224)
     if own.channels != "RGB":
-        raise ValueError(f"{path} wants its channels as {own.channels}, which detectors and segmenters don't give it.")
+        raise ValueError(
+            f"{name_or_path} wants its channels as {own.channels}, which detectors and segmenters don't give it."
+        )
     return Backbone("transformers", config.model_type, config.to_dict(), own.mean, own.std, weights)
 
 
