@@ -116,6 +116,7 @@ def push_to_hub(
     message, own_card = commit_message or _message(configs), _own_card(folder, configs)
 
     def plan(state: _State) -> tuple[_Contents, dict[str, FileChange]]:
+        """All files as they are to be, and which of them are sent or deleted."""
         contents: _Contents = {**files, _CARD_FILE: _card(own_card, folder.resolve().name, branch, state)}
         return contents, _changes(configs, contents, state)
 
@@ -198,15 +199,9 @@ class _Branch:
 
     def upload(self, folder: Path, paths: Sequence[str], message: str) -> None:
         """Uploads files of a folder, in as many commits as the client makes of them."""
+        where = {"repo_id": self.repo_id, "repo_type": "dataset", "revision": self.name}
         patterns = [escape(path) for path in paths]
-        self.api.upload_folder(
-            repo_id=self.repo_id,
-            repo_type="dataset",
-            revision=self.name,
-            folder_path=folder,
-            allow_patterns=patterns,
-            commit_message=message,
-        )
+        self.api.upload_folder(**where, folder_path=folder, allow_patterns=patterns, commit_message=message)
 
     def commit(self, contents: _Contents, changes: Mapping[str, FileChange], message: str, state: _State) -> str:
         """Makes one commit of some changes on top of a state. Returns its id."""
@@ -214,15 +209,8 @@ class _Branch:
             CommitOperationDelete(path) if change.reason == "deleted" else CommitOperationAdd(path, contents[path])
             for path, change in changes.items()
         ]
-        commit = self.api.create_commit(
-            self.repo_id,
-            operations,
-            repo_type="dataset",
-            revision=self.name,
-            commit_message=message,
-            parent_commit=state.sha,
-        )
-        return str(commit.oid)
+        where = {"repo_id": self.repo_id, "repo_type": "dataset", "revision": self.name, "parent_commit": state.sha}
+        return str(self.api.create_commit(operations=operations, commit_message=message, **where).oid)
 
 
 def _state_or_nothing(branch: _Branch) -> _State:

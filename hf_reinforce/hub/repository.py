@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFo
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.sources.errors import explained
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
+from hf_reinforce.store.shards import shard_files
 
 _FIRST_FILES = (f"*/{CONFIG_FILE}", "README.md")
 
@@ -90,8 +91,8 @@ class Repository:
         Raises:
             ValueError: as `find`.
         """
-        pattern = f"{escape(config_name)}/{escape(split)}-*.parquet"
         if self.commit is not None:
+            pattern = f"{escape(config_name)}/{escape(split)}-*.parquet"
             with explained(self.name):
                 try:
                     snapshot_download(
@@ -106,7 +107,7 @@ class Repository:
                         raise
                     found = HfFileSystem().glob(f"datasets/{self.name}@{self.commit}/{pattern}")
                     return sorted(f"hf://{path}" for path in found)
-        return sorted(map(str, self.folder.glob(pattern)))
+        return list(map(str, shard_files(self.folder / config_name, split)))
 
 
 def dataset_commit(name: str, revision: str | None = None) -> str | None:

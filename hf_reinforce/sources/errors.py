@@ -14,7 +14,6 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from datasets import exceptions
 from datasets.table import CastError
@@ -24,7 +23,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from hf_reinforce.local_copies import resolve
-from hf_reinforce.sources.rows import repair
+from hf_reinforce.sources.rows import read_footer, repair
 
 _CACHES = (Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
 _CUT_SHORT_TYPES = (zipfile.BadZipFile, tarfile.ReadError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
@@ -52,7 +51,7 @@ def explained(name: str, revision: str | None = None, files: Sequence[str] = ())
     Args:
         name: Hub id or folder of the dataset, as the user named it.
         revision: Hub revision that was asked for.
-        files: Parquet files that are read; a damaged one is named.
+        files: Parquet files that are read, as paths or addresses; a damaged one is named.
 
     Raises:
         ValueError: in place of any error of the libraries; the message says what to do.
@@ -238,7 +237,7 @@ def _first_damaged(files: Sequence[str | Path]) -> str | None:
     """The first of some Parquet files that has no footer."""
     for file in files:
         try:
-            pq.read_metadata(file)
+            read_footer(str(file))
         except (pa.ArrowException, OSError):
             return str(file)
     return None
