@@ -54,7 +54,7 @@ def main() -> None:
     for rate, seed in runs:
         folder = args.output_dir if len(runs) == 1 else f"{args.output_dir}/lr{rate:g}-seed{seed}"
         run = ["--learning_rate", str(rate), "--seed", str(seed), "--output_dir", folder]
-        # Each run is one of train_kd.py, which its model card names.
+        # Each run is one of train_kd.py.
         sys.argv = ["recipes/train_kd.py", *flags, *run]
         train_kd.main()
         path = Path(folder) / "eval_results.json"

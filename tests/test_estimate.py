@@ -20,7 +20,7 @@ def test_it_reads_as_text():
     )
     assert "1,281,167 images, policy randaug, N = 50: 64,058,350 views" in text
     assert "about 2,100.0 MB: 313 Parquet files, 33 bytes a reinforcement" in text
-    assert "250 views/s" in text and "71.18 h on 1, 8.90 h on 8, 1.11 h on 64 devices" in text
+    assert "250 views/s" in text and "2 days, 23:10:33 on 1, 8:53:49 on 8, 1:06:44 on 64 devices" in text
     assert "measured on a few images" in text
 
 

@@ -103,7 +103,7 @@ def test_finetune_runs_every_rate_and_seed(student, images, tmp_path, monkeypatc
         config = json.loads((tmp_path / result["output_dir"] / "config.json").read_text())
         assert len(config["label_names"]) == 5, "a new head for the new classes"
     card = (tmp_path / "lr0.05-seed1" / "README.md").read_text()
-    assert "recipes/train_kd.py" in card and "--timm_optimizer momentum" in card
+    assert "| optimizer | momentum (timm) |" in card
     assert "| 0.05 | 2 |" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,14 @@ class Estimate:
     num_files: int
 
     def __str__(self) -> str:
-        views, hours = self.num_images * self.num_samples, self.seconds / 3600
+        views = self.num_images * self.num_samples
+        times = [f"{timedelta(seconds=round(self.seconds / devices))} on {devices}" for devices in (1, 8, 64)]
         return (
             f"{self.num_images:,} images, policy {self.policy}, N = {self.num_samples}: {views:,} views\n"
             f"disk   about {self.num_bytes / 1e6:,.1f} MB: {self.num_files:,} Parquet files, "
             f"{self.num_bytes / views:.0f} bytes a reinforcement; the card and its pictures take about 1 MB more\n"
             f"speed  {views / self.seconds:,.0f} views/s\n"
-            f"time   {hours:,.2f} h on 1, {hours / 8:,.2f} h on 8, {hours / 64:,.2f} h on 64 devices like this one\n"
+            f"time   {', '.join(times)} devices like this one, in hours, minutes and seconds\n"
             "These are measured on a few images; other work on the machine changes the time."
         )
 
