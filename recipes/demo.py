@@ -118,10 +118,15 @@ def train(architecture, method, splits, split, policy, epochs, seed, output, tea
     import torch
     from transformers import set_seed
 
-    from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments
-    from hf_reinforce.augmentations.policies import evaluation_policy
+    from hf_reinforce import (
+        AugmentedDataset,
+        ImageSource,
+        KDTrainer,
+        KDTrainingArguments,
+        create_student,
+        evaluation_policy,
+    )
     from hf_reinforce.metrics import measure, reliability, score
-    from hf_reinforce.models.students import create_student
 
     set_seed(seed)
     folder = output / ("teacher" if split == "teacher" else f"students/{method}-{seed}")

@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def backbone(model):
-    from hf_reinforce.transfer.backbones import load_backbone
+    from hf_reinforce import load_backbone
 
     return load_backbone(model.model_name_or_path, json_object("model_args", model.model_args), model.model_revision)
 

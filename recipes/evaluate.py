@@ -71,8 +71,8 @@ def main() -> None:
 
 
 def evaluate_suite(args):
+    from hf_reinforce import load_suite
     from hf_reinforce.evaluation import evaluator
-    from hf_reinforce.evaluation.suites import load_suite
 
     suite = load_suite(args.suite)
     settings = make_settings(args)
@@ -90,9 +90,8 @@ def evaluate_suite(args):
 
 
 def evaluate_dataset(args):
-    from hf_reinforce import ImageSource
+    from hf_reinforce import ImageSource, SuiteEntry
     from hf_reinforce.evaluation import evaluator
-    from hf_reinforce.evaluation.suites import Entry
     from hf_reinforce.evaluation.tasks import open_rows, open_task
 
     rows, commit = open_rows(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
@@ -105,7 +104,7 @@ def evaluate_dataset(args):
     elif given is not None:
         model = model.with_classes(ImageSource.of(rows, args.image_column_name, label_column).class_names, given)
         classes = list(range(model.num_classes))
-    entry = Entry(
+    entry = SuiteEntry(
         args.dataset_name,
         dataset_config_name=args.dataset_config_name,
         revision=commit,
@@ -146,14 +145,14 @@ def load_model(args):
 def make_settings(args):
     import torch
 
-    from hf_reinforce.evaluation.evaluator import Settings
+    from hf_reinforce import EvaluationSettings
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by accelerate launch or torchrun
         from accelerate import PartialState
 
         device = str(PartialState(cpu=device == "cpu").device)
-    return Settings(args.batch_size, args.num_workers, device, args.image_size, args.crop_pct, args.seed)
+    return EvaluationSettings(args.batch_size, args.num_workers, device, args.image_size, args.crop_pct, args.seed)
 
 
 if __name__ == "__main__":

@@ -87,8 +87,7 @@ def splits(args):
 def probe(args, name, train, test):
     import torch
 
-    from hf_reinforce import AugmentedDataset
-    from hf_reinforce.augmentations.policies import evaluation_policy
+    from hf_reinforce import AugmentedDataset, evaluation_policy
     from hf_reinforce.models.networks import named_member
     from hf_reinforce.transfer.probe import STRENGTHS, extract_features, fit_probe
 

@@ -212,8 +212,7 @@ def training_data(data, replayed, seed, commit):
 
 def evaluation_data(data, train, names, num_labels, preprocessing, commit):
     """The evaluation set, None without `eval_split`; its classes must be the student's."""
-    from hf_reinforce import AugmentedDataset, ImageSource
-    from hf_reinforce.augmentations.policies import evaluation_policy
+    from hf_reinforce import AugmentedDataset, ImageSource, evaluation_policy
     from hf_reinforce.hub.load import load_source
 
     if data.eval_split is None:

@@ -9,15 +9,15 @@ from tiny import NAMES, tiny_dataset, tiny_teacher
 
 from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation import evaluator
-from hf_reinforce.evaluation.evaluator import Settings, best_label, evaluate_task, sentence, summarise
+from hf_reinforce.evaluation.evaluator import EvaluationSettings, best_label, evaluate_task, sentence, summarise
 from hf_reinforce.evaluation.results import Corruption, DatasetResult, Evaluation
-from hf_reinforce.evaluation.suites import Entry, corruption_summary
+from hf_reinforce.evaluation.suites import SuiteEntry, corruption_summary
 from hf_reinforce.evaluation.tasks import open_task
 from hf_reinforce.metrics import ALEXNET_ERRORS, ReliabilityDiagram, measure, score
 from hf_reinforce.replay.views import AugmentedDataset
 
 C, ROWS = 5, 11
-SETTINGS = Settings(batch_size=4, num_workers=0, progress=False)
+SETTINGS = EvaluationSettings(batch_size=4, num_workers=0, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,19 @@ def model():
 def answers(model):
     """Log-probabilities of the model for each image."""
     dataset = AugmentedDataset(
-        open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C).source, evaluation_policy(16)
+        open_task(tiny_dataset(ROWS), SuiteEntry("pets"), NAMES[:C], C).source, evaluation_policy(16)
     )
     return torch.cat([model(dataset[row]["pixel_values"][None]) for row in range(ROWS)])
 
 
 def test_figures_and_predictions_by_hand(model, answers):
-    task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
+    task = open_task(tiny_dataset(ROWS), SuiteEntry("pets"), NAMES[:C], C)
     predictions = evaluate_task(model, task, SETTINGS)
     labels = torch.arange(ROWS) % C
     np.testing.assert_array_equal(predictions.prediction, answers.argmax(-1))
     np.testing.assert_allclose(predictions.confidence, answers.exp().amax(-1), rtol=1e-5)
     np.testing.assert_allclose(predictions.nll, -answers[torch.arange(ROWS), labels], rtol=1e-4)
-    result = summarise(Entry("pets"), "pets", task, predictions)
+    result = summarise(SuiteEntry("pets"), "pets", task, predictions)
     assert result.metrics == pytest.approx(measure(score(answers, labels)), rel=1e-5)
     for label, name in enumerate(NAMES[:C]):
         own = predictions.correct[labels == label]
@@ -52,7 +52,7 @@ def test_figures_and_predictions_by_hand(model, answers):
 def test_restricted_and_full_scoring(model, answers):
     rows = tiny_dataset(ROWS, labels=2)  # ants and bees only
     for scoring, columns in (("restricted", slice(2)), ("full", slice(C))):
-        task = open_task(rows, Entry("pets", scoring=scoring), NAMES[:C], C)
+        task = open_task(rows, SuiteEntry("pets", scoring=scoring), NAMES[:C], C)
         predictions = evaluate_task(model, task, SETTINGS)
         dataset = AugmentedDataset(task.source, evaluation_policy(16))
         own = torch.cat([model(dataset[row]["pixel_values"][None]) for row in range(ROWS)])[:, columns]
@@ -68,7 +68,7 @@ def test_any_of_several_labels_is_right():
 
 def test_processes_share_the_images(model, monkeypatch):
     """Three processes, one after the other: each has its images, and what they gather is what one process finds."""
-    task = open_task(tiny_dataset(2), Entry("pets"), NAMES[:C], C)
+    task = open_task(tiny_dataset(2), SuiteEntry("pets"), NAMES[:C], C)
     expected = evaluate_task(model, task, SETTINGS)
     batches = []
     for rank in (1, 2, 0):
@@ -88,7 +88,7 @@ def test_processes_share_the_images(model, monkeypatch):
 def test_logits_that_are_not_finite():
     model = tiny_teacher(C)
     model.members[0].model.head.bias.data[1] = torch.nan
-    task = open_task(tiny_dataset(ROWS), Entry("pets"), NAMES[:C], C)
+    task = open_task(tiny_dataset(ROWS), SuiteEntry("pets"), NAMES[:C], C)
     with pytest.raises(ValueError, match="finite logits; found nan or infinity .* Check the weights, or evaluate in"):
         evaluate_task(model, task, SETTINGS)
 
@@ -108,11 +108,11 @@ def with_errors(errors, clean=0.3):
 
 
 def test_mean_corruption_error_of_a_suite():
-    entry = Entry("a", corruptions=("all",), clean="clean", baseline="alexnet")
+    entry = SuiteEntry("a", corruptions=("all",), clean="clean", baseline="alexnet")
     found = corruption_summary("corrupted", entry, with_errors(ALEXNET_ERRORS, clean=0.434822))
     mean = np.mean(list(ALEXNET_ERRORS.values()))
     assert found == pytest.approx({"mean_corruption_accuracy": 1 - mean, "mce": 1, "relative_mce": 1}, abs=1e-3)
-    entry = Entry("a", corruptions=("all",))
+    entry = SuiteEntry("a", corruptions=("all",))
     assert set(corruption_summary("corrupted", entry, with_errors(ALEXNET_ERRORS))) == {"mean_corruption_accuracy"}
     missing = {name: own for name, own in ALEXNET_ERRORS.items() if name != "fog"}
     assert corruption_summary("corrupted", entry, with_errors(missing)) == {}
@@ -128,7 +128,7 @@ def test_mean_corruption_error_against_errors_of_ones_own(tmp_path, caplog):
         ({"fog": 0.3, "snow": 0.2, "clean": 0.2}, 1.0, None),  # snow does no harm to this baseline
     ):
         (tmp_path / "errors.json").write_text(json.dumps(content))
-        entry = Entry(
+        entry = SuiteEntry(
             "a",
             corruptions=tuple(own),
             severities=(1, 2),

@@ -12,7 +12,7 @@ from tiny import NAMES, encode_image, tiny_dataset, tiny_image
 
 from hf_reinforce.evaluation import report, tasks
 from hf_reinforce.evaluation.results import Evaluation
-from hf_reinforce.evaluation.suites import Entry, load_suite, suite_names
+from hf_reinforce.evaluation.suites import SuiteEntry, load_suite, suite_names
 from hf_reinforce.evaluation.tasks import open_task, open_tasks
 
 C, ROWS = 5, 10
@@ -139,12 +139,15 @@ def test_a_suite_is_measured_against_errors_that_were_written_before(evaluate, w
 
 
 def test_the_commit_of_a_data_set_is_recorded(workshop, monkeypatch):
-    (task,) = open_tasks(Entry(str(workshop / "pets"), revision="main"), NAMES[:C], C).values()
+    (task,) = open_tasks(SuiteEntry(str(workshop / "pets"), revision="main"), NAMES[:C], C).values()
     assert task.revision is None
     asked = []
     monkeypatch.setattr(tasks, "dataset_commit", lambda name, revision: f"commit of {revision}")
     monkeypatch.setattr(tasks, "load_source", lambda *source: asked.append(source) or tiny_dataset(3, labels=C))
-    for entry in (Entry("owner/pets", revision="v1"), Entry("owner/pets", revision="v1", corruptions=("fog",))):
+    for entry in (
+        SuiteEntry("owner/pets", revision="v1"),
+        SuiteEntry("owner/pets", revision="v1", corruptions=("fog",)),
+    ):
         assert {task.revision for task in open_tasks(entry, NAMES[:C], C).values()} == {"commit of v1"}
     assert set(asked) == {("owner/pets", None, "test", "commit of v1")}
 
@@ -185,7 +188,7 @@ def test_classes_from_a_column_and_from_a_file(evaluate, workshop, tmp_path):
 
 
 def test_corrupted_images_of_a_data_set(workshop):
-    entry = Entry(str(workshop / "corrupted"), corruption_columns=("kind", "level"))
+    entry = SuiteEntry(str(workshop / "corrupted"), corruption_columns=("kind", "level"))
     tasks = open_tasks(entry, NAMES[:C], C)
     assert {name: task.rows.tolist() for name, task in tasks.items()} == {
         "-snow-1": [1, 3],
@@ -199,32 +202,32 @@ def test_corrupted_images_of_a_data_set(workshop):
 
 def test_integers_without_names_compete_with_all_classes_of_the_model():
     rows = tiny_dataset(3, labels=0).add_column("label", [3, 1, 3])
-    task = open_task(rows, Entry("pets"), NAMES[:C], C)
+    task = open_task(rows, SuiteEntry("pets"), NAMES[:C], C)
     assert task.class_map.names == tuple(NAMES[:C]) and task.labels[:, 0].tolist() == [3, 1, 3]
     words = rows.add_column("species", ["dog", "bee", "dog"])
-    task = open_task(words, Entry("pets", label_column="species"), NAMES[:C], C)
+    task = open_task(words, SuiteEntry("pets", label_column="species"), NAMES[:C], C)
     assert task.class_map.names == tuple(NAMES[:C]) and task.labels[:, 0].tolist() == [3, 1, 3]
     declared = rows.cast_column("label", ClassLabel(names=["ant", "bee", "cat", "dog"]))
-    assert len(open_task(declared, Entry("pets"), NAMES[:C], C).class_map.names) == 4
+    assert len(open_task(declared, SuiteEntry("pets"), NAMES[:C], C).class_map.names) == 4
 
 
 def test_several_right_labels_and_none():
     rows = tiny_dataset(3, labels=0).add_column("classes", [[4, 2], [], [1]])
-    task = open_task(rows, Entry("pets", label_column="classes", scoring="full"), NAMES[:C], C)
+    task = open_task(rows, SuiteEntry("pets", label_column="classes", scoring="full"), NAMES[:C], C)
     assert task.rows.tolist() == [0, 2] and task.labels.tolist() == [[4, 2], [1, -1]]
 
 
 def test_real_labels_are_found_by_the_names_of_the_files():
     files = [f"val/ILSVRC2012_val_0000000{number}.JPEG" for number in (2, 1, 3)]  # the first has no label
     rows = tiny_dataset(3, labels=0).add_column("file", files)
-    entry = Entry("imagenet", labels="imagenet_real", file_column="file", scoring="full")
+    entry = SuiteEntry("imagenet", labels="imagenet_real", file_column="file", scoring="full")
     task = open_task(rows, entry, None, 1000)
     assert task.rows.tolist() == [0, 2] and task.labels.tolist() == [[970, 795], [230, 231]]
     images = [{"bytes": encode_image(tiny_image(0)), "path": path} for path in files]
     named = Dataset.from_dict({"image": images}).cast_column("image", Image())
-    assert open_task(named, Entry("imagenet", labels="imagenet_real"), None, 1000).rows.tolist() == [0, 2]
+    assert open_task(named, SuiteEntry("imagenet", labels="imagenet_real"), None, 1000).rows.tolist() == [0, 2]
     with pytest.raises(ValueError, match="3 images have other names, such as None; name the column .* file_column"):
-        open_task(tiny_dataset(3), Entry("imagenet", labels="imagenet_real"), None, 1000)
+        open_task(tiny_dataset(3), SuiteEntry("imagenet", labels="imagenet_real"), None, 1000)
 
 
 def test_folders_with_numbers_as_imagenetv2_has_them(tmp_path, monkeypatch):
@@ -232,7 +235,7 @@ def test_folders_with_numbers_as_imagenetv2_has_them(tmp_path, monkeypatch):
         (tmp_path / "v2" / label).mkdir(parents=True)
         (tmp_path / "v2" / label / "a.png").write_bytes(encode_image(tiny_image(int(label))))
     monkeypatch.setenv("HF_REINFORCE_LOCAL", str(tmp_path))
-    (task,) = open_tasks(Entry("owner/v2", split="train", classes="index"), None, 1000).values()
+    (task,) = open_tasks(SuiteEntry("owner/v2", split="train", classes="index"), None, 1000).values()
     assert task.class_map.groups == ((0,), (10,), (2,)) and task.labels[:, 0].tolist() == [0, 1, 2]
 
 
@@ -305,12 +308,12 @@ def test_files_that_are_no_suites(tmp_path):
 def test_data_sets_that_cannot_be_evaluated(name, options, expected, workshop):
     options = {"severities": (5,), **options} if name == "corrupted" else options
     with pytest.raises(ValueError, match=expected):
-        open_tasks(Entry(str(workshop / name), **options), NAMES[:C], C)
+        open_tasks(SuiteEntry(str(workshop / name), **options), NAMES[:C], C)
 
 
 def test_an_empty_split():
     with pytest.raises(ValueError, match="split 'test' of pets has no rows; name another with --split"):
-        open_task(tiny_dataset(3).select([]), Entry("pets"), NAMES[:C], C)
+        open_task(tiny_dataset(3).select([]), SuiteEntry("pets"), NAMES[:C], C)
 
 
 def test_one_of_data_set_and_suite_is_named(evaluate, workshop):

@@ -27,8 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_teacher
 from hf_reinforce.augmentations.policies import evaluation_policy
-from hf_reinforce.evaluation.evaluator import Settings, evaluate_task
-from hf_reinforce.evaluation.suites import Entry
+from hf_reinforce.evaluation.evaluator import EvaluationSettings, evaluate_task
+from hf_reinforce.evaluation.suites import SuiteEntry
 from hf_reinforce.evaluation.tasks import open_task
 from hf_reinforce.models.networks import named_member
 from hf_reinforce.models.preprocessing import UNKNOWN, Preprocessing, preprocessing_from, timm_preprocessing
@@ -253,8 +253,8 @@ def small_resnet(folder):
 def ours(folder, rows, **settings):
     """Predictions and losses of `evaluate.py`'s evaluator."""
     model = load_teacher(str(folder))
-    task = open_task(rows, Entry("photos"), model.class_names or CLASSES, model.num_classes)
-    predictions = evaluate_task(model, task, Settings(4, 0, "cpu", progress=False, **settings))
+    task = open_task(rows, SuiteEntry("photos"), model.class_names or CLASSES, model.num_classes)
+    predictions = evaluate_task(model, task, EvaluationSettings(4, 0, "cpu", progress=False, **settings))
     return predictions.prediction.tolist(), predictions.nll
 
 

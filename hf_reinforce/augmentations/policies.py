@@ -46,6 +46,16 @@ class AugmentationPolicy:
 
     Raises:
         ValueError: if the order is another one, there isn't exactly one crop, or two operations share a field.
+
+    Example:
+        import torch
+        from hf_reinforce import AugmentationPolicy
+
+        policy = AugmentationPolicy.from_dict(
+            {"name": "gentle", "operations": [{"random_crop": {"size": 32, "padding": 4}}, "horizontal_flip"]}
+        )
+        image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+        view = policy.apply(image, policy.sample(seed=0, row=0, slot=0, height=32, width=32))
     """
 
     name: str
@@ -259,10 +269,20 @@ def named_policy(name: str, image_size: int) -> AugmentationPolicy:
 
 
 def load_policy(name_or_path: str, image_size: int = 224) -> AugmentationPolicy:
-    """A named policy, or a user's own from a YAML file (which states its sizes itself).
+    """A named policy, or a policy of your own from a YAML file.
+
+    Args:
+        name_or_path: one of `POLICY_NAMES`, such as `"randaug"`, or a YAML file, which states its sizes itself.
+        image_size: side of the views of a named policy in pixels.
 
     Raises:
         ValueError: for an unknown name, or a file that is not a policy.
+
+    Example:
+        from hf_reinforce import load_policy
+
+        policy = load_policy("small_randaug", image_size=32)
+        params = policy.sample(seed=0, row=7, slot=0, height=32, width=32)  # a function of these numbers alone
     """
     if not str(name_or_path).endswith((".yaml", ".yml")):
         return named_policy(name_or_path, image_size)
@@ -277,5 +297,18 @@ def load_policy(name_or_path: str, image_size: int = 224) -> AugmentationPolicy:
 def evaluation_policy(
     image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear", **framing: Any
 ) -> AugmentationPolicy:
-    """The deterministic view of evaluation, see `evaluation_operations`."""
+    """The policy that shows images as evaluation does: resized and cropped in the centre, without randomness.
+
+    Args:
+        image_size: side of the view in pixels.
+        crop_pct: share of the shorter side that is kept, in (0, 1].
+        interpolation: `"bilinear"`, `"bicubic"` or another of `images.INTERPOLATIONS`.
+        framing: `crop_mode`, `crop_rounding` and `fill`, see `EvaluationView`.
+
+    Example:
+        from hf_reinforce import AugmentedDataset, ImageSource, evaluation_policy, load_source
+
+        images = load_source("uoft-cs/cifar100", split="test")
+        dataset = AugmentedDataset(ImageSource.of(images, label_column="fine_label"), evaluation_policy(32))
+    """
     return AugmentationPolicy("evaluation", evaluation_operations(image_size, crop_pct, interpolation, **framing))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation.corruptions import CorruptedDataset
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation, machine, predictions_file, versions
-from hf_reinforce.evaluation.suites import Entry, Suite, corruption_summary, measured_errors
+from hf_reinforce.evaluation.suites import Suite, SuiteEntry, corruption_summary, measured_errors
 from hf_reinforce.evaluation.tasks import Task, open_tasks
 from hf_reinforce.metrics import Predictions, group_means, measure, reliability, score
 from hf_reinforce.models.networks import Member
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How images are shown to the model.
 
     Attributes:
@@ -44,6 +44,11 @@ class Settings:
         crop_pct: share of the shorter side that is evaluated, default the model's.
         seed: seed of the corruptions.
         progress: whether to show a progress bar.
+
+    Example:
+        from hf_reinforce import EvaluationSettings
+
+        settings = EvaluationSettings(batch_size=128, num_workers=4, device="cpu")
     """
 
     batch_size: int = 64
@@ -55,7 +60,7 @@ class Settings:
     progress: bool = True
 
 
-def evaluate_task(model: Teacher, task: Task, settings: Settings, name: str = "") -> Predictions:
+def evaluate_task(model: Teacher, task: Task, settings: EvaluationSettings, name: str = "") -> Predictions:
     """Evaluates a model on one dataset. Under several processes each takes a part, and all get the whole result.
 
     Args:
@@ -86,7 +91,9 @@ def evaluate_task(model: Teacher, task: Task, settings: Settings, name: str = ""
     return predictions.select(np.argsort(predictions.row))
 
 
-def _evaluate_part(model: Teacher, task: Task, settings: Settings, name: str, world: int) -> list[Predictions]:
+def _evaluate_part(
+    model: Teacher, task: Task, settings: EvaluationSettings, name: str, world: int
+) -> list[Predictions]:
     """The batches of this process."""
     model, rank = as_evaluated(model, settings.image_size), int(os.environ.get("RANK", 0))
     positions = np.arange(rank, len(task.rows), world)
@@ -145,7 +152,7 @@ def _at_test_size(member: Member) -> Member:
     return replace(member, preprocessing=timm_preprocessing(cfg, at_test_size=True) or member.preprocessing)
 
 
-def framing(model: Teacher, settings: Settings) -> dict[str, Any]:
+def framing(model: Teacher, settings: EvaluationSettings) -> dict[str, Any]:
     """Arguments of `evaluation_policy`; the members of an ensemble look at the same pixels, framed for the first.
 
     Args:
@@ -163,14 +170,14 @@ def framing(model: Teacher, settings: Settings) -> dict[str, Any]:
         raise ValueError(f"{first.name}: {error}") from error
 
 
-def _dataset(model: Teacher, task: Task, settings: Settings) -> AugmentedDataset:
+def _dataset(model: Teacher, task: Task, settings: EvaluationSettings) -> AugmentedDataset:
     policy = evaluation_policy(**framing(model, settings))
     if task.corruption is not None and task.on_the_fly:
         return CorruptedDataset(task.source, policy, task.corruption, task.rows, settings.seed)
     return AugmentedDataset(task.source, policy)
 
 
-def _recorded(model: Teacher, task: Task, settings: Settings) -> dict[str, Any]:
+def _recorded(model: Teacher, task: Task, settings: EvaluationSettings) -> dict[str, Any]:
     """What `DatasetResult.settings` records."""
     dtypes = {str(next(member.model.parameters(), torch.empty(0)).dtype) for member in model.members}
     return {
@@ -183,7 +190,7 @@ def _recorded(model: Teacher, task: Task, settings: Settings) -> dict[str, Any]:
 
 
 def summarise(
-    entry: Entry, name: str, task: Task, predictions: Predictions, settings: Mapping[str, Any] | None = None
+    entry: SuiteEntry, name: str, task: Task, predictions: Predictions, settings: Mapping[str, Any] | None = None
 ) -> DatasetResult:
     """The figures of one evaluated dataset; `settings` as `DatasetResult` records them."""
     names = task.class_map.names
@@ -211,10 +218,10 @@ def evaluate_suite(
     model: Teacher,
     model_name: str,
     suite: Suite,
-    settings: Settings,
+    settings: EvaluationSettings,
     folder: str | Path | None = None,
     max_samples: int | None = None,
-    finished: Callable[[Entry, str, DatasetResult], None] = lambda entry, name, result: None,
+    finished: Callable[[SuiteEntry, str, DatasetResult], None] = lambda entry, name, result: None,
 ) -> Evaluation:
     """Evaluates a model on every dataset of a suite.
 
@@ -229,6 +236,13 @@ def evaluate_suite(
             `corruption_errors`, which another suite may name as its `baseline`; None: nowhere.
         max_samples: use the first so many images of each dataset, of each corruption and severity.
         finished: called with the entry, name and figures of each dataset that is done.
+
+    Example:
+        from hf_reinforce import EvaluationSettings, evaluate_suite, load_suite, load_teacher
+
+        student, suite = load_teacher("outputs/cifar100-reinforced"), load_suite("cifar_robustness")
+        evaluation = evaluate_suite(student, "mine", suite, EvaluationSettings(), "outputs/robustness", max_samples=10)
+        print(evaluation.summary, evaluation.skipped)
     """
     entries = {name: entry for name, entry in suite.entries.items() if entry.num_classes in (None, model.num_classes)}
     if not entries:
@@ -255,12 +269,12 @@ def evaluate_suite(
 def evaluate_entry(
     model: Teacher,
     name: str,
-    entry: Entry,
+    entry: SuiteEntry,
     tasks: Mapping[str, Task],
-    settings: Settings,
+    settings: EvaluationSettings,
     evaluation: Evaluation,
     folder: str | Path | None = None,
-    finished: Callable[[Entry, str, DatasetResult], None] = lambda entry, name, result: None,
+    finished: Callable[[SuiteEntry, str, DatasetResult], None] = lambda entry, name, result: None,
 ) -> None:
     """Evaluates a model on the tasks of one entry, and adds their figures to an evaluation.
 
@@ -281,7 +295,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def new_evaluation(model_name: str, suite: str | None, settings: Settings) -> Evaluation:
+def new_evaluation(model_name: str, suite: str | None, settings: EvaluationSettings) -> Evaluation:
     """An evaluation without datasets yet."""
     return Evaluation(model_name, suite, machine=machine(settings.device), versions=versions())
 
@@ -294,14 +308,14 @@ def sentence(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _save_errors(folder: Path, entries: Mapping[str, Entry], evaluation: Evaluation) -> None:
+def _save_errors(folder: Path, entries: Mapping[str, SuiteEntry], evaluation: Evaluation) -> None:
     for name, entry in entries.items():
         if errors := measured_errors(name, entry, evaluation):
             folder.mkdir(exist_ok=True)
             write_whole(folder / f"{name}.json", json.dumps(errors, indent=1) + "\n")
 
 
-def _summary(entries: Mapping[str, Entry], evaluation: Evaluation) -> dict[str, float]:
+def _summary(entries: Mapping[str, SuiteEntry], evaluation: Evaluation) -> dict[str, float]:
     found = {name: corruption_summary(name, entry, evaluation) for name, entry in entries.items()}
     found = {name: figures for name, figures in found.items() if figures}
     if len(found) == 1:

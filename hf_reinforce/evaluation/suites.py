@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteEntry:
     """One dataset of a suite.
 
     Attributes:
@@ -54,6 +54,11 @@ class Entry:
         num_classes: the entry is for models with so many classes; others leave it out.
         metric: headline figure, one of `METRICS`.
         note: what a reader should know.
+
+    Example:
+        from hf_reinforce import SuiteEntry
+
+        entry = SuiteEntry("uoft-cs/cifar100", label_column="fine_label", corruptions=("fog", "jpeg_compression"))
     """
 
     dataset_name: str
@@ -108,7 +113,7 @@ class Suite:
     """
 
     name: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, SuiteEntry]
     title: str | None = None
 
 
@@ -147,7 +152,7 @@ def _errors(value: Any, num_severities: int) -> tuple[float, ...]:
     return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * num_severities
 
 
-def corruption_summary(name: str, entry: Entry, evaluation: Evaluation) -> dict[str, float]:
+def corruption_summary(name: str, entry: SuiteEntry, evaluation: Evaluation) -> dict[str, float]:
     """The figures over all corruptions and severities of an entry; empty unless each of them was evaluated.
 
     Returns:
@@ -172,7 +177,7 @@ def corruption_summary(name: str, entry: Entry, evaluation: Evaluation) -> dict[
     return found
 
 
-def measured_errors(name: str, entry: Entry, evaluation: Evaluation) -> dict[str, list[float]]:
+def measured_errors(name: str, entry: SuiteEntry, evaluation: Evaluation) -> dict[str, list[float]]:
     """Errors of an entry with corruptions, as a file for `baseline` holds them.
 
     Returns:
@@ -198,10 +203,20 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name_or_path: str) -> Suite:
-    """A suite by its name, or from a YAML file `{title: ..., datasets: {NAME: {key of Entry: value}}}`.
+    """Loads a suite of datasets to evaluate on.
+
+    Args:
+        name_or_path: a name such as `"imagenet_robustness"`, or a YAML file of your own,
+            `{title: ..., datasets: {NAME: {key of SuiteEntry: value}}}`.
 
     Raises:
         ValueError: if there is no such suite, or the file is none; the message names the suites, or the place.
+
+    Example:
+        from hf_reinforce import load_suite
+
+        suite = load_suite("cifar_robustness")
+        print(list(suite.entries))
     """
     path = Path(name_or_path) if str(name_or_path).endswith((".yaml", ".yml")) else SUITES / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -222,8 +237,8 @@ def load_suite(name_or_path: str) -> Suite:
     return Suite(path.stem, entries, content.get("title"))
 
 
-def _entry(path: Path, name: str, values: Any) -> Entry:
-    known = {field.name for field in fields(Entry)}
+def _entry(path: Path, name: str, values: Any) -> SuiteEntry:
+    known = {field.name for field in fields(SuiteEntry)}
     if not isinstance(values, Mapping) or "dataset_name" not in values or not set(values) <= known:
         found = sorted(map(str, set(values) - known)) if isinstance(values, Mapping) else values
         raise ValueError(
@@ -232,7 +247,7 @@ def _entry(path: Path, name: str, values: Any) -> Entry:
     if not all(part.isalnum() or part in "_-." for part in name):
         raise ValueError(f"{path}: the name {name!r} becomes that of a file; use letters, digits, '-', '_' and '.'.")
     try:
-        return Entry(**{key: _frozen(key, value, path.parent) for key, value in values.items()})
+        return SuiteEntry(**{key: _frozen(key, value, path.parent) for key, value in values.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, {name}: {error}") from error
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hf_reinforce.evaluation.corruptions import CORRUPTIONS
 from hf_reinforce.evaluation.results import Corruption
-from hf_reinforce.evaluation.suites import REAL_LABELS, Entry
+from hf_reinforce.evaluation.suites import REAL_LABELS, SuiteEntry
 from hf_reinforce.hub.repository import dataset_commit
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.classes import ClassMap, make_class_map
@@ -58,7 +58,7 @@ class Task:
 
 
 def open_tasks(
-    entry: Entry, model_names: Sequence[str] | None, num_classes: int, max_samples: int | None = None
+    entry: SuiteEntry, model_names: Sequence[str] | None, num_classes: int, max_samples: int | None = None
 ) -> dict[str, Task]:
     """Opens a dataset of a suite.
 
@@ -103,7 +103,7 @@ def open_rows(
 
 def open_task(
     dataset: Dataset,
-    entry: Entry,
+    entry: SuiteEntry,
     model_names: Sequence[str] | None,
     num_classes: int,
     max_samples: int | None = None,
@@ -140,7 +140,7 @@ def open_task(
 
 
 def _labels(
-    dataset: Dataset, entry: Entry, image_column: str
+    dataset: Dataset, entry: SuiteEntry, image_column: str
 ) -> tuple[tuple[str, ...] | None, list[Sequence[int]] | None, bool]:
     """Names of the classes, where there are any; the labels of each row, None without; whether names are declared."""
     if entry.labels == REAL_LABELS:
@@ -179,7 +179,7 @@ def _values(dataset: Dataset, column: str) -> Any:
     return values
 
 
-def _real_labels(dataset: Dataset, entry: Entry, image_column: str) -> list[Sequence[int]]:
+def _real_labels(dataset: Dataset, entry: SuiteEntry, image_column: str) -> list[Sequence[int]]:
     """The classes of each image of ImageNet's validation split by Beyer et al. (2020), as timm ships them."""
     from timm.data import RealLabelsImagenet
 
@@ -203,7 +203,7 @@ def _padded(targets: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.array([[*own, *[-1] * (widest - len(own))] for own in targets], dtype=np.int64)
 
 
-def _by_corruption(task: Task, dataset: Dataset, entry: Entry, max_samples: int | None) -> dict[str, Task]:
+def _by_corruption(task: Task, dataset: Dataset, entry: SuiteEntry, max_samples: int | None) -> dict[str, Task]:
     names, severities = (np.array(_values(dataset, column).to_pylist()) for column in entry.corruption_columns)
     names, severities = names[task.rows], severities[task.rows]
     known = [name for name in CORRUPTIONS if name in names]

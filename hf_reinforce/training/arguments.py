@@ -57,6 +57,11 @@ class KDTrainingArguments(ResumableTrainingArguments):
         repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
         cache_images: decode the training images once, into memory that dataloader workers share; for images that
             fit there, 3 bytes a pixel.
+
+    Example:
+        from hf_reinforce import KDTrainingArguments
+
+        args = KDTrainingArguments(output_dir="outputs/student", method="reinforced", num_train_epochs=60)
     """
 
     method: str = field(default="reinforced", metadata={"help": "reinforced, online or plain."})

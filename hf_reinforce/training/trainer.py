@@ -27,7 +27,7 @@ from hf_reinforce.training.resumable import ResumableTrainer
 
 
 class KDTrainer(ResumableTrainer):
-    """Trains a student.
+    """transformers' Trainer for a student that learns from stored targets, from an online teacher, or from labels.
 
     Args:
         model: the student: a transformers classifier, or a module that maps images [B, 3, S, S] to logits [B, C].
@@ -43,6 +43,16 @@ class KDTrainer(ResumableTrainer):
         ValueError: if the method lacks its teacher, its targets or its labels, or a label that it needs is no class;
             if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`; or if the
             teacher has other weights in another process.
+
+    Example:
+        from hf_reinforce import KDTrainer, KDTrainingArguments, create_student, load_reinforced
+
+        dataset = load_reinforced("outputs/cifar100-plus", "small_randaug")
+        student = create_student("cifar_resnet20", num_labels=dataset.num_classes, image_size=32)
+        args = KDTrainingArguments(output_dir="outputs/student", max_steps=2, timm_optimizer="sgd", learning_rate=0.1)
+        trainer = KDTrainer(student, args, train_dataset=dataset)
+        trainer.train()
+        trainer.save_model()
     """
 
     loss_is_scaled_for_ga = False

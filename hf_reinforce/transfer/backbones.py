@@ -90,6 +90,12 @@ def load_backbone(
 
     Raises:
         ValueError: if there is no such network, or it has no feature maps.
+
+    Example:
+        import torch
+        from hf_reinforce import load_backbone
+
+        maps = load_backbone("resnet10t")(torch.rand(1, 3, 64, 64))  # one map for each stride from 4 on
     """
     given = dict(model_args or {})
     if is_architecture(name_or_path):

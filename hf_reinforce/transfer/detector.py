@@ -37,6 +37,13 @@ class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
 
     Raises:
         ValueError: if there is no such architecture, or the backbone is no pyramid.
+
+    Example:
+        import torch
+        from hf_reinforce import Detector, load_backbone
+
+        detector = Detector(load_backbone("resnet10t").spec, ["cat", "dog"], min_size=(64,)).eval()
+        boxes = detector([torch.randint(256, (3, 64, 80), dtype=torch.uint8)])[0]["boxes"]  # float [n, 4]
     """
 
     def __init__(

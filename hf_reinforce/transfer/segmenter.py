@@ -33,6 +33,13 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
 
     Raises:
         ValueError: if there is no such head.
+
+    Example:
+        import torch
+        from hf_reinforce import Segmenter, load_backbone
+
+        segmenter = Segmenter(load_backbone("resnet10t").spec, ["sky", "sea"], image_size=64).eval()
+        result = segmenter([torch.randint(256, (3, 64, 80), dtype=torch.uint8)])
     """
 
     def __init__(
