@@ -78,7 +78,9 @@ def verify(args):
     found = [member.weight_hash for member in members]
     if found != [teacher["weight_hash"] for teacher in config.teachers]:
         raise ValueError(f"These are other weights than those that answered: {found}.")
-    teacher = Teacher(members, config.temperature, config.class_map).to(device, config.teachers[0]["dtype"])
+    teacher = Teacher(members, config.classes.temperature, config.classes.class_map).to(
+        device, config.teachers[0]["dtype"]
+    )
     total = len(dataset) * config.num_samples
     records = torch.linspace(0, total - 1, min(args.max_records or total, total)).round().long().tolist()
     divergences = []

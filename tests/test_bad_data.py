@@ -162,7 +162,7 @@ def test_a_file_that_went_bad_is_named_at_replay(on_disk, damage):
 
 def test_an_image_that_is_too_large_here_is_named_at_replay(on_disk, monkeypatch):
     _, dataset = on_disk
-    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(images.encoded.Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match=r"^Row 7: .*MAX_IMAGE_PIXELS"):
         dataset[7]
 

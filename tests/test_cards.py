@@ -122,14 +122,14 @@ def test_each_configuration_loads_by_its_name(folder, tmp_path, name, num_sample
 @pytest.mark.parametrize("name", ["randaug", "mixing"])
 def test_the_table_tells_what_is_in_the_files(folder, card, name):
     found = rows(folder / name)
-    answers = [(row["label"], answer) for row in found for answer in row[schema.TEACHER_LOGITS]]
+    answers = [(row["label"], answer) for row in found for answer in row["teacher_logits"]]
     mass, entropy, agreed = [], [], []
     for label, answer in answers:
-        masses = np.exp(np.array([*answer[schema.VALUE], answer[schema.TAIL]], dtype=np.float64))
+        masses = np.exp(np.array([*answer["value"], answer["tail"]], dtype=np.float64))
         masses /= masses.sum()
         mass.append(masses[:-1].sum())
         entropy.append(-sum(p * np.log(p) for p in masses if p > 0))
-        agreed.append(answer[schema.LABEL][0] == label)
+        agreed.append(answer["label"][0] == label)
     size = sum(shard.stat().st_size for shard in shards(folder / name))
     line, targets = table(card)[name], table(card, "Targets")[name]
     assert line["images"] == "70"
@@ -153,11 +153,11 @@ def test_statistics(folder):
     best, confidences = [], []
     for row in rows(folder / "mixing"):
         mean = np.zeros(5)
-        for answer in row[schema.TEACHER_LOGITS]:
-            masses = np.exp(np.array([*answer[schema.VALUE], answer[schema.TAIL]], dtype=np.float64))
-            mean[answer[schema.LABEL]] += (masses / masses.sum())[:-1]
+        for answer in row["teacher_logits"]:
+            masses = np.exp(np.array([*answer["value"], answer["tail"]], dtype=np.float64))
+            mean[answer["label"]] += (masses / masses.sum())[:-1]
             confidences.append((masses / masses.sum())[0])
-            hits[row["label"]] += answer[schema.LABEL][0] == row["label"], 1
+            hits[row["label"]] += answer["label"][0] == row["label"], 1
         best.append(mean.argmax() == row["label"])
     assert found.agreement_of_mean == pytest.approx(np.mean(best))
     assert found.confidence == pytest.approx(np.mean(confidences))
@@ -367,8 +367,9 @@ def described(folder, **source):
     item = describe(folder, ["randaug"])["randaug"]
     license = source.pop("teacher_license", None)
     teachers = tuple({**teacher, **({"license": license} if license else {})} for teacher in item.config.teachers)
+    targets = (dataclasses.replace(item.config.classes, teachers=teachers),)
     config = dataclasses.replace(
-        item.config, teachers=teachers, source=dataclasses.replace(item.config.source, **source)
+        item.config, targets=targets, source=dataclasses.replace(item.config.source, **source)
     )
     return {"randaug": dataclasses.replace(item, config=config)}
 
@@ -493,11 +494,14 @@ def test_names_change_nothing_but_themselves(folder, name):
     classes = tuple(f"{name}{index}" for index in range(5))
     teacher = dict.fromkeys(("name", "license", "dtype", "weight_hash", "architecture", "revision"), name)
     teacher = {**item.config.teachers[0], **teacher}
-    config = dataclasses.replace(item.config, class_names=classes, teachers=(teacher,))
+    target = dataclasses.replace(item.config.classes, class_names=classes, teachers=(teacher,))
+    config = dataclasses.replace(item.config, targets=(target,))
     statistics = dataclasses.replace(
         item.statistics, class_rows=(90,) * 5 + (90,) * 5, class_agreement=(0.1,) * 5 + (0.2,) * 5
     )
-    config = dataclasses.replace(config, class_names=classes * 2, num_classes=10)
+    config = dataclasses.replace(
+        config, targets=(dataclasses.replace(target, class_names=classes * 2, num_classes=10),)
+    )
     card = render(name, {name: Configuration(config, statistics)})
     plain = render("pets-plus", described(folder))
     text = str(card)
@@ -578,8 +582,8 @@ def test_policies_are_compared_in_one_table(card):
 
 def test_every_column_of_a_reinforcement_is_explained(card):
     explained = section(card, "Columns")
-    fields = (schema.LABEL, schema.VALUE, schema.TAIL)
-    assert all(f"`{name}`" in explained for name in (*schema.REINFORCEMENT_COLUMNS, *fields))
+    fields = ("label", "value", "tail")
+    assert all(f"`{name}`" in explained for name in (*schema.REINFORCEMENT_COLUMNS, "teacher_logits", *fields))
 
 
 def test_the_code_of_the_card_runs(folder, card, data, tmp_path, monkeypatch):
@@ -635,7 +639,8 @@ def settings_of(folder, num_rows, num_classes=5, side=16, **source):
     """The words of the command of a card for such a data set, by their flags."""
     (item,) = described(folder, **source).values()
     policy = named_policy("randaug", side)
-    config = dataclasses.replace(item.config, num_classes=num_classes, policy=policy, class_names=None)
+    target = dataclasses.replace(item.config.classes, num_classes=num_classes, class_names=None)
+    config = dataclasses.replace(item.config, targets=(target,), policy=policy)
     statistics = dataclasses.replace(item.statistics, num_rows=num_rows, class_rows=None, class_agreement=None)
     words = words_of_the_command(render("x", {"randaug": Configuration(config, statistics)}))
     return words, dict(zip(words, [*words[1:], None], strict=True))
@@ -676,7 +681,8 @@ def test_architecture_is_shown_where_the_name_does_not_tell(folder):
         {**item.config.teachers[0], "name": name, "kind": "transformers", "architecture": "resnet10t"}
         for name in ("./outputs/teacher", "me/resnet10t.mine")
     ]
-    config = dataclasses.replace(item.config, teachers=tuple(teachers))
+    target = dataclasses.replace(item.config.classes, teachers=tuple(teachers))
+    config = dataclasses.replace(item.config, targets=(target,))
     shown = section(render("pets-plus", {"randaug": dataclasses.replace(item, config=config)}), "Teacher")
     assert "| `./outputs/teacher` (`resnet10t`) |" in shown
     assert "| [me/resnet10t.mine](https://huggingface.co/me/resnet10t.mine) |" in shown

@@ -95,9 +95,9 @@ def targets(folder):
     (config,) = folder.glob("*/reinforcement.json")
     for path in sorted(config.parent.glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            for params, logits in zip(row[schema.AUGMENTATION_PARAMS], row[schema.TEACHER_LOGITS], strict=True):
-                masses = np.exp([*logits[schema.VALUE], logits[schema.TAIL]])
-                yield row, params, masses / masses.sum(), logits[schema.LABEL]
+            for params, logits in zip(row[schema.AUGMENTATION_PARAMS], row["teacher_logits"], strict=True):
+                masses = np.exp([*logits["value"], logits["tail"]])
+                yield row, params, masses / masses.sum(), logits["label"]
 
 
 def reference(rows):

@@ -31,9 +31,8 @@ from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import create_student
-from hf_reinforce.replay.dataset import batch_targets
 from hf_reinforce.replay.views import EpochSampler
-from hf_reinforce.targets.class_distribution import densify
+from hf_reinforce.targets.class_distribution import batch_targets, densify
 from hf_reinforce.training.checkpoints import resumable
 from hf_reinforce.training.ema import EMA_FILE
 from hf_reinforce.training.schedules import TimmSchedule

@@ -125,7 +125,7 @@ def _data(trainer: Any, dataset_name: str, config_name: str | None) -> dict[str,
     train, method = trainer.train_dataset, trainer.args.method
     config, policy = getattr(train, "config", None), getattr(train, "policy", None)
     if method == "reinforced" and config is not None:
-        teachers, temperature = list(config.teachers), config.temperature
+        teachers, temperature = list(config.teachers), config.classes.temperature if config.classes else 1.0
     elif method == "online" and trainer.teacher is not None:
         teachers, temperature = trainer.teacher.describe(), trainer.teacher.temperature
     else:

@@ -141,11 +141,11 @@ def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, sh
 
 
 def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int) -> None:
-    target = dataset.target(position, slot)
-    shown = min(_BARS, dataset.config.top_k)
-    label = dataset._label(position).get("labels")
-    classes = [int(index) for index in target["target_label"][:shown]]
-    values = np.exp(target["target_value"][:shown])
+    if dataset.config.classes is None:
+        axis.axis("off")
+        return
+    classes, values = zip(*dataset.config.classes.most_likely(dataset.target(position, slot), _BARS), strict=True)
+    shown, label = len(classes), dataset._label(position).get("labels")
     colours = [_RIGHT if index == label else _OTHER for index in classes]
     axis.barh(range(shown), values, color=colours, alpha=0.55)
     for place, (index, value) in enumerate(zip(classes, values, strict=True)):

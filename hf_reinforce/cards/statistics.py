@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_reinforce import schema
 from hf_reinforce.augmentations.base import Mask
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import open_shard
+from hf_reinforce.targets import ClassDistribution
 
 BINS = 20
 _MAX_TARGETS = 2**18
@@ -72,7 +72,18 @@ class Statistics:
 
 def largest_entropy(config: ReinforcementConfig) -> float:
     """The most that the entropy of a stored target can be, its tail taken as one class: nats, > 0."""
-    return float(np.log(max(min(config.num_classes, config.top_k + 1), 2)))
+    return classes_of(config).largest_entropy
+
+
+def classes_of(config: ReinforcementConfig) -> ClassDistribution:
+    """The target that statistics are about.
+
+    Raises:
+        ValueError: if no target is a distribution over classes.
+    """
+    if config.classes is None:
+        raise ValueError("There are statistics of distributions over classes only, and no target here is one.")
+    return config.classes
 
 
 def _plain(value: Any) -> Any:
@@ -100,18 +111,13 @@ class StoredTargets:
     @classmethod
     def read(cls, batch: pa.RecordBatch, config: ReinforcementConfig) -> "StoredTargets":
         """Of rows of a shard with the column of the targets, and that of the labels where there is one."""
-        n, k, column = config.num_samples, config.top_k, config.source.label_column
-        items = batch.column(schema.TEACHER_LOGITS).flatten()
-        value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, k).astype(np.float64)
-        tail = items.field(schema.TAIL).to_numpy().astype(np.float64)
-        masses = np.exp(np.concatenate([value, tail[:, None]], axis=1))
-        masses /= masses.sum(axis=1, keepdims=True)
-        top = items.field(schema.LABEL).flatten().to_numpy().astype(np.int64)
+        n, column, target = config.num_samples, config.source.label_column, classes_of(config)
+        top, masses = target.masses(batch.column(target.column).flatten())
         label = np.full(len(batch), -1)
         if column is not None:
             label = batch.column(column).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
             label = np.where((label >= 0) & (label < config.num_classes), label, -1)
-        return cls(label, top.reshape(-1, n, k), masses.reshape(-1, n, k + 1), config.num_classes)
+        return cls(label, top.reshape(len(batch), n, -1), masses.reshape(len(batch), n, -1), config.num_classes)
 
     @cached_property
     def entropy(self) -> NDArray[np.float64]:
@@ -231,7 +237,7 @@ def batches(
         start = 0
         with open_shard(shard) as file:
             for batch in file.iter_batches(
-                size, columns=[schema.TEACHER_LOGITS, *columns, *([label] if label else [])]
+                size, columns=[classes_of(config).column, *columns, *([label] if label else [])]
             ):
                 first = -start % step
                 start += len(batch)

@@ -107,7 +107,7 @@ def configuration_table(described: Mapping[str, Configuration]) -> str:
         "images": lambda item: _count(num_rows(item)),
         "coverage of the source's rows": coverage,
         "reinforcements per image (N)": lambda item: f"{item.config.num_samples:,}",
-        "stored classes (K)": lambda item: f"{item.config.top_k} of {item.config.num_classes:,}",
+        "stored classes (K)": lambda item: item.config.classes.kept if item.config.classes else "none",
         "side of a view (pixels)": lambda item: str(item.config.policy.image_size),
         "seed": lambda item: str(item.config.seed),
         "bytes per reinforcement": density,
@@ -164,14 +164,18 @@ def teacher_tables(configs: Mapping[str, ReinforcementConfig], remarks: Remarks)
     """One entry for each different teacher: the configurations it belongs to, a table and what to say about it."""
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
-        groups.setdefault(json.dumps([config.teachers, config.temperature], sort_keys=True), []).append(name)
+        groups.setdefault(json.dumps([config.teachers, _temperature(config)], sort_keys=True), []).append(name)
     found = []
     for names in groups.values():
         config = configs[names[0]]
         unknown = "not known" if config.complete else UNMEASURED
-        entry = teacher_table(config.teachers, config.temperature, remarks, unknown)
+        entry = teacher_table(config.teachers, _temperature(config), remarks, unknown)
         found.append({"configs": names if len(groups) > 1 else [], **entry})
     return found
+
+
+def _temperature(config: ReinforcementConfig) -> float:
+    return 1.0 if config.classes is None else config.classes.temperature
 
 
 def teacher_table(

@@ -26,11 +26,11 @@ from hf_reinforce.sources.files import embed_files
 from hf_reinforce.sources.image_source import prepare
 from hf_reinforce.store.config import check_counts
 from hf_reinforce.store.parquet import write_shard
+from hf_reinforce.targets import Target
 
 _SECONDS = 15.0  # that the measurement may take, about
 _MOST_SAMPLES = 16
 _DEVICES = (1, 8, 64)
-_LISTS = (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS)
 _DESCRIPTION = 1_000_000  # bytes of the card, reinforcement.json and the pictures: 0.3 MB of icons to 1.7 MB of photos
 
 
@@ -118,7 +118,6 @@ def estimate(
     policy: AugmentationPolicy,
     *,
     num_samples: int,
-    top_k: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_map: ClassMap | None = None,
@@ -129,6 +128,7 @@ def estimate(
     batch_size: int = PARTNER_BLOCK,
     device: str | torch.device | None = None,
     num_images: int | None = None,
+    **target_options: Any,
 ) -> Estimate:
     """Reinforces a few images, writes them to a temporary file, and works out what all of them will take.
 
@@ -156,13 +156,13 @@ def estimate(
             teacher,
             policy,
             samples,
-            top_k,
             image_column=image_column,
             label_column=label_column,
             on_error=on_error,
             num_workers=num_workers,
             batch_size=batch_size,
             device=device,
+            **target_options,
         )
         started = time.perf_counter()
         return reinforcer(few, range(len(few)), order=rows.tolist()), time.perf_counter() - started
@@ -175,8 +175,10 @@ def estimate(
     views = len(table) * samples
     half = len(table) // 2
     # The difference, because the first rows of a file pay for what there is once in it.
-    whole = _stored_bytes(table)
-    stored, beside, _ = (whole - _stored_bytes(table.slice(0, half))) / (len(table) - half)
+    targets = [teacher.target(**target_options)]
+    lists = (schema.AUGMENTATION_PARAMS, *(target.column for target in targets))
+    whole = _stored_bytes(table, targets)
+    stored, beside, _ = (whole - _stored_bytes(table.slice(0, half), targets)) / (len(table) - half)
     encoded = _encoded_bytes(few.column(image_column).to_pylist()) if embed_images else 0.0
     return Estimate(
         policy=policy.name,
@@ -188,13 +190,13 @@ def estimate(
         bytes_per_reinforcement=float(stored) / samples,
         bytes_per_image=float(beside) + encoded,
         bytes_per_shard=float(whole.sum() - len(table) * (stored + beside)),
-        arrow_bytes=sum(table.column(name).nbytes for name in _LISTS) / views,
+        arrow_bytes=sum(table.column(name).nbytes for name in lists) / views,
         shard_size=-(-shard_size // PARTNER_BLOCK) * PARTNER_BLOCK,
         device=_device_name(torch.device(device)),
     )
 
 
-def _stored_bytes(table: pa.Table) -> NDArray[np.int64]:
+def _stored_bytes(table: pa.Table, targets: Sequence[Target]) -> NDArray[np.int64]:
     """Bytes that the reinforcements of a table, its other columns, and all else take in a shard: int64 [3].
 
     Dictionaries are of all else: few targets fill them almost as much as all targets of a shard.
@@ -204,12 +206,12 @@ def _stored_bytes(table: pa.Table) -> NDArray[np.int64]:
         return sizes
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "shard.parquet"
-        write_shard(shard, table)
+        write_shard(shard, table, targets)
         group = pq.read_metadata(shard).row_group(0)
         sizes[2] = shard.stat().st_size
     for chunk in map(group.column, range(group.num_columns)):
         dictionary = chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
-        lists = chunk.path_in_schema.split(".")[0] in _LISTS
+        lists = chunk.path_in_schema.split(".")[0] in (schema.AUGMENTATION_PARAMS, *(t.column for t in targets))
         sizes[0 if lists else 1] += chunk.total_compressed_size - dictionary
     sizes[2] -= sizes[:2].sum()
     return sizes

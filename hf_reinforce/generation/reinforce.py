@@ -4,10 +4,11 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from hf_reinforce.cards.commands import train_command
 from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.generation.run import Run
 from hf_reinforce.licenses import read_license, recorded_name
-from hf_reinforce.models.teachers import ClassMap, Teacher
+from hf_reinforce.models.teachers import ClassMap
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.sources.image_source import AnyDataset, prepare
 from hf_reinforce.sources.labels import column_values
@@ -28,6 +29,7 @@ from hf_reinforce.splits import split_names, split_text
 from hf_reinforce.store.config import CONFIG_FILE, PixelContract, ReinforcementConfig, SourceRecord, check_counts
 from hf_reinforce.store.pixel_contract import library_versions
 from hf_reinforce.store.shards import shard_files
+from hf_reinforce.targets import AnyTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +42,11 @@ _LONGEST_SHARD = timedelta(hours=12)  # that a process may wait for the last sha
 
 def reinforce(
     dataset: AnyDataset,
-    teacher: Teacher,
+    teacher: AnyTeacher | Sequence[AnyTeacher],
     policy: AugmentationPolicy,
     output_dir: str | Path,
     *,
     num_samples: int,
-    top_k: int | None = None,
     seed: int = 0,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -60,8 +61,9 @@ def reinforce(
     num_workers: int = 2,
     batch_size: int = PARTNER_BLOCK,
     device: str | torch.device | None = None,
+    **target_options: Any,
 ) -> Path:
-    """Reinforces a data set.
+    """Reinforces a dataset.
 
     Run again after an interruption, it continues with the shards that are missing; run again with a larger
     `num_samples`, it adds reinforcements to the existing ones. Under `accelerate launch` the processes share the
@@ -69,11 +71,10 @@ def reinforce(
 
     Args:
         dataset: one split, with an image column. Its format or transform, if any, is dropped.
-        teacher: see `load_teacher`.
+        teacher: see `load_teacher`. Several teachers have a column of targets each.
         policy: see `load_policy`.
         output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
         num_samples: N, reinforcements per image.
-        top_k: K, classes stored per reinforcement, default 10, or all where there are fewer.
         seed: seed of the augmentation parameters.
         image_column: default: the only image column.
         label_column: of class indices, null where unknown, or of texts that name classes; default: the only
@@ -91,6 +92,8 @@ def reinforce(
         num_workers: threads that decode and augment.
         batch_size: views per forward pass of the teacher, rounded down to whole blocks of `PARTNER_BLOCK`.
         device: the teacher's device, default the one of this process.
+        target_options: settings of the target; of a distribution over classes `top_k`, how many are stored of each
+            view, default 10, or all where there are fewer.
 
     Returns:
         The folder of the configuration, `output_dir / policy.name`.
@@ -118,17 +121,12 @@ def reinforce(
         raise ValueError(f"The split {split!r} has no rows; there is nothing to reinforce.")
     features: Features = dataset.features
     names = features[label_column].names if label_column and isinstance(features[label_column], ClassLabel) else None
-    teacher = teacher.with_classes(names, class_map)
-    if label_column and isinstance(dataset, Dataset):
-        labels = column_values(dataset, label_column)
-        Reinforcer.check_labels(labels, teacher)
-        if labels.null_count:
-            logger.warning("%s of %s labels are missing (null).", f"{labels.null_count:,}", f"{len(labels):,}")
+    teachers = [*teacher] if isinstance(teacher, Sequence) else [teacher]
+    teachers = [each.with_classes(names, class_map) for each in teachers]
     reinforcer = Reinforcer(
-        teacher,
+        teachers,
         policy,
         num_samples,
-        top_k,
         seed,
         image_column,
         label_column,
@@ -137,18 +135,21 @@ def reinforce(
         num_workers=num_workers,
         batch_size=batch_size,
         device=state.device if device is None else device,
+        **target_options,
     )
+    if label_column and isinstance(dataset, Dataset):
+        labels = column_values(dataset, label_column)
+        reinforcer.check_labels(labels)
+        if labels.null_count:
+            logger.warning("%s of %s labels are missing (null).", f"{labels.null_count:,}", f"{len(labels):,}")
     kept = tuple(name for name in features if embed_images or name != image_column)
     config = ReinforcementConfig(
         policy=policy,
         num_samples=num_samples,
-        top_k=reinforcer.top_k,
-        num_classes=teacher.num_classes,
-        class_names=tuple(names) if names else teacher.class_names,
+        targets=tuple(
+            target.recorded(each.describe(), names) for each, target in zip(teachers, reinforcer.targets, strict=True)
+        ),
         seed=seed,
-        teachers=tuple(teacher.describe()),
-        temperature=teacher.temperature,
-        class_map=teacher.class_map,
         source=SourceRecord(
             source_name and recorded_name(source_name),
             source_config,
@@ -170,7 +171,8 @@ def reinforce(
     run = Run(dataset, reinforcer, config, folder, existing)
     run.check()
     with _together(state, folder):
-        teacher.check_processes()
+        for each in teachers:
+            each.check_processes()
     with _together(state, folder), state.main_process_first():
         if state.is_main_process:
             run.start()

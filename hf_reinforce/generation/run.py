@@ -28,7 +28,7 @@ from hf_reinforce.stopping import StopSignals
 from hf_reinforce.store.config import ReferenceView, ReinforcementConfig, SkippedImage
 from hf_reinforce.store.parquet import append_reinforcements, explained_writes, file_checksum, shard_name, write_shard
 from hf_reinforce.store.pixel_contract import check_reference, reference_view
-from hf_reinforce.store.shards import open_shard, shard_files
+from hf_reinforce.store.shards import num_samples, open_shard, shard_files
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _BLOCKS = 8  # that the reinforcer sees at once, so that the teacher does not wa
 
 def _num_samples(shard: Path) -> int:
     with open_shard(shard) as file:
-        return int(file.schema_arrow.field(schema.TEACHER_LOGITS).type.list_size)
+        return num_samples(file)
 
 
 class Run:
@@ -242,20 +242,19 @@ class Run:
         skipped = self.reinforcer.skipped[already:]
         progress.update(len(skipped) * self._added)
         if there:
-            whole = append_reinforcements(pq.read_table(self.folder / path.name), whole)
+            whole = append_reinforcements(pq.read_table(self.folder / path.name), whole, self.config.targets)
             features = schema.reinforced_features(
                 {name: features[name] for name in self.config.source.columns},
                 self.config.policy.feature,
                 self.config.num_samples,
-                self.config.top_k,
-                self.config.num_classes,
+                {target.column: target.column_feature(self.config.num_samples) for target in self.config.targets},
             )
         else:
             whole = embed_files(whole, features, self.config.source.image_column)
         arrow = features.arrow_schema
         metadata = {**(arrow.metadata or {}), _SKIPPED: json.dumps(skipped).encode()}
         record = self.staging / f"{path.name}.sha256"
-        write_shard(path, whole.cast(arrow).replace_schema_metadata(metadata), record)
+        write_shard(path, whole.cast(arrow).replace_schema_metadata(metadata), self.config.targets, record)
 
     def _progress(self, rank: int) -> Any:
         rows = self.config.source.num_rows

@@ -71,8 +71,7 @@ def inspect_dataset(
         "config_name": config_name,
         "commit": repository.commit,
         "num_samples": config.num_samples,
-        "top_k": config.top_k,
-        "num_classes": config.num_classes,
+        "targets": [target.words for target in config.targets],
         "teachers": [teacher["name"] for teacher in config.teachers],
         "source": {"name": config.source.name, "split": config.source.split, "revision": config.source.revision},
         **measured,
@@ -141,7 +140,7 @@ def summary_table(content: dict[str, Any]) -> str:
     lines = [
         ["images", f"{rows:,}"],
         ["reinforcements of each (N)", f"{content['num_samples']}"],
-        ["stored classes (K)", f"{content['top_k']} of {content['num_classes']}"],
+        ["stored classes (K)", ", ".join(content["targets"])],
         [
             "size",
             f"{content['num_bytes']:,} bytes, {content['num_bytes'] / everything['targets']:.1f} a reinforcement",

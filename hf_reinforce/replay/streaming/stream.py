@@ -23,7 +23,7 @@ from hf_reinforce.randomness import PARTNER_BLOCK, hash_uniform
 from hf_reinforce.replay.dataset import ReinforcedDataset, WrongImageError
 from hf_reinforce.replay.streaming.partition import Block, Consumer, epoch_blocks, windows
 from hf_reinforce.replay.streaming.windows import REMEDY, Window, WindowReader
-from hf_reinforce.replay.views import AugmentedDataset, EpochSampler
+from hf_reinforce.replay.views import EpochSampler
 from hf_reinforce.sources.rows import DatasetRows, Rows, StreamRows
 from hf_reinforce.store.config import ReinforcementConfig
 
@@ -80,6 +80,7 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         if source is None and not config.embed_images:
             raise ValueError(f"The images of this data set are not stored with it; pass {config.source.name}.")
         self.config, self.policy, self.seed, self.image_size = config, config.policy, seed, image_size
+        self.targets = config.targets
         self._options = options
         columns = [config.source.image_column, *filter(None, [config.source.label_column])]
         if isinstance(source, Dataset):
@@ -144,8 +145,8 @@ class ReinforcedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         self._resume, self._samples = dict(state), state.get("samples", 0)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Batches samples, as `AugmentedDataset.collate`."""
-        return AugmentedDataset.collate(self, samples)  # type: ignore[arg-type]
+        """Batches samples, as `ReinforcedDataset.collate`."""
+        return ReinforcedDataset.collate(self, samples)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, worker, consumer = int(self._epoch), get_worker_info(), self._consumer

@@ -189,7 +189,8 @@ class WindowReader:
 
     def _shard(self, shard: int) -> ParquetRows:
         record = self.config.source
-        columns = [*schema.REINFORCEMENT_COLUMNS, *filter(None, [record.label_column])]
+        columns = [*schema.REINFORCEMENT_COLUMNS, *(target.column for target in self.config.targets)]
+        columns += filter(None, [record.label_column])
         if self.config.embed_images:
             columns.append(record.image_column)
         return ParquetRows([self._files[shard]], columns)
