@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from hf_reinforce.cards import commands, markdown, tables
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
-from hf_reinforce.cards.statistics import measure
+from hf_reinforce.cards.statistics import measure, summaries
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
@@ -29,8 +29,8 @@ def write_dataset_card(folder: str | Path) -> None:
     """
     described = describe(folder)
     for name, item in described.items():
-        assert item.statistics is not None
-        draw_statistics(item.statistics, item.config, Path(folder) / name / STATISTICS_FILE)
+        if item.statistics is not None:
+            draw_statistics(item.statistics, item.config, Path(folder) / name / STATISTICS_FILE)
     with whole_file(Path(folder) / "README.md") as temporary:
         _render_folder(folder, described).save(temporary)
 
@@ -76,7 +76,10 @@ def describe(folder: str | Path, config_names: Collection[str] | None = None) ->
                     f"{path} has no shards of the split {config.split!r}; run the command that reinforces this "
                     "data set again."
                 )
-            described[path.name] = Configuration(config, measure(shards, config), _version(path, config))
+            statistics = measure(shards, config) if config.classes else None
+            described[path.name] = Configuration(
+                config, statistics, _version(path, config), summaries=summaries(shards[0], config)
+            )
     if not described:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced data set.")
     return described
@@ -120,6 +123,7 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
         configurations=tables.configuration_table(described),
         targets=tables.target_table(described),
+        summaries=tables.summary_lines(described),
         steps=tables.policy_table(configs),
         teachers=tables.teacher_tables(configs, remarks),
         licenses=tables.license_table(configs, remarks),

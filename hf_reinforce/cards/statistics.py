@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_reinforce.augmentations.base import Mask
+from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import open_shard
 from hf_reinforce.targets import ClassDistribution
@@ -212,6 +213,17 @@ class Sums:
 
 def _histogram(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.bincount(np.clip((values * BINS).astype(int), 0, BINS - 1).reshape(-1), minlength=BINS)
+
+
+def summaries(shard: Path, config: ReinforcementConfig) -> dict[str, dict[str, float]]:
+    """Figures of the targets that are no distributions over classes, by column, from the first rows of a shard."""
+    found = {}
+    for target in config.targets:
+        if not isinstance(target, ClassDistribution):
+            with open_shard(shard) as file:
+                column = next(file.iter_batches(PARTNER_BLOCK, columns=[target.column])).column(0)
+            found[target.column] = target.summary(column if target.per == "row" else column.flatten())
+    return found
 
 
 def num_rows(shard: str | Path) -> int:

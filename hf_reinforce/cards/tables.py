@@ -24,12 +24,14 @@ class Configuration:
         statistics: what was measured on its targets; None: nothing yet.
         version: tells `datasets` one content from another; None where there is no content yet.
         pictures: files that lie in its folder, of `PREVIEW_FILE` and `STATISTICS_FILE`.
+        summaries: figures of targets that are no distributions over classes, by column.
     """
 
     config: ReinforcementConfig
     statistics: Statistics | None = None
     version: str | None = None
     pictures: tuple[str, ...] = ()
+    summaries: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,17 @@ def target_table(described: Mapping[str, Configuration]) -> str:
         "entropy (nats)": cell(lambda s, c: f"{s.entropy:.2f}"),
     }
     return _by_configuration(described, lines)
+
+
+def summary_lines(described: Mapping[str, Configuration]) -> list[str]:
+    """One line for each target that is no distribution over classes: its column, what it is, and its figures."""
+    lines = []
+    for item in described.values():
+        for target in item.config.targets:
+            if target.column in item.summaries:
+                figures = ", ".join(f"{key} {value:.3f}" for key, value in item.summaries[target.column].items())
+                lines.append(f"{code(target.column)} ({text(target.words)}): {text(figures)}")
+    return list(dict.fromkeys(lines))
 
 
 def policy_table(configs: Mapping[str, ReinforcementConfig]) -> str:
