@@ -158,6 +158,9 @@ def generate(
 ) -> None:
     """`reinforce` into a new folder, without the card and the picture, which take as long for any number of photos."""
     shutil.rmtree(folder, ignore_errors=True)
-    with patch("hf_reinforce.generation.run.write_preview"), patch("hf_reinforce.generation.run.write_dataset_card"):
+    with (
+        patch("hf_reinforce.generation.reinforce.write_preview"),
+        patch("hf_reinforce.generation.reinforce.write_dataset_card"),
+    ):
         options = {"num_samples": num_samples, "class_map": "identity", "device": device, **options}
         reinforce(photos, teacher, policy, folder, **options)

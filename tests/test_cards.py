@@ -258,7 +258,7 @@ def test_draw_chosen_positions(folder, data, tmp_path):
 
 
 def test_images_that_are_embedded_and_a_source_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.generation.reinforce.write_preview", lambda *arguments: None)
     options = {**OPTIONS, "source_name": None}
     data = tiny_dataset(4)
     reinforce(data, tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, embed_images=True, **options)
@@ -459,7 +459,7 @@ def test_a_licence_that_cannot_be_read_is_none(name):
 
 
 def test_reinforce_records_licences(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.generation.reinforce.write_preview", lambda *arguments: None)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
     teacher = tiny_teacher()

@@ -278,7 +278,7 @@ def test_stored_targets_and_their_verification(two, tmp_path, monkeypatch):
     networks, rows = two
     options = {"num_samples": 2, "top_k": 5, "num_workers": 1, "source_name": str(tmp_path / "data")}
     policy = load_policy("rrc", 32)
-    monkeypatch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
+    monkeypatch.setattr("hf_reinforce.generation.reinforce.write_preview", lambda *arguments: None)
     monkeypatch.setattr("hf_reinforce.cards.dataset_card.draw_statistics", lambda *arguments: None)
     for name, members in (("one", networks[0]), ("both", networks)):
         reinforce(rows, load_teacher(members), policy, tmp_path / name, **options)

@@ -10,7 +10,7 @@ from tiny import tiny_dataset, tiny_teacher
 from hf_reinforce import reinforce
 from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.generation import estimate as module
-from hf_reinforce.generation import run as run_of_files
+from hf_reinforce.generation import reinforce as run_of_files
 from hf_reinforce.generation.estimate import Estimate, estimate
 from hf_reinforce.images import ImageError
 

@@ -30,7 +30,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_reinforce import KDTrainer, load_policy, load_teacher, reinforce
 from hf_reinforce.cards import model_card  # noqa: F401  # the recipes import it, and here it is imported once
-from hf_reinforce.generation import run
+from hf_reinforce.generation import reinforce as run
 from hf_reinforce.models.students import create_student
 from hf_reinforce.stopping import StopSignals
 from hf_reinforce.training.checkpoints import StopTraining, last_checkpoint

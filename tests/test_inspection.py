@@ -20,7 +20,7 @@ from hf_reinforce.augmentations import RandAugment
 from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.cards import dataset_card
-from hf_reinforce.generation import run
+from hf_reinforce.generation import reinforce as run
 from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.inspection import inspect_dataset, operations_table, pictures, report, summary_table
 from hf_reinforce.inspection.measure import duplicates, measure

@@ -135,7 +135,7 @@ class Scorer(Answering):
 @pytest.fixture(scope="module")
 def known():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_reinforce.generation.run.write_preview", lambda *arguments: None)
+        patch.setattr("hf_reinforce.generation.reinforce.write_preview", lambda *arguments: None)
         for target in (Embedding, Score):
             patch.setitem(TARGETS, target.kind, target)
         yield

@@ -19,7 +19,7 @@ from tiny import NAMES, TinyNet, encode_image, tiny_dataset, tiny_image, tiny_te
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
 from hf_reinforce.cards import dataset_card
-from hf_reinforce.generation import run as run_of_files
+from hf_reinforce.generation import reinforce as run_of_files
 from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.hub.load import load_reinforced

@@ -14,7 +14,7 @@ from recipe_modules import RECIPES, load_recipe
 from safetensors.torch import load_file
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
-import hf_reinforce.generation.run
+import hf_reinforce.generation.reinforce
 from hf_reinforce import KDTrainer, KDTrainingArguments, load_policy, load_reinforced, reinforce
 from hf_reinforce.models.students import create_student
 
@@ -72,8 +72,8 @@ def reinforced(pets, tmp_path_factory):
         return done[policy, world]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_reinforce.generation.run, "write_preview", lambda *arguments: None)
-        patch.setattr(hf_reinforce.generation.run, "write_dataset_card", lambda *arguments: None)
+        patch.setattr(hf_reinforce.generation.reinforce, "write_preview", lambda *arguments: None)
+        patch.setattr(hf_reinforce.generation.reinforce, "write_dataset_card", lambda *arguments: None)
         yield find
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler
 
 from benchmarks import soak
 from hf_reinforce import ReinforcedDataset, ReinforcementConfig, load_policy, reinforce
-from hf_reinforce.generation import run
+from hf_reinforce.generation import reinforce as run
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.streaming.partition import Consumer, epoch_blocks, row_blocks
 from hf_reinforce.replay.views import EpochSampler

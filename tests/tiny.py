@@ -93,6 +93,9 @@ def reinforced_rows(
     source: Dataset, teacher: Teacher, policy: AugmentationPolicy, folder: Path, **options: Any
 ) -> tuple[Dataset, ReinforcementConfig]:
     """Reinforces into a folder, without pictures: the rows and the configuration that `ReinforcedDataset` takes."""
-    with patch("hf_reinforce.generation.run.write_preview"), patch("hf_reinforce.cards.dataset_card.draw_statistics"):
+    with (
+        patch("hf_reinforce.generation.reinforce.write_preview"),
+        patch("hf_reinforce.cards.dataset_card.draw_statistics"),
+    ):
         path = reinforce(source, teacher, policy, folder, num_workers=1, **options)
     return load_dataset(str(folder), policy.name, split="train"), ReinforcementConfig.load(path)

@@ -4,6 +4,7 @@ Everything random is a function of (seed, source row, reinforcement index), and 
 are fixed blocks, so shards, workers and processes do not change the result.
 """
 
+import errno
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.generation.reading import read_image, source_is_gone
-from hf_reinforce.images import ImageError
+from hf_reinforce.images import ImageError, UnreachableError
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions
 from hf_reinforce.sources.labels import check_labels
 from hf_reinforce.targets import AnyTeacher, Target
+
+_TROUBLES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN}  # not the data's
 
 _Views = tuple[Tensor, tuple[Tensor, dict[str, Tensor]] | None]
 """Views uint8 [V, 3, S, S]; for a policy that mixes, each one's partner [V] and the mixing parameters."""
@@ -86,6 +88,8 @@ class Reinforcer:
         columns = [target.column for target in self.targets]
         if len(set(columns)) < len(columns):
             raise ValueError(f"Each target needs a column of its own; the teachers' columns are {columns}.")
+        if any(target.per == "text" for target in self.targets):
+            raise ValueError("A target per text cannot be generated yet; leave out its teacher.")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
         self.policy, self.num_samples, self.seed = policy, num_samples, seed
@@ -239,6 +243,45 @@ def _ahead(stage: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
+def _read_image(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:
+    """The encoded and the decoded image (uint8 [3, H, W]) of a row, or the error that names the row.
+
+    Args:
+        scalar: Arrow value of an image column.
+        row: of the source.
+        policy: that will make views of it, which may refuse its size.
+    """
+    item = scalar.as_py()
+    try:
+        encoded = images.read_encoded(item)
+        image = images.decode(encoded)
+        policy.check_size(*image.shape[1:])
+        return encoded, image
+    except ImageError as error:
+        found = type(error)(f"Row {row} (path {(item or {}).get('path')!r}): {error}")
+        found.__cause__ = error.__cause__
+        return found
+
+
+def source_is_gone(failed: list[tuple[int, ImageError]], readable: dict[str, Any] | None) -> bool:
+    """Whether files are missing because their disk or server is: then what could be read before cannot be read now.
+
+    Args:
+        failed: rows and their errors.
+        readable: the value of an image column that could be read, None if none could.
+    """
+    missing = [error for _, error in failed if isinstance(error, UnreachableError)]
+    if any(getattr(error.__cause__, "errno", None) in _TROUBLES for error in missing):
+        return True
+    if not missing or readable is None:  # then only a whole block says more than one row
+        return len(missing) == PARTNER_BLOCK
+    try:
+        images.read_encoded(readable)
+    except UnreachableError:
+        return True
+    return False
+
+
 class _Block:
     """Decoded images of one block, and the parameters and views of their reinforcements.
 
@@ -259,7 +302,7 @@ class _Block:
         self.batch, self.answers = batch, defaultdict[str, list[pa.Array]](list)
         self._reinforcer, self._index, self._pool, self._size = reinforcer, index, pool, len(rows)
         column = batch.column(reinforcer.image_column).combine_chunks()
-        read = partial(read_image, policy=reinforcer.policy)
+        read = partial(_read_image, policy=reinforcer.policy)
         decoded = list(pool.map(read, column, rows))
         failed = [(row, item) for row, item in zip(rows, decoded, strict=True) if isinstance(item, ImageError)]
         good = [(i, *item) for i, item in enumerate(decoded) if not isinstance(item, ImageError)]

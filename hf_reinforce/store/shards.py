@@ -49,9 +49,10 @@ def open_shard(path: str | Path) -> Iterator[pq.ParquetFile]:
         raise ValueError(f"{path} is damaged ({printable(reason)}). Delete it {_AGAIN}") from error
 
 
-def num_samples(shard: pq.ParquetFile) -> int:
+def num_samples_in(path: str | Path) -> int:
     """Number of reinforcements of each image in a shard."""
-    return int(shard.schema_arrow.field(schema.AUGMENTATION_PARAMS).type.list_size)
+    with open_shard(path) as file:
+        return int(file.schema_arrow.field(schema.AUGMENTATION_PARAMS).type.list_size)
 
 
 def check_shards(folder: Path, config: ReinforcementConfig) -> None:
@@ -68,7 +69,7 @@ def check_shards(folder: Path, config: ReinforcementConfig) -> None:
     for path in shards:
         with open_shard(path) as file:
             num_rows += file.metadata.num_rows
-            found = num_samples(file)
+        found = num_samples_in(path)
         if found != config.num_samples:
             raise ValueError(
                 f"{path} holds {found} reinforcements per image, not {config.num_samples}; run the command that "
