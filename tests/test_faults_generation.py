@@ -42,7 +42,7 @@ from hf_reinforce.store.parquet import file_checksum
 from hf_reinforce.store.shards import check_shards, shard_files
 
 ROWS, SHARDS, CLASSES, SIZE, POLICY = 150, 3, 5, 32, "mixing_randaug"
-BEFORE, EACH = 7, 4  # changes of the folder before the first shard, and those that each shard makes
+BEFORE, EACH = 8, 4  # changes of the folder before the first shard, and those that each shard makes
 PRELOADED = (
     "torch",
     "accelerate",

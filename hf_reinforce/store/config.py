@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.schema import SCHEMA_VERSION, Count, Index
 from hf_reinforce.splits import stored_split
-from hf_reinforce.store.parquet import flush, whole_file
+from hf_reinforce.store.parquet import write_whole
 from hf_reinforce.targets import TARGETS, ClassDistribution, Target
 
 CONFIG_FILE = "reinforcement.json"
@@ -202,9 +202,7 @@ class ReinforcementConfig:
 
     def save(self, folder: str | Path) -> None:
         """Writes `reinforcement.json` into a folder, all of it or nothing."""
-        with whole_file(Path(folder) / CONFIG_FILE) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(self.to_dict(), indent=1) + "\n")
-            flush(file)
+        write_whole(Path(folder) / CONFIG_FILE, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "ReinforcementConfig":

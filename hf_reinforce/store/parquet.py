@@ -49,8 +49,8 @@ def explained_writes(folder: Path) -> Iterator[None]:
             raise
         reason, remedy = _TROUBLES.get(error.errno, (str(error), "Mend that"))
         explained = OSError(
-            f"{folder} cannot be written: {reason}. {remedy} and run the same command again to continue; finished "
-            "shards are kept."
+            f"{folder} cannot be written: {reason}. {remedy} and run the same command again to continue; what is "
+            "finished is kept."
         )
         explained.errno = error.errno
         raise explained from error
@@ -72,6 +72,21 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8: all of it or nothing.
+
+    Args:
+        path: of the file, in a folder that exists.
+        text: its contents.
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+    """
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        _flush(file)
 
 
 def write_shard(path: Path, table: pa.Table, targets: Sequence[Target], record: Path | None = None) -> None:
@@ -106,15 +121,14 @@ def write_shard(path: Path, table: pa.Table, targets: Sequence[Target], record: 
             ) as writer:
                 if len(table):  # readers refuse an empty row group, but not a file without any
                     writer.write_table(table, row_group_size=len(table))
-            flush(file)
+            _flush(file)
         if record is not None:
             with open(record, "w") as file:
                 file.write(file_checksum(temporary))
-                flush(file)
+                _flush(file)
 
 
-def flush(file: IO[Any]) -> None:
-    """Waits until the disk has what was written to a file."""
+def _flush(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
