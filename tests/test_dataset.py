@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from tiny import reinforced_rows, tiny_dataset, tiny_image, tiny_teacher
+from tiny import densify, reinforced_rows, tiny_dataset, tiny_image, tiny_teacher
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -19,7 +19,7 @@ from hf_reinforce.replay.dataset import WrongImageError
 from hf_reinforce.replay.views import EpochSampler
 from hf_reinforce.sources.image_source import find_columns
 from hf_reinforce.store.pixel_contract import PixelMismatchError
-from hf_reinforce.targets.class_distribution import batch_targets, densify
+from hf_reinforce.targets.class_distribution import batch_targets
 
 ROWS, N, K, C, SIZE, SEED = 70, 3, 3, 5, 16, 11
 PLAIN, MIXED = "randaug", "mixing_randaug"

@@ -12,7 +12,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from tiny import MEAN, STD, TinyNet, reinforced_rows, tiny_dataset
+from tiny import MEAN, STD, TinyNet, densify, reinforced_rows, tiny_dataset
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -32,7 +32,7 @@ from hf_reinforce.metrics import ClassificationMetrics
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import create_student
 from hf_reinforce.replay.views import EpochSampler
-from hf_reinforce.targets.class_distribution import batch_targets, densify
+from hf_reinforce.targets.class_distribution import batch_targets
 from hf_reinforce.training.checkpoints import resumable
 from hf_reinforce.training.ema import EMA_FILE
 from hf_reinforce.training.schedules import TimmSchedule

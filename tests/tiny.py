@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_reinforce import AugmentationPolicy, ReinforcementConfig, reinforce
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.teachers import Teacher, load_teacher
+from hf_reinforce.targets.class_distribution import Targets
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.35)
@@ -99,3 +100,13 @@ def reinforced_rows(
     ):
         path = reinforce(source, teacher, policy, folder, num_workers=1, **options)
     return load_dataset(str(folder), policy.name, split="train"), ReinforcementConfig.load(path)
+
+
+def densify(targets: Targets, num_classes: int) -> Tensor:
+    """The distribution that stored targets stand for, the tail spread evenly: log-probabilities float32 [B, C]."""
+    masses = (
+        torch.cat([targets.value, targets.tail.unsqueeze(-1)], -1).double().clamp_min(-1e4).log_softmax(-1).float()
+    )
+    rest = max(num_classes - targets.label.shape[-1], 1)
+    fill = masses[:, -1:] - float(torch.tensor(rest).log())
+    return fill.repeat(1, num_classes).scatter(-1, targets.label, masses[:, :-1])

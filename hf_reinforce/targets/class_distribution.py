@@ -6,7 +6,7 @@ are rounded to 255 levels `(q / 255) ** 2.2`, so a Parquet dictionary page store
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,7 @@ _ROUNDING = 1e-3
 """What a sum of float32 probabilities may exceed 1 by."""
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """Sparse targets of B samples.
 
     Attributes:
@@ -47,9 +46,6 @@ class Targets:
     label: Tensor
     value: Tensor
     tail: Tensor
-
-    def to(self, device: torch.device | str) -> "Targets":
-        return Targets(self.label.to(device), self.value.to(device), self.tail.to(device))
 
 
 def top_k_targets(log_probs: Tensor, top_k: int) -> Targets:
@@ -109,22 +105,10 @@ def _log_masses(targets: Targets) -> Tensor:
     return masses.log_softmax(-1)
 
 
-def densify(targets: Targets, num_classes: int) -> Tensor:
-    """The full distribution that a stored target stands for: the tail spread evenly over the other classes.
-
-    Returns:
-        float32 [B, C], log-probabilities that sum to one.
-    """
-    rest = num_classes - targets.label.shape[-1]
-    masses = _log_masses(targets).float()
-    fill = masses[:, -1:] - float(torch.tensor(max(rest, 1)).log())
-    return fill.repeat(1, num_classes).scatter(-1, targets.label, masses[:, :-1])
-
-
 def sparse_kl(logits: Tensor, targets: Targets, temperature: float = 1.0) -> Tensor:
     """Distillation loss KL(teacher || student) per sample, without ever building the teacher's dense distribution.
 
-    The teacher's tail is spread evenly over the classes outside of the top k (`densify`). At a temperature T both
+    The teacher's tail is spread evenly over the classes outside of the top k. At a temperature T both
     sides are softened, the teacher from its stored log-probabilities, and the loss is multiplied by T^2 (Hinton et
     al., 2015).
 
@@ -237,13 +221,14 @@ class ClassDistribution(Target):
 
     def records(self, targets: Targets) -> pa.StructArray:
         """Arrow records [B] of targets of K classes as they are."""
+        label, value, tail = (tensor.cpu().numpy() for tensor in targets)
         fields = list(self.arrow_type)
-        arrays = []
-        for field, tensor in zip(fields, (targets.label, targets.value, targets.tail), strict=True):
-            leaf = field.type if tensor.ndim == 1 else field.type.value_type
-            flat = pa.array(tensor.cpu().numpy().astype(leaf.to_pandas_dtype()).reshape(-1))
-            arrays.append(flat if tensor.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, type=field.type))
-        return pa.StructArray.from_arrays(arrays, fields=fields)
+        kind = fields[0].type.value_type.to_pandas_dtype()
+        lists = [
+            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
+            for field, values in zip(fields, (label.astype(kind), value.astype(np.float32)), strict=False)
+        ]
+        return pa.StructArray.from_arrays([*lists, pa.array(tail.astype(np.float32))], fields=fields)
 
     def read(self, record: Any) -> dict[str, Any]:
         label, value, tail = (record[field] for field in FIELDS)
@@ -252,7 +237,7 @@ class ClassDistribution(Target):
 
     def of_label(self, label: int) -> dict[str, Any]:
         targets = one_hot(torch.tensor([label]), self.top_k, self.num_classes)
-        return dict(zip(_KEYS, (t[0].numpy() for t in (targets.label, targets.value, targets.tail)), strict=True))
+        return dict(zip(_KEYS, (tensor[0].numpy() for tensor in targets), strict=True))
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         label, value, tail = stored = [np.stack([sample[key] for sample in samples]) for key in _KEYS]
@@ -270,8 +255,7 @@ class ClassDistribution(Target):
         return {key: torch.as_tensor(array) for key, array in zip(_KEYS, stored, strict=True)}
 
     def exact(self, answer: Tensor) -> dict[str, Tensor]:
-        targets = top_k_targets(answer, answer.shape[-1])
-        return dict(zip(_KEYS, (targets.label, targets.value, targets.tail), strict=True))
+        return dict(zip(_KEYS, top_k_targets(answer, answer.shape[-1]), strict=True))
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
         return sparse_kl(outputs, batch_targets(batch), temperature)
