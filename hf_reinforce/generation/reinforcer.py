@@ -180,7 +180,7 @@ class Reinforcer:
             ValueError: if there is one; the message names the first.
         """
         remedy = "fix the label, or reinforce without a label column: label_column='' (--label_column_name '')"
-        for target in self.targets:
+        for target in (target for target in self.targets if target.class_count is not None):
             check_labels(values, target.class_count, "the teacher's", remedy, rows, nulls=True)
 
     def _ask_about_rows(self, block: "_Block", decoded: list[Tensor]) -> None:
