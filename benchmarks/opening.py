@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.measure import Row, Settings, in_own_process
-from benchmarks.records import made_up_config, made_up_targets, reinforced_table
+from benchmarks.records import TARGET, made_up_config, made_up_targets, reinforced_table
 from hf_reinforce import images, load_policy, load_reinforced, schema
 from hf_reinforce.importers.ml_dr.records import params_array
 from hf_reinforce.replay.sampler import EpochSampler
@@ -145,7 +145,7 @@ def simulate(folder: Path, rows: int, shard_size: int, num_samples: int) -> None
             table, hashes = made_up.slice(0, len(photos)), [images.image_hash(photo) for photo in photos]
             for name, values in ((schema.SOURCE_ROW, numbers), (schema.IMAGE_HASH, hashes)):
                 table = table.set_column(table.column_names.index(name), table.schema.field(name), pa.array(values))
-            write_shard(folder / "rrc" / shard_name("train", index, shards), table)
+            write_shard(folder / "rrc" / shard_name("train", index, shards), table, [TARGET])
             writer.write_batch({"image": [{"bytes": photo, "path": None} for photo in photos]})
         writer.finalize()
     made_up_config(policy, num_samples, rows).save(folder / "rrc")

@@ -19,7 +19,7 @@ from torchvision.transforms.autoaugment import _apply_op
 from benchmarks import photos
 from benchmarks.generation import random_teacher
 from benchmarks.measure import Settings, timed
-from benchmarks.records import CLASSES, TOP_K, both_formats, encoded_photos, made_up_targets, reinforced_table
+from benchmarks.records import CLASSES, TARGET, TOP_K, both_formats, encoded_photos, made_up_targets, reinforced_table
 from hf_reinforce import AugmentationPolicy, ReinforcedDataset, images, load_policy, load_reinforced
 from hf_reinforce.augmentations.base import ViewAugmentation
 from hf_reinforce.augmentations.rand_augment import OPERATIONS, SIGNED, RandAugment, magnitude_of
@@ -118,7 +118,7 @@ def _generated(encoded: list[bytes], policy: AugmentationPolicy, settings: Setti
         clock("top k, rounding", encode, answer)
     rows, hashes, drawn = range(len(encoded)), [""] * len(encoded), [params for params, _ in every]
     table = clock("columns", reinforced_table, policy, NUM_SAMPLES, rows, hashes, drawn, targets)
-    clock("Parquet", write_shard, settings.cache / "profile.parquet", table)
+    clock("Parquet", write_shard, settings.cache / "profile.parquet", table, [TARGET])
 
 
 def operations(settings: Settings) -> str:

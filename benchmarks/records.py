@@ -27,13 +27,15 @@ from hf_reinforce import (
     reinforce,
     schema,
 )
-from hf_reinforce.importers.ml_dr.records import logits_array
+from hf_reinforce.importers.ml_dr.records import records_array
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.store.config import PixelContract, SourceRecord
 from hf_reinforce.store.parquet import shard_name, write_shard
 from hf_reinforce.store.pixel_contract import library_versions, reference_view
+from hf_reinforce.targets import ClassDistribution
 
 CLASSES, TOP_K = 1000, 10
+TARGET = ClassDistribution((), TOP_K, CLASSES)
 
 
 class MadeUpNet(nn.Module):
@@ -54,16 +56,16 @@ def made_up_teacher(image_size: int) -> Teacher:
 
 
 def made_up_targets(count: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Answers of `count` views as `logits_array` takes them: classes [R, K], log-probabilities [R, K], tails [R]."""
+    """Answers of `count` views as `records_array` takes them: classes [R, K], log-probabilities [R, K], tails [R]."""
     rng = np.random.default_rng(seed)
     masses = rng.dirichlet(np.full(TOP_K + 1, 0.4), count).clip(1e-6)
     masses /= masses.sum(axis=1, keepdims=True)
     values = -np.sort(-masses[:, :-1], axis=1)
     start, step = rng.integers(CLASSES, size=(count, 1)), rng.integers(1, CLASSES // TOP_K, (count, 1))
     return {
-        schema.LABEL: (start + step * np.arange(TOP_K)) % CLASSES,
-        schema.VALUE: np.log(values).astype(np.float32),
-        schema.TAIL: np.log(masses[:, -1]).astype(np.float32),
+        "label": (start + step * np.arange(TOP_K)) % CLASSES,
+        "value": np.log(values).astype(np.float32),
+        "tail": np.log(masses[:, -1]).astype(np.float32),
     }
 
 
@@ -76,17 +78,19 @@ def reinforced_table(
     targets: dict[str, NDArray[Any]],
 ) -> pa.Table:
     """Rows of a reinforced data set; `params` and `targets` hold the reinforcements of row after row."""
-    features = schema.reinforced_features({}, policy.feature, num_samples, TOP_K, CLASSES)
+    features = schema.reinforced_features(
+        {}, policy.feature, num_samples, {TARGET.column: TARGET.column_feature(num_samples)}
+    )
     arrow = Features(features).arrow_schema
     lists = lambda values, field: pa.FixedSizeListArray.from_arrays(values, type=arrow.field(field).type)
     kind = arrow.field(schema.AUGMENTATION_PARAMS).type.value_type
     drawn = pa.array(params, kind) if isinstance(params, list) else params
-    answers = logits_array(targets, arrow.field(schema.TEACHER_LOGITS).type.value_type)
+    answers = records_array(targets, TARGET)
     columns = {
         schema.SOURCE_ROW: pa.array(rows, pa.int64()),
         schema.IMAGE_HASH: pa.array(hashes, pa.string()),
         schema.AUGMENTATION_PARAMS: lists(drawn, schema.AUGMENTATION_PARAMS),
-        schema.TEACHER_LOGITS: lists(answers, schema.TEACHER_LOGITS),
+        TARGET.column: lists(answers, TARGET.column),
     }
     return pa.table([columns[name] for name in arrow.names], schema=arrow)
 
@@ -96,13 +100,8 @@ def made_up_config(policy: AugmentationPolicy, num_samples: int, num_rows: int) 
     return ReinforcementConfig(
         policy=policy,
         num_samples=num_samples,
-        top_k=TOP_K,
-        num_classes=CLASSES,
-        class_names=None,
+        targets=(TARGET,),
         seed=0,
-        teachers=(),
-        temperature=1.0,
-        class_map=None,
         source=SourceRecord(None, None, None, "train", num_rows, "image", None, ()),
         pixels=PixelContract(images.PIXEL_BACKEND, library_versions(), ()),
         shard_size=num_rows,
@@ -130,13 +129,13 @@ def both_formats(settings: Settings, policy_name: str, num_samples: int) -> tupl
         image = images.decode(encoded)
         params = [policy.sample(0, row, slot, *image.shape[1:]) for slot in range(num_samples)]
         targets = made_up_targets(num_samples, row)
-        probs, labels = np.exp(targets[schema.VALUE]).tolist(), targets[schema.LABEL].tolist()
+        probs, labels = np.exp(targets["value"]).tolist(), targets["label"].tolist()
         write_record(original, row, [to_record(*record) for record in zip(params, probs, labels, strict=True)])
         hashes.append(images.image_hash(encoded))
         tables.append(reinforced_table(policy, num_samples, [row], hashes[-1:], params, targets))
         if row < 4:
             references.append(reference_view(policy, 0, row, 0, image))
-    write_shard(ours / policy_name / shard_name("train", 0, 1), pa.concat_tables(tables).combine_chunks())
+    write_shard(ours / policy_name / shard_name("train", 0, 1), pa.concat_tables(tables).combine_chunks(), [TARGET])
     config = made_up_config(policy, num_samples, len(photos))
     replace(config, pixels=replace(config.pixels, reference_views=tuple(references))).save(ours / policy_name)
     return ours, original

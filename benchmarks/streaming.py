@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 from benchmarks.loader import BATCH_SIZE, epoch
 from benchmarks.measure import Measure, Row, Settings, in_own_process, interleave
 from benchmarks.photos import photos_key
-from benchmarks.records import both_formats
+from benchmarks.records import TARGET, both_formats
 from hf_reinforce import ReinforcementConfig, load_reinforced, schema
 from hf_reinforce.replay.sampler import EpochSampler, Readers
 from hf_reinforce.store.parquet import shard_name, write_shard
@@ -66,7 +66,7 @@ def streamed(settings: Settings) -> tuple[Dataset, Path]:
         starts = range(0, len(rows), SHARD_SIZE)
         for index, start in enumerate(starts):
             table = rows.slice(start, SHARD_SIZE).combine_chunks()
-            write_shard(shards / shard_name("train", index, len(starts)), table)
+            write_shard(shards / shard_name("train", index, len(starts)), table, [TARGET])
         for copy in range(copies):
             settings.photos.to_parquet(str(folder / "photos" / shard_name("train", copy, copies)))
         config = ReinforcementConfig.load(ours / POLICY)

@@ -24,6 +24,7 @@ from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
 from hf_reinforce.cards.statistics import Statistics
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.store.config import PixelContract, SourceRecord
+from hf_reinforce.targets import ClassDistribution
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
@@ -55,13 +56,15 @@ def planned(recipe: dict[str, Any], known: dict[str, Any]) -> Configuration:
     config = ReinforcementConfig(
         policy=policy,
         num_samples=recipe["num_samples"],
-        top_k=top_k,
-        num_classes=classes,
-        class_names=None,
+        targets=(
+            ClassDistribution(
+                tuple(planned_teacher(name, recipe, known) for name in recipe["teacher_name_or_path"]),
+                top_k,
+                classes,
+                temperature=recipe.get("teacher_temperature", 1.0),
+            ),
+        ),
         seed=recipe["seed"],
-        teachers=tuple(planned_teacher(name, recipe, known) for name in recipe["teacher_name_or_path"]),
-        temperature=recipe.get("teacher_temperature", 1.0),
-        class_map=None,
         source=SourceRecord(
             recipe["dataset_name"],
             None,

@@ -41,14 +41,13 @@ def main() -> None:
 
 
 def verify(args):
-    import numpy as np
     import torch
     from tqdm.auto import tqdm
 
     from hf_reinforce import Teacher, load_reinforced
     from hf_reinforce.models.networks import named_member
     from hf_reinforce.models.preprocessing import preprocessing_from
-    from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl
+    from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, batch_targets, rounding_kl
 
     dataset = load_reinforced(
         args.dataset_name,
@@ -57,28 +56,30 @@ def verify(args):
         source=args.source_name_or_path,
         accept_pixel_mismatch=args.accept_pixel_mismatch,
     )
-    config = dataset.config
+    config, target = dataset.config, dataset.config.classes
+    if target is None:
+        raise ValueError(f"{args.dataset_name} has no target over classes; verify one that has (--dataset_name).")
     say_unused(VERIFY, (args,), given(), embedded=config.embed_images)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not all(teacher["weight_hash"] for teacher in config.teachers):
+    if not all(teacher["weight_hash"] for teacher in target.teachers):
         raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
-    names = args.teacher_name_or_path or [teacher["name"] for teacher in config.teachers]
-    if len(names) != len(config.teachers):
+    names = args.teacher_name_or_path or [teacher["name"] for teacher in target.teachers]
+    if len(names) != len(target.teachers):
         raise ValueError(
-            f"{args.dataset_name} has the answers of {len(config.teachers)} teachers, but --teacher_name_or_path "
+            f"{args.dataset_name} has the answers of {len(target.teachers)} teachers, but --teacher_name_or_path "
             f"names {len(names)}; name as many, in the same order."
         )
     members = []
-    for name, teacher in zip(names, config.teachers, strict=True):
+    for name, teacher in zip(names, target.teachers, strict=True):
         own = preprocessing_from(teacher["preprocessing"])
         member = named_member(name, args.teacher_checkpoint, teacher["revision"], own)
         members.append(
             replace(member, preprocessing=own, weight=teacher["weight"], class_map=teacher.get("class_map"))
         )
     found = [member.weight_hash for member in members]
-    if found != [teacher["weight_hash"] for teacher in config.teachers]:
+    if found != [teacher["weight_hash"] for teacher in target.teachers]:
         raise ValueError(f"These are other weights than those that answered: {found}.")
-    teacher = Teacher(members, config.temperature, config.class_map).to(device, config.teachers[0]["dtype"])
+    teacher = Teacher(members, target.temperature, target.class_map).to(device, target.teachers[0]["dtype"])
     total = len(dataset) * config.num_samples
     records = torch.linspace(0, total - 1, min(args.max_records or total, total)).round().long().tolist()
     divergences = []
@@ -87,12 +88,10 @@ def verify(args):
         views = torch.stack([dataset.view(position, slot) for position, slot in pairs]).to(device)
         answer = teacher(views).cpu().double()
         stored = [dataset.target(position, slot) for position, slot in pairs]
-        target = Targets(
-            *(torch.from_numpy(np.stack([s[f"target_{key}"] for s in stored])) for key in ("label", "value", "tail"))
-        )
-        top = answer.gather(-1, target.label)
-        rest = answer.scatter(-1, target.label, -torch.inf).logsumexp(-1)
-        divergences += rounding_kl(Targets(target.label, top, rest), target).tolist()
+        found = batch_targets(target.collate(stored))
+        top = answer.gather(-1, found.label)
+        rest = answer.scatter(-1, found.label, -torch.inf).logsumexp(-1)
+        divergences += rounding_kl(Targets(found.label, top, rest), found).tolist()
     above = sum(divergence > KL_BOUND for divergence in divergences)
     return {"records": len(records), "max_kl": max(divergences), "bound": KL_BOUND, "above_bound": above}
 

@@ -124,14 +124,14 @@ def test_each_configuration_loads_by_its_name(folder, tmp_path, name, num_sample
 @pytest.mark.parametrize("name", ["randaug", "mixing"])
 def test_the_table_tells_what_is_in_the_files(folder, card, name):
     found = rows(folder / name)
-    answers = [(row["label"], answer) for row in found for answer in row[schema.TEACHER_LOGITS]]
+    answers = [(row["label"], answer) for row in found for answer in row["teacher_logits"]]
     mass, entropy, agreed = [], [], []
     for label, answer in answers:
-        masses = np.exp(np.array([*answer[schema.VALUE], answer[schema.TAIL]], dtype=np.float64))
+        masses = np.exp(np.array([*answer["value"], answer["tail"]], dtype=np.float64))
         masses /= masses.sum()
         mass.append(masses[:-1].sum())
         entropy.append(-sum(p * np.log(p) for p in masses if p > 0))
-        agreed.append(answer[schema.LABEL][0] == label)
+        agreed.append(answer["label"][0] == label)
     size = sum(shard.stat().st_size for shard in shards(folder / name))
     line, targets = table(card)[name], table(card, "Targets")[name]
     assert line["images"] == "70"
@@ -156,12 +156,12 @@ def test_statistics(folder):
     best, confidences = [], []
     for row in rows(folder / "mixing"):
         mean = np.zeros(5)
-        for params, answer in zip(row[schema.AUGMENTATION_PARAMS], row[schema.TEACHER_LOGITS], strict=True):
-            masses = np.exp(np.array([*answer[schema.VALUE], answer[schema.TAIL]], dtype=np.float64))
+        for params, answer in zip(row[schema.AUGMENTATION_PARAMS], row["teacher_logits"], strict=True):
+            masses = np.exp(np.array([*answer["value"], answer["tail"]], dtype=np.float64))
             if params["mixup"] is params["cutmix"] is None:
-                mean[answer[schema.LABEL]] += (masses / masses.sum())[:-1]
+                mean[answer["label"]] += (masses / masses.sum())[:-1]
             confidences.append((masses / masses.sum())[0])
-            hits[row["label"]] += answer[schema.LABEL][0] == row["label"], 1
+            hits[row["label"]] += answer["label"][0] == row["label"], 1
         if mean.any():
             best.append(mean.argmax() == row["label"])
     assert images["compared"].sum() == len(best) < 70
@@ -373,8 +373,9 @@ def described(folder, **source):
     item = describe(folder, ["randaug"])["randaug"]
     license = source.pop("teacher_license", None)
     teachers = tuple({**teacher, **({"license": license} if license else {})} for teacher in item.config.teachers)
+    targets = (dataclasses.replace(item.config.classes, teachers=teachers),)
     config = dataclasses.replace(
-        item.config, teachers=teachers, source=dataclasses.replace(item.config.source, **source)
+        item.config, targets=targets, source=dataclasses.replace(item.config.source, **source)
     )
     return {"randaug": dataclasses.replace(item, config=config)}
 
@@ -498,7 +499,8 @@ def test_names_change_nothing_but_themselves(folder, name):
     classes = tuple(f"{name}{index}" for index in range(5))
     teacher = dict.fromkeys(("name", "license", "dtype", "weight_hash", "architecture", "revision"), name)
     teacher = {**item.config.teachers[0], **teacher}
-    config = dataclasses.replace(item.config, class_names=classes, teachers=(teacher,))
+    target = dataclasses.replace(item.config.classes, class_names=classes, teachers=(teacher,))
+    config = dataclasses.replace(item.config, targets=(target,))
     card = render(name, {name: dataclasses.replace(item, config=config, pictures=())})
     plain = render("pets-plus", described(folder))
     text = str(card)
@@ -582,8 +584,8 @@ def test_each_policy_is_listed(card):
 
 def test_every_column_of_a_reinforcement_is_explained(card):
     explained = section(card, "Columns")
-    fields = (schema.LABEL, schema.VALUE, schema.TAIL)
-    assert all(f"`{name}`" in explained for name in (*schema.REINFORCEMENT_COLUMNS, *fields))
+    fields = ("label", "value", "tail")
+    assert all(f"`{name}`" in explained for name in (*schema.REINFORCEMENT_COLUMNS, "teacher_logits", *fields))
 
 
 def test_the_code_of_the_card_runs(folder, card, data, tmp_path, monkeypatch):
@@ -662,7 +664,8 @@ def test_architecture_is_shown_where_the_name_does_not_tell(folder):
         {**item.config.teachers[0], "name": name, "kind": "transformers", "architecture": "resnet10t"}
         for name in ("./outputs/teacher", "me/resnet10t.mine")
     ]
-    config = dataclasses.replace(item.config, teachers=tuple(teachers))
+    target = dataclasses.replace(item.config.classes, teachers=tuple(teachers))
+    config = dataclasses.replace(item.config, targets=(target,))
     shown = section(render("pets-plus", {"randaug": dataclasses.replace(item, config=config)}), "Teacher")
     assert "| `./outputs/teacher` (`resnet10t`) |" in shown
     assert "| [me/resnet10t.mine](https://huggingface.co/me/resnet10t.mine) |" in shown

@@ -17,6 +17,7 @@ from hf_reinforce.store.config import (
     SkippedImage,
     SourceRecord,
 )
+from hf_reinforce.targets import ClassDistribution
 
 counts, from_one = st.integers(0, 2**40), st.integers(1, 2**40)
 words = st.text(max_size=12)
@@ -26,17 +27,21 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 teachers = st.fixed_dictionaries(
     {"name": words, "weight": numbers, "preprocessing": st.fixed_dictionaries({"mean": st.lists(numbers, max_size=3)})}
 )
+distributions = st.builds(
+    ClassDistribution,
+    teachers=st.lists(teachers, max_size=3).map(tuple),
+    top_k=st.integers(1, 1000),
+    num_classes=st.integers(1000, 2**40),
+    class_names=st.none() | st.lists(words, max_size=4).map(tuple),
+    temperature=numbers,
+    class_map=st.none() | st.lists(counts, max_size=4).map(tuple),
+)
 configs = st.builds(
     ReinforcementConfig,
     policy=st.builds(named_policy, st.sampled_from(POLICY_NAMES), st.integers(16, 300)),
     num_samples=from_one,
-    top_k=st.integers(1, 1000),
-    num_classes=st.integers(1000, 2**40),
-    class_names=st.none() | st.lists(words, max_size=4).map(tuple),
+    targets=st.lists(distributions, min_size=1, max_size=2).map(tuple),
     seed=st.integers(-(2**63), 2**63),
-    teachers=st.lists(teachers, max_size=3).map(tuple),
-    temperature=numbers,
-    class_map=st.none() | st.lists(counts, max_size=4).map(tuple),
     source=st.builds(
         SourceRecord,
         maybe_words,
@@ -64,17 +69,20 @@ configs = st.builds(
 )
 
 
+TEACHER = {"name": "net", "kind": "module", "weight": 1.0, "preprocessing": {"image_size": 32}}
+TARGET = ClassDistribution((TEACHER,), 3, 5, ("ant", "bee", "cat", "dog", "eel"))
+
+
+def of_target(**changes):
+    return {"targets": (dataclasses.replace(TARGET, **changes),)}
+
+
 def example(**changes):
     config = ReinforcementConfig(
         policy=named_policy("mixing_randaug", 32),
         num_samples=8,
-        top_k=3,
-        num_classes=5,
-        class_names=("ant", "bee", "cat", "dog", "eel"),
+        targets=(TARGET,),
         seed=7,
-        teachers=({"name": "net", "kind": "module", "weight": 1.0, "preprocessing": {"image_size": 32}},),
-        temperature=1.0,
-        class_map=None,
         source=SourceRecord("me/pets", None, "abc", "train", 100, "image", "label", ("label",)),
         pixels=PixelContract({"decoder": "pil"}, {"torch": "2.8"}, (ReferenceView(0, 0, "f" * 16),)),
         shard_size=64,
@@ -114,7 +122,7 @@ def test_licences_are_optional_and_no_difference(tmp_path):
     plain = example()
     assert "license" not in plain.to_dict()["source"]  # as files were before licences were recorded
     source = dataclasses.replace(plain.source, license="cc-by-4.0")
-    licensed = example(source=source, teachers=({**plain.teachers[0], "license": "mit"},))
+    licensed = example(source=source, **of_target(teachers=({**TEACHER, "license": "mit"},)))
     licensed.save(tmp_path)
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["source"]["license"] == "cc-by-4.0"
     assert ReinforcementConfig.load(tmp_path) == licensed
@@ -124,7 +132,7 @@ def test_licences_are_optional_and_no_difference(tmp_path):
 def test_what_earlier_versions_recorded_otherwise_is_no_difference(tmp_path):
     old = example(source=dataclasses.replace(example().source, name="data/pets"))
     source = dataclasses.replace(old.source, name="./data/pets")
-    new = example(source=source, teachers=({**old.teachers[0], "name": "./net", "architecture": "resnet18"},))
+    new = example(source=source, **of_target(teachers=({**TEACHER, "name": "./net", "architecture": "resnet18"},)))
     new.save(tmp_path)
     assert ReinforcementConfig.load(tmp_path) == new
     assert new.differences(old) == old.differences(new) == []
@@ -186,9 +194,9 @@ def test_values_of_another_kind_are_refused(tmp_path, key, value):
         (("num_samples",), [0, -1], "num_samples must be at least 1"),
         (("num_samples",), ["8", 8.0, True, None, [8]], "num_samples must be a whole number, not"),
         (("num_classes",), [0, -5], "num_classes must be at least 1"),
-        (("num_classes",), [2], "top_k must be at most num_classes, 2, not 3"),
+        (("num_classes",), [2], "top_k must lie between 1 and the 2 classes, not 3"),
         (("top_k",), [0, -3], "top_k must be at least 1"),
-        (("top_k",), [99], "top_k must be at most num_classes, 5, not 99"),
+        (("top_k",), [99], "top_k must lie between 1 and the 5 classes, not 99"),
         (("seed",), ["7", 0.5, False], "seed must be a whole number"),
         (("shard_size",), [0, -64], "shard_size must be at least 1"),
         (("temperature",), ["hot", None, True], "temperature must be a number"),
@@ -223,14 +231,14 @@ def test_values_of_another_type_or_out_of_range_are_refused(tmp_path, path, valu
 
 def test_a_whole_number_is_a_number():
     data = {**example().to_dict(), "temperature": 2}
-    assert ReinforcementConfig.from_dict(data).temperature == 2
-    assert ReinforcementConfig.from_dict({**example().to_dict(), "class_map": [1, 0]}).class_map == (1, 0)
+    assert ReinforcementConfig.from_dict(data).classes.temperature == 2
+    assert ReinforcementConfig.from_dict({**example().to_dict(), "class_map": [1, 0]}).classes.class_map == (1, 0)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1"])
 def test_another_schema_version_is_refused_with_what_to_do(tmp_path, version):
     (tmp_path / CONFIG_FILE).write_text(json.dumps({**example().to_dict(), "schema_version": version, "new_key": 1}))
-    with pytest.raises(ValueError, match=f"schema version {version}.*reads version 1.*Install a newer"):
+    with pytest.raises(ValueError, match=f"schema version {version}.*reads versions up to 2.*Install a newer"):
         ReinforcementConfig.load(tmp_path)
 
 
@@ -301,7 +309,7 @@ def test_what_a_run_only_reports_is_no_difference():
         ("num_classes", 6),
         ("class_names", ("ant", "bee", "cat", "dog", "fox")),
         ("seed", 8),
-        ("teachers", ({"name": "net", "kind": "module", "weight": 2.0, "preprocessing": {"image_size": 32}},)),
+        ("teachers", ({**TEACHER, "weight": 2.0},)),
         ("temperature", 2.0),
         ("class_map", (0, 1, 2, 3, 4)),
         ("source", SourceRecord("me/pets", None, "abc", "test", 100, "image", "label", ("label",))),
@@ -311,7 +319,8 @@ def test_what_a_run_only_reports_is_no_difference():
     ],
 )
 def test_differences_name_the_field_and_both_values(key, value):
-    mine, other = example(**{key: value}), example()
+    changes = of_target(**{key: value}) if hasattr(TARGET, key) else {key: value}
+    mine, other = example(**changes), example()
     (difference,) = mine.differences(other)
     asked, there = mine.to_dict()[key], other.to_dict()[key]
     inner = {"policy": "operations", "source": "split"}.get(key)
@@ -325,7 +334,8 @@ def test_differences_name_the_field_and_both_values(key, value):
 
 
 def test_every_field_is_either_compared_or_only_reported():
-    names = {field.name for field in dataclasses.fields(ReinforcementConfig)}
+    names = {field.name for item in (ReinforcementConfig, ClassDistribution) for field in dataclasses.fields(item)}
+    names = (names - {"targets"}) | {"schema_version"}
     data = example().to_dict()
     assert set(data) == names
     reported = {"num_samples", "pixels", "complete", "skipped", "checksums"}

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from tiny import reinforced_rows, tiny_dataset, tiny_image, tiny_teacher
+from tiny import densify, reinforced_rows, tiny_dataset, tiny_image, tiny_teacher
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from hf_reinforce import AugmentedDataset, ImageSource, ReinforcedDataset, images, load_policy
 from hf_reinforce.images import ImageError
 from hf_reinforce.randomness import PARTNER_BLOCK
-from hf_reinforce.replay.dataset import WrongImageError, batch_targets
+from hf_reinforce.replay.dataset import WrongImageError
 from hf_reinforce.replay.sampler import EpochSampler
 from hf_reinforce.sources.image_source import find_columns
 from hf_reinforce.store.pixel_contract import PixelMismatchError
-from hf_reinforce.targets.class_distribution import densify
+from hf_reinforce.targets.class_distribution import batch_targets
 
 ROWS, N, K, C, SIZE, SEED = 70, 3, 3, 5, 16, 11
 PLAIN, MIXED = "randaug", "mixing_randaug"

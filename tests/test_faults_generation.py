@@ -34,8 +34,8 @@ from tiny import NAMES, tiny_dataset, tiny_image, tiny_teacher
 from hf_reinforce import images, load_policy, reinforce
 from hf_reinforce.cards import dataset_card, preview
 from hf_reinforce.cards.inspection import verify_shards
-from hf_reinforce.generation import run as run_of_files
-from hf_reinforce.generation.reading import source_is_gone
+from hf_reinforce.generation import reinforce as run_of_files
+from hf_reinforce.generation.reinforcer import source_is_gone
 from hf_reinforce.hub.load import load_source
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.parquet import file_checksum

@@ -154,4 +154,4 @@ def test_top_k_is_at_most_the_number_of_classes(source, tmp_path):
         rows = tiny_dataset(8, labels=classes)
         reinforce(rows, tiny_teacher(classes), load_policy("rrc", SIZE), tmp_path / str(classes), num_samples=1)
         dataset = load_reinforced(str(tmp_path / str(classes)), source=rows)
-        assert dataset.config.top_k == min(10, classes) == len(dataset.target(0, 0)["target_label"])
+        assert dataset.config.classes.top_k == min(10, classes) == len(dataset.target(0, 0)["target_label"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_config import example
 from tiny import tiny_dataset, tiny_teacher
 
-from hf_reinforce import ReinforcementConfig, reinforce, schema
+from hf_reinforce import ReinforcementConfig, reinforce
 from hf_reinforce.augmentations import AUGMENTATIONS
 from hf_reinforce.augmentations.documents import read_document, read_operation
 from hf_reinforce.augmentations.policies import AugmentationPolicy, load_policy, named_policy
@@ -28,7 +28,7 @@ from hf_reinforce.importers.ml_dr.records import read_record
 from hf_reinforce.importers.ml_dr.unpickling import Member, read_members, safe_load
 from hf_reinforce.models.classes import load_table, make_class_map
 from hf_reinforce.store.shards import open_shard
-from hf_reinforce.targets.class_distribution import check_stored, encode, top_k_targets
+from hf_reinforce.targets.class_distribution import FIELDS, ClassDistribution, encode, top_k_targets
 
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -204,8 +204,8 @@ def test_records(policy, data):
     if not isinstance(found, ValueError):
         index, columns = found
         assert type(index) is int and len({len(column) for column in columns.values()}) == 1
-        assert (columns[schema.LABEL] >= 0).all() and (columns[schema.LABEL] < 5).all()
-        assert np.isfinite(columns[schema.VALUE]).all() and (columns[schema.VALUE] <= 0).all()
+        assert (columns["label"] >= 0).all() and (columns["label"] < 5).all()
+        assert np.isfinite(columns["value"]).all() and (columns["value"] <= 0).all()
 
 
 def test_records_that_unfold_without_end():
@@ -340,13 +340,19 @@ def test_footers_of_shards(tmp_path, shard, noise, place, cut):
 def test_records_of_targets():
     stored = encode(top_k_targets(torch.randn(50, 20, generator=torch.Generator().manual_seed(0)).log_softmax(-1), 4))
     label, value, tail = stored.label.numpy(), stored.value.numpy(), stored.tail.numpy()
-    check_stored(label, value, tail, 20)
-    check_stored(label, value - np.inf, tail - np.inf, 20)
+    target = ClassDistribution.of(20, 4)
+
+    def check_stored(label, value, tail):
+        records = zip(label, value, tail, strict=True)
+        target.collate([target.read(dict(zip(FIELDS, record, strict=True))) for record in records])
+
+    check_stored(label, value, tail)
+    check_stored(label, value - np.inf, tail - np.inf)
     for wrong in (-1, 20, 2**40):
         with pytest.raises(ValueError, match="targets must lie in 0 to 19"):
-            check_stored(np.where(value == value.max(), wrong, label), value, tail, 20)
+            check_stored(np.where(value == value.max(), wrong, label), value, tail)
     for wrong in (math.nan, math.inf, 0.5):
         with pytest.raises(ValueError, match="at most 0"):
-            check_stored(label, np.where(value == value.max(), wrong, value), tail, 20)
+            check_stored(label, np.where(value == value.max(), wrong, value), tail)
         with pytest.raises(ValueError, match="at most 0"):
-            check_stored(label, value, np.where(tail == tail.max(), wrong, tail), 20)
+            check_stored(label, value, np.where(tail == tail.max(), wrong, tail))

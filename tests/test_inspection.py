@@ -82,9 +82,9 @@ def targets(folder):
     """Every target of a folder: (row of the data set, its parameters, masses, classes)."""
     for path in sorted(folder.glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            for params, logits in zip(row[schema.AUGMENTATION_PARAMS], row[schema.TEACHER_LOGITS], strict=True):
-                masses = np.exp([*logits[schema.VALUE], logits[schema.TAIL]])
-                yield row, params, masses / masses.sum(), logits[schema.LABEL]
+            for params, logits in zip(row[schema.AUGMENTATION_PARAMS], row["teacher_logits"], strict=True):
+                masses = np.exp([*logits["value"], logits["tail"]])
+                yield row, params, masses / masses.sum(), logits["label"]
 
 
 def reference(rows):

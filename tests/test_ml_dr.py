@@ -293,7 +293,7 @@ def test_every_field_and_pixel_is_carried_over(variant, layout, name, tmp_path):
     config = ReinforcementConfig.load(folder)
     assert folder.name == variant
     assert config.policy == load_policy(variant, SIZE)
-    assert (config.num_samples, config.top_k, config.num_classes) == (NUM_SAMPLES, TOP_K, CLASSES)
+    assert (config.num_samples, config.classes.top_k, config.num_classes) == (NUM_SAMPLES, TOP_K, CLASSES)
     assert [teacher["name"] for teacher in config.teachers] == ["ig_resnext101_32x8d", "ig_resnext101_32x16d"]
     assert {(t["kind"], t["weight_hash"], tuple(t["preprocessing"]["std"])) for t in config.teachers} == {
         ("ml-dr", None, (0.2, 0.2, 0.2))

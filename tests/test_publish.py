@@ -134,7 +134,8 @@ def test_push_sends_the_folder_as_it_is(hub, client, folder):
     assert 'load_dataset("me/whole", "mixing"' in card and 'load_reinforced("me/whole", "mixing")' in card
     assert card.replace('"me/whole"', '"photos-plus"') == (folder / "README.md").read_text(encoding="utf-8")
     message = hub.repositories["datasets", "me/whole"].messages[-1]
-    assert message == "Add mixing (policy mixing, N=2, K=3, TinyNet), rrc (policy rrc, N=2, K=3, TinyNet)"
+    about = "N=2, the 3 most likely of 5 classes, TinyNet"
+    assert message == f"Add mixing (policy mixing, {about}), rrc (policy rrc, {about})"
     commits = list(hub.repositories["datasets", "me/whole"].commits.values())
     assert not any(path.endswith((".json", ".md")) for commit in commits[:-1] for path in commit)
 

@@ -212,7 +212,7 @@ def test_recipes_end_with_one_line(name):
 def test_reinforce_writes_what_was_asked_for(plus, workshop):
     dataset = load_reinforced(str(plus))
     config = dataset.config
-    assert (config.num_samples, config.top_k, config.seed, config.num_classes) == (2, 3, 5, C)
+    assert (config.num_samples, config.classes.top_k, config.seed, config.num_classes) == (2, 3, 5, C)
     assert config.policy.name == "rrc" and config.policy.image_size == SIZE and config.complete
     assert config.source.name == str(workshop / "pets") and config.class_names == NAMES[:C]
     assert len(dataset) == ROWS
@@ -384,7 +384,7 @@ def test_a_dry_run_of_publishing_needs_no_hub(recipe, plus, capsys):
 def test_classes_are_at_most_those_of_the_teacher(recipe, workshop, tmp_path):
     flags = {"dataset_name": workshop / "pets", "teacher_name_or_path": workshop / "teacher", "policy": "rrc"}
     recipe("reinforce", **flags, image_size=SIZE, num_samples=1, max_samples=4, output_dir=tmp_path / "plus")
-    assert load_reinforced(str(tmp_path / "plus")).config.top_k == C
+    assert load_reinforced(str(tmp_path / "plus")).config.classes.top_k == C
 
 
 def test_student_trains_at_another_size(train):

@@ -19,7 +19,7 @@ from tiny import NAMES, TinyNet, encode_image, stored_rows, tiny_dataset, tiny_i
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
 from hf_reinforce.cards.dataset_card import write_dataset_card
-from hf_reinforce.generation import run as run_of_files
+from hf_reinforce.generation import reinforce as run_of_files
 from hf_reinforce.generation.reinforce import reinforce
 from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.hub.load import load_reinforced
@@ -133,8 +133,9 @@ def test_a_folder_opens_with_load_dataset(run, data, tmp_path):
     write_dataset_card(folder.parent)
     loaded = load_dataset(str(folder.parent), "mixing_randaug", split="train")
     policy = named_policy("mixing_randaug", 16)
+    target = tiny_teacher(CLASSES).target(top_k=TOP_K)
     assert loaded.features == schema.reinforced_features(
-        {"label": data.features["label"]}, policy.feature, 2, TOP_K, CLASSES
+        {"label": data.features["label"]}, policy.feature, 2, {"teacher_logits": target.column_feature(2)}
     )
     assert loaded.with_format("arrow")[:].to_pylist() == rows(folder)
     assert sorted(loaded[schema.SOURCE_ROW]) == list(range(ROWS))
@@ -161,15 +162,15 @@ def test_a_configuration_records_what_made_it(run, data):
     folder = run("mixing", num_samples=3, source_name="me/pets", source_config="big", source_revision="abc")
     config = ReinforcementConfig.load(folder)
     assert config.policy == named_policy("mixing", 16)
-    assert (config.num_samples, config.top_k, config.num_classes, config.seed) == (3, TOP_K, CLASSES, 5)
-    assert config.class_names == NAMES[:CLASSES] and config.class_map is None
+    assert (config.num_samples, config.classes.top_k, config.num_classes, config.seed) == (3, TOP_K, CLASSES, 5)
+    assert config.class_names == NAMES[:CLASSES] and config.classes.class_map is None
     assert config.teachers == tuple(json.loads(json.dumps(tiny_teacher(CLASSES).describe())))
     source = config.source
     assert (source.name, source.config_name, source.revision, source.split) == ("me/pets", "big", "abc", "train")
     assert (source.num_rows, source.image_column, source.label_column) == (ROWS, "image", "label")
     assert source.columns == ("label",)
     assert config.complete and config.shuffled and not config.embed_images and config.skipped == ()
-    assert config.shard_size == 64 and config.temperature == 1.0
+    assert config.shard_size == 64 and config.classes.temperature == 1.0
 
 
 def test_a_folder_is_no_hub_id_in_the_record(run, tmp_path, monkeypatch):
@@ -218,11 +219,11 @@ def test_stored_targets_are_those_of_the_encoder(run, data):
             views.append(policy.apply(image, params[-1]))
         targets = encode(top_k_targets(teacher(torch.stack(views)), TOP_K))
         for row in range(64):
-            stored = found[row][schema.TEACHER_LOGITS][slot]
+            stored = found[row]["teacher_logits"][slot]
             assert found[row][schema.AUGMENTATION_PARAMS][slot] == params[row]
-            assert stored[schema.LABEL] == targets.label[row].tolist()
-            assert stored[schema.VALUE] == targets.value[row].tolist()
-            assert stored[schema.TAIL] == targets.tail[row].item()
+            assert stored["label"] == targets.label[row].tolist()
+            assert stored["value"] == targets.value[row].tolist()
+            assert stored["tail"] == targets.tail[row].item()
 
 
 def test_a_class_map_and_an_ensemble(run):
@@ -231,7 +232,7 @@ def test_a_class_map_and_an_ensemble(run):
     teacher = type(tiny_teacher())([first, second])
     folder = run(dataset=data, teacher=teacher, class_map=[4, 0, 2], top_k=2)
     config = ReinforcementConfig.load(folder)
-    assert config.class_map == (4, 0, 2) and config.num_classes == 3 and len(config.teachers) == 2
+    assert config.classes.class_map == (4, 0, 2) and config.num_classes == 3 and len(config.teachers) == 2
     whole = teacher.with_classes(NAMES[:3], [4, 0, 2])
     assert largest_divergence(opened(folder, data), whole) <= KL_BOUND
 
@@ -279,9 +280,9 @@ def test_the_batch_size_changes_no_augmentation(run, expected, policy):
     found, wanted = rows(run(policy, batch_size=2 * PARTNER_BLOCK)), rows(expected(policy))
     for row, other in zip(found, wanted, strict=True):
         assert row[schema.AUGMENTATION_PARAMS] == other[schema.AUGMENTATION_PARAMS]
-        for mine, theirs in zip(row[schema.TEACHER_LOGITS], other[schema.TEACHER_LOGITS], strict=True):
+        for mine, theirs in zip(row["teacher_logits"], other["teacher_logits"], strict=True):
             # The last bits of the network's answer may move it to the next level of the codebook.
-            assert mine[schema.VALUE] == pytest.approx(theirs[schema.VALUE], abs=0.05)
+            assert mine["value"] == pytest.approx(theirs["value"], abs=0.05)
 
 
 class Rank:
@@ -348,7 +349,7 @@ def test_a_stream_is_resumed(run, data, monkeypatch):
 
 @pytest.mark.parametrize("policy", ["randaug", "mixing"])
 def test_mapping_a_reinforcer_gives_the_same_rows(run, data, policy):
-    reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy(policy, 16), 2, TOP_K, 5, label_column="label")
+    reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy(policy, 16), 2, 5, label_column="label", top_k=TOP_K)
     mapped = data.with_format("arrow").map(
         reinforcer,
         batched=True,
@@ -364,7 +365,7 @@ def test_mapping_a_reinforcer_gives_the_same_rows(run, data, policy):
 
 
 def test_a_reinforcer_refuses_other_batches(data):
-    reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy("mixing", 16), 1, TOP_K)
+    reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy("mixing", 16), 1, top_k=TOP_K)
     batch = data.cast_column("image", IMAGE).with_format("arrow")[:100]
     with pytest.raises(ValueError, match="batch_size=64, or a multiple of it"):
         reinforcer(batch.slice(0, 50), range(50, 100))
@@ -378,7 +379,7 @@ def test_several_blocks_at_once_are_the_blocks_one_by_one(data, policy):
     told = []
 
     def table(*starts):
-        reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy(policy, 16), 3, TOP_K)
+        reinforcer = Reinforcer(tiny_teacher(CLASSES), named_policy(policy, 16), 3, top_k=TOP_K)
         reinforcer.report = told.append
         stops = [*starts[1:], len(data)]
         tables = [reinforcer(data[a:b], range(a, b)) for a, b in zip(starts, stops, strict=True)]
@@ -490,7 +491,7 @@ def four(data, tmp_path_factory):
 
 def cut(found, num_samples):
     """Rows with their first reinforcements alone."""
-    lists = (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS)
+    lists = (schema.AUGMENTATION_PARAMS, "teacher_logits")
     return [{**row, **{name: row[name][:num_samples] for name in lists}} for row in found]
 
 
@@ -620,7 +621,7 @@ def test_an_addition_interrupted_at_its_end_is_not_taken_for_the_old_data(run, d
     except ValueError as error:
         assert "num_samples=3" in str(error)
         return
-    lengths = {len(row[schema.TEACHER_LOGITS]) for row in rows(folder)}
+    lengths = {len(row["teacher_logits"]) for row in rows(folder)}
     assert lengths == {ReinforcementConfig.load(folder).num_samples}
 
 
@@ -676,7 +677,7 @@ def test_a_data_set_without_labels(run):
     folder = run("mixing", dataset=data)
     config = ReinforcementConfig.load(folder)
     assert config.source.label_column is None and config.class_names is None and config.num_classes == CLASSES
-    assert set(rows(folder)[0]) == set(schema.REINFORCEMENT_COLUMNS)
+    assert set(rows(folder)[0]) == {*schema.REINFORCEMENT_COLUMNS, "teacher_logits"}
     dataset = opened(folder, data)
     assert "labels" not in dataset[0]
     assert largest_divergence(dataset, tiny_teacher(CLASSES)) <= KL_BOUND
@@ -692,7 +693,7 @@ def test_further_columns_are_kept(run):
     data = tiny_dataset(8, (20, 36), CLASSES).add_column("note", [f"n{i}" for i in range(8)])
     data = data.add_column("coarse", list(range(8))).rename_columns({"image": "picture", "label": "fine"})
     folder = run(dataset=data, label_column="fine")
-    assert list(rows(folder)[0]) == ["fine", "note", "coarse", *schema.REINFORCEMENT_COLUMNS]
+    assert list(rows(folder)[0]) == ["fine", "note", "coarse", *schema.REINFORCEMENT_COLUMNS, "teacher_logits"]
     assert [row["note"] for row in rows(folder)] == data["note"]
     config = ReinforcementConfig.load(folder)
     assert (config.source.image_column, config.source.label_column) == ("picture", "fine")

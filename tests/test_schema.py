@@ -5,12 +5,15 @@ from torchvision.transforms import RandAugment
 from hf_reinforce import schema
 from hf_reinforce.augmentations.policies import POLICY_NAMES, named_policy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
+from hf_reinforce.targets import ClassDistribution
 
 SOURCE = {"label": ClassLabel(names=["cat", "dog"]), "file_name": Value("string")}
 
 
 def features_of(policy, num_samples=3, top_k=2, num_classes=5, source=SOURCE):
-    return schema.reinforced_features(source, policy.feature, num_samples, top_k, num_classes)
+    target = ClassDistribution.of(num_classes, top_k)
+    columns = {target.column: target.column_feature(num_samples)}
+    return schema.reinforced_features(source, policy.feature, num_samples, columns)
 
 
 def logits(step):
@@ -36,7 +39,7 @@ def test_rows_of_every_named_policy_round_trip_through_parquet(through_parquet, 
                 schema.SOURCE_ROW: 2**40 + row,
                 schema.IMAGE_HASH: f"{row:016x}",
                 schema.AUGMENTATION_PARAMS: params,
-                schema.TEACHER_LOGITS: [logits(slot) for slot in range(3)],
+                "teacher_logits": [logits(slot) for slot in range(3)],
             }
         )
     features = features_of(policy)
@@ -50,15 +53,15 @@ def test_rows_of_every_named_policy_round_trip_through_parquet(through_parquet, 
 
 def test_columns_come_after_the_source_columns():
     features = features_of(named_policy("rrc", 32))
-    assert list(features) == ["label", "file_name", *schema.REINFORCEMENT_COLUMNS]
+    assert list(features) == ["label", "file_name", *schema.REINFORCEMENT_COLUMNS, "teacher_logits"]
     assert features["label"] == SOURCE["label"]
 
 
 def test_lists_have_fixed_lengths():
     features = features_of(named_policy("randaug", 32), num_samples=7, top_k=4)
-    assert features[schema.AUGMENTATION_PARAMS].length == features[schema.TEACHER_LOGITS].length == 7
-    answer = features[schema.TEACHER_LOGITS].feature
-    assert answer[schema.LABEL].length == answer[schema.VALUE].length == 4
+    assert features[schema.AUGMENTATION_PARAMS].length == features["teacher_logits"].length == 7
+    answer = features["teacher_logits"].feature
+    assert answer["label"].length == answer["value"].length == 4
     assert features[schema.AUGMENTATION_PARAMS].feature["rand_augment"].length == 2
 
 
@@ -67,7 +70,7 @@ def test_another_number_of_reinforcements_is_refused(through_parquet, wrong):
     policy = named_policy("rrc", 32)
     row = {"label": 0, "file_name": "a", schema.SOURCE_ROW: 0, schema.IMAGE_HASH: "0"}
     row[schema.AUGMENTATION_PARAMS] = [policy.sample(0, 0, slot, 50, 50) for slot in range(wrong)]
-    row[schema.TEACHER_LOGITS] = [logits(slot) for slot in range(wrong)]
+    row["teacher_logits"] = [logits(slot) for slot in range(wrong)]
     with pytest.raises((ValueError, TypeError)):
         through_parquet([row], features_of(policy, num_samples=3))
 
@@ -83,7 +86,7 @@ def test_fields_are_those_of_the_policy():
     assert list(mixing["partner_params"]) == [*view, "rand_augment", "erase"]
 
 
-@pytest.mark.parametrize("column", schema.REINFORCEMENT_COLUMNS)
+@pytest.mark.parametrize("column", [*schema.REINFORCEMENT_COLUMNS, "teacher_logits"])
 def test_source_column_with_a_reserved_name_raises(column):
     with pytest.raises(ValueError, match=rf"rename_column\('{column}'"):
         features_of(named_policy("rrc", 32), source={**SOURCE, column: Value("string")})
@@ -91,8 +94,8 @@ def test_source_column_with_a_reserved_name_raises(column):
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(2, "int16"), (2**15, "int16"), (2**15 + 1, "int32")])
 def test_labels_take_the_smallest_type_that_holds_every_class(through_parquet, num_classes, dtype):
-    feature = schema.logits_feature(1, num_classes)
-    assert feature[schema.LABEL] == List(Value(dtype), length=1)
+    feature = ClassDistribution.of(num_classes, 1).feature
+    assert feature["label"] == List(Value(dtype), length=1)
     row = {"label": [num_classes - 1], "value": [0.0], "tail": -1.0}
     assert list(through_parquet([row], Features(feature))) == [row]
 

@@ -20,11 +20,13 @@ from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.store import parquet as storage
 from hf_reinforce.store.parquet import ColumnReader, append_reinforcements, explained_writes, shard_name, write_shard
 
+TARGETS = [tiny_teacher().target()]
+
 
 def reinforced(policy="mixing_randaug", rows=10, first_sample=0, num_samples=3, **options):
     """Rows of a reinforced data set, as they go into a shard."""
     reinforcer = Reinforcer(
-        tiny_teacher(), named_policy(policy, 16), num_samples, 3, first_sample=first_sample, **options
+        tiny_teacher(), named_policy(policy, 16), num_samples, first_sample=first_sample, top_k=3, **options
     )
     dataset = tiny_dataset(rows).cast_column("image", Image(decode=False))
     features = reinforcer.features(dataset.features)
@@ -43,7 +45,7 @@ def test_names():
 @pytest.mark.parametrize("policy", POLICY_NAMES)
 def test_a_shard_reads_back_exactly(tmp_path, policy):
     table, features = reinforced(policy)
-    write_shard(tmp_path / "rows.parquet", table)
+    write_shard(tmp_path / "rows.parquet", table, TARGETS)
     read = pq.read_table(tmp_path / "rows.parquet")
     assert Features.from_arrow_schema(read.schema) == features
     assert read.cast(table.schema).equals(table)  # Parquet has its own name for the items of a list
@@ -67,8 +69,8 @@ def test_shards_open_with_load_dataset_where_this_package_is_unknown(tmp_path):
     table, features = reinforced(embed_images=True)
     folder = tmp_path / "data"
     folder.mkdir()
-    write_shard(folder / shard_name("train", 0, 2), table.slice(0, 6))
-    write_shard(folder / shard_name("train", 1, 2), table.slice(6))
+    write_shard(folder / shard_name("train", 0, 2), table.slice(0, 6), TARGETS)
+    write_shard(folder / shard_name("train", 1, 2), table.slice(6), TARGETS)
     command = [sys.executable, "-c", READ_ALONE, str(folder), str(tmp_path / "cache"), str(tmp_path / "read.pkl")]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
     read_features, rows, decoded = pickle.loads((tmp_path / "read.pkl").read_bytes())
@@ -87,7 +89,7 @@ def leaves(path):
 
 def test_encodings(tmp_path):
     table, _ = reinforced("mixing_randaug")
-    write_shard(tmp_path / "rows.parquet", table)
+    write_shard(tmp_path / "rows.parquet", table, TARGETS)
     columns = leaves(tmp_path / "rows.parquet")
     assert {column.compression for column in columns.values()} == {"ZSTD"}
 
@@ -97,9 +99,9 @@ def test_encodings(tmp_path):
         return found
 
     dictionary = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
-    for column in [*of(schema.VALUE), *of(schema.TAIL), *of("op"), *of("magnitude")]:
+    for column in [*of("value"), *of("tail"), *of("op"), *of("magnitude")]:
         assert dictionary & set(column.encodings), column.path_in_schema
-    for column in [*of(schema.TEACHER_LOGITS, schema.LABEL), *of("crop")]:
+    for column in [*of("teacher_logits", "label"), *of("crop")]:
         assert not dictionary & set(column.encodings), column.path_in_schema
         assert "BYTE_STREAM_SPLIT" in column.encodings
     assert dictionary & set(columns["label"].encodings), "the source's own label is no teacher's label"
@@ -110,8 +112,8 @@ def test_encodings(tmp_path):
 def test_values_cost_a_byte_each(tmp_path):
     """All values come from a codebook of 255, so the dictionary's indices take at most 8 bits."""
     table, _ = reinforced("rrc", rows=64, num_samples=20)
-    write_shard(tmp_path / "rows.parquet", table)
-    column = next(c for path, c in leaves(tmp_path / "rows.parquet").items() if schema.VALUE in path.split("."))
+    write_shard(tmp_path / "rows.parquet", table, TARGETS)
+    column = next(c for path, c in leaves(tmp_path / "rows.parquet").items() if "value" in path.split("."))
     assert column.num_values == 64 * 20 * 3
     assert column.total_uncompressed_size < column.num_values * 1.1 + 255 * 4 + 1500
 
@@ -142,7 +144,7 @@ class FullDisk:
 def test_a_full_disk_leaves_finished_shards_and_nothing_else(tmp_path, monkeypatch, moment):
     table, _ = reinforced("rrc")
     first, second = tmp_path / shard_name("train", 0, 2), tmp_path / shard_name("train", 1, 2)
-    write_shard(first, table)
+    write_shard(first, table, TARGETS)
     before = first.read_bytes()
 
     def full(*arguments):
@@ -156,12 +158,12 @@ def test_a_full_disk_leaves_finished_shards_and_nothing_else(tmp_path, monkeypat
         room = {"header": 2, "middle": len(before) // 2}[moment]
         monkeypatch.setattr(storage, "open", lambda *a: FullDisk(open(*a), room), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=f"{tmp_path} cannot be written: the disk is full.*again") as caught:
-        write_shard(second, table)
+        write_shard(second, table, TARGETS)
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == [first.name]
     assert first.read_bytes() == before
     monkeypatch.undo()
-    write_shard(second, table)
+    write_shard(second, table, TARGETS)
     assert second.read_bytes() == before
 
 
@@ -170,7 +172,7 @@ def test_a_device_without_space(tmp_path, monkeypatch):
     table, _ = reinforced("rrc")
     monkeypatch.setattr(storage, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match="the disk is full"):
-        write_shard(tmp_path / "rows.parquet", table)
+        write_shard(tmp_path / "rows.parquet", table, TARGETS)
     assert os.listdir(tmp_path) == []
 
 
@@ -199,7 +201,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_shard(tmp_path / "rows.parquet", table)
+        write_shard(tmp_path / "rows.parquet", table, TARGETS)
     assert os.listdir(tmp_path) == []
 
 
@@ -310,12 +312,12 @@ def test_readers_give_plain_python_numbers():
 @pytest.mark.parametrize("selection", ["all", "slice", "shuffled", "concatenated"])
 def test_a_reader_gives_single_reinforcements(tmp_path, policy, selection):
     table, features = reinforced(policy)
-    write_shard(tmp_path / "rows.parquet", table)
+    write_shard(tmp_path / "rows.parquet", table, TARGETS)
     dataset = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     assert dataset.features == features
     dataset = SELECTIONS[selection](dataset)
     rows = list(dataset)
-    for name in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS):
+    for name in (schema.AUGMENTATION_PARAMS, "teacher_logits"):
         reader = ColumnReader(dataset, name, 3)
         for moved in (reader, pickle.loads(pickle.dumps(reader))):
             found = [[without_arrays(moved(i, slot)) for slot in range(3)] for i in range(len(rows))]
@@ -403,10 +405,10 @@ def test_appended_reinforcements_come_after_the_existing_ones(policy):
     old, _ = reinforced(policy, num_samples=2)
     new, _ = reinforced(policy, num_samples=5, first_sample=2)
     fresh, features = reinforced(policy, num_samples=5)
-    joined = append_reinforcements(old, new)
+    joined = append_reinforcements(old, new, TARGETS)
     assert joined.num_rows == 10 and joined.column_names == fresh.column_names
     assert joined.cast(features.arrow_schema).to_pylist() == fresh.to_pylist()
-    assert old.column(schema.TEACHER_LOGITS).type.list_size == 2, "the tables themselves do not change"
+    assert old.column("teacher_logits").type.list_size == 2, "the tables themselves do not change"
 
 
 def test_tables_in_chunks_and_slices_are_appended():
@@ -414,7 +416,7 @@ def test_tables_in_chunks_and_slices_are_appended():
     new, _ = reinforced("rrc", num_samples=3, first_sample=2)
     fresh, features = reinforced("rrc", num_samples=3)
     chunks = pa.concat_tables([old.slice(2, 3), old.slice(5, 4)])
-    joined = append_reinforcements(chunks, pa.concat_tables([new.slice(2, 6), new.slice(8, 1)]))
+    joined = append_reinforcements(chunks, pa.concat_tables([new.slice(2, 6), new.slice(8, 1)]), TARGETS)
     assert joined.cast(features.arrow_schema).to_pylist() == fresh.slice(2, 7).to_pylist()
 
 
@@ -427,9 +429,9 @@ def test_reinforcements_of_other_images_are_refused(column):
     index = new.column_names.index(column)
     new = new.set_column(index, new.schema.field(index), pa.array(other, new.schema.field(index).type))
     with pytest.raises(ValueError, match="not those that the existing reinforcements belong to"):
-        append_reinforcements(old, new)
+        append_reinforcements(old, new, TARGETS)
     with pytest.raises(ValueError, match="another output folder"):
-        append_reinforcements(old.slice(0, 5), new)
+        append_reinforcements(old.slice(0, 5), new, TARGETS)
 
 
 def test_large_int64_rows_are_exact():

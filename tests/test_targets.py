@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import densify
 from torch.nn import functional as F
 
 from hf_reinforce.targets.class_distribution import (
@@ -12,7 +13,6 @@ from hf_reinforce.targets.class_distribution import (
     CODEBOOK_LEVELS,
     KL_BOUND,
     Targets,
-    densify,
     encode,
     one_hot,
     rounding_kl,
@@ -313,8 +313,3 @@ def test_certain_teachers_with_impossible_classes_give_finite_losses():
         if top_k >= 2:
             torch.testing.assert_close(sparse_kl(logits, targets), expected)
         assert encode(targets).value.isfinite().all()
-
-
-def test_targets_move_to_a_device():
-    moved = one_hot(torch.tensor([1, 2]), 2, 5).to("meta")
-    assert moved.label.is_meta and moved.value.is_meta and moved.tail.is_meta

@@ -12,7 +12,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from tiny import MEAN, STD, TinyNet, reinforced_rows, tiny_dataset
+from tiny import MEAN, STD, TinyNet, densify, reinforced_rows, tiny_dataset
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -31,9 +31,8 @@ from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.metrics import measure, score
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import create_student
-from hf_reinforce.replay.dataset import batch_targets
 from hf_reinforce.replay.sampler import EpochSampler
-from hf_reinforce.targets.class_distribution import densify
+from hf_reinforce.targets.class_distribution import batch_targets
 from hf_reinforce.training.ema import EMA_FILE
 from hf_reinforce.training.resumable import resumable
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_reinforce import AugmentationPolicy, ReinforcementConfig, reinforce
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.teachers import Teacher, load_teacher
+from hf_reinforce.targets.class_distribution import Targets
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.35)
@@ -101,3 +102,13 @@ def stored_rows(folder: Path, **options: Any) -> Dataset:
     split = ReinforcementConfig.load(folder).split
     files = sorted(map(str, folder.glob(f"{split}-*.parquet")))
     return load_dataset("parquet", data_files={split: files}, split=split, **options)
+
+
+def densify(targets: Targets, num_classes: int) -> Tensor:
+    """The distribution that stored targets stand for, the tail spread evenly: log-probabilities float32 [B, C]."""
+    masses = (
+        torch.cat([targets.value, targets.tail.unsqueeze(-1)], -1).double().clamp_min(-1e4).log_softmax(-1).float()
+    )
+    rest = max(num_classes - targets.label.shape[-1], 1)
+    fill = masses[:, -1:] - float(torch.tensor(rest).log())
+    return fill.repeat(1, num_classes).scatter(-1, targets.label, masses[:, :-1])

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from hf_reinforce.cards import markdown, tables
 from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
-from hf_reinforce.cards.statistics import measure
+from hf_reinforce.cards.statistics import measure, summaries
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
@@ -106,11 +106,12 @@ def describe(
                 f"{path} has no shards of the split {config.split!r}; run the command that reinforces this dataset "
                 "again."
             )
-        statistics, _ = measure(shards, config)
-        if draw:
+        statistics = measure(shards, config)[0] if config.classes else None
+        if draw and statistics is not None:
             draw_statistics(statistics, path / STATISTICS_FILE)
         pictures = tuple(file for file in (PREVIEW_FILE, STATISTICS_FILE) if (path / file).exists())
-        described[path.name] = Configuration(config, statistics, _version(path), pictures)
+        figures = summaries(shards[0], config)
+        described[path.name] = Configuration(config, statistics, _version(path), pictures, figures)
     if not described:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced dataset.")
     return described
@@ -171,6 +172,7 @@ def render(name: str, described: Mapping[str, Configuration], remarks: Remarks |
         recipe=_recipe(configs[shown]),
         command=train_command(name, shown, configs[shown]),
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
+        summaries=tables.summary_lines(described),
     )
 
 

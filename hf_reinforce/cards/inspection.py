@@ -67,8 +67,7 @@ def inspect_dataset(
         "dataset": str(folder),
         "config_name": folder.name,
         "num_samples": config.num_samples,
-        "top_k": config.top_k,
-        "num_classes": config.num_classes,
+        "targets": [target.words for target in config.targets],
         "teachers": [teacher["name"] for teacher in config.teachers],
         "source": {"name": config.source.name, "split": config.source.split, "revision": config.source.revision},
         **asdict(statistics),
@@ -185,7 +184,7 @@ def summary_table(content: Mapping[str, Any]) -> str:
     lines = [
         ["images", f"{content['num_rows']:,}"],
         ["reinforcements of each (N)", f"{content['num_samples']}"],
-        ["stored classes (K)", f"{content['top_k']} of {content['num_classes']}"],
+        ["targets", text("; ".join(content["targets"]))],
         ["size", f"{content['num_bytes']:,} bytes, {content['num_bytes'] / targets:.1f} a reinforcement"],
         ["teachers", ", ".join(text(name) for name in content["teachers"])],
         ["probability inside the top K", _share(content["captured_mass"])],

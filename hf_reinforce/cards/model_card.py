@@ -134,7 +134,7 @@ def write_model_card(
 def _teachers(trainer: Any, config: ReinforcementConfig | None) -> tuple[Sequence[Mapping[str, Any]], float]:
     """The networks that the student learned from, as `Teacher.describe` has them, and their temperature."""
     if trainer.args.method == "reinforced" and config is not None:
-        return config.teachers, config.temperature
+        return config.teachers, config.classes.temperature if config.classes else 1.0
     if trainer.args.method == "online" and trainer.teacher is not None:
         return trainer.teacher.describe(), trainer.teacher.temperature
     return (), 1.0

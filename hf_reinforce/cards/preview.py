@@ -126,9 +126,10 @@ def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, sh
 
 def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, label: int | None) -> None:
     """The most likely classes of a target."""
-    target = dataset.target(position, slot)
-    classes = target["target_label"][:_BARS].tolist()
-    values = np.exp(target["target_value"][:_BARS])
+    if dataset.config.classes is None:
+        axis.axis("off")
+        return
+    classes, values = zip(*dataset.config.classes.most_likely(dataset.target(position, slot), _BARS), strict=True)
     axis.barh(range(len(classes)), values, color=[_RIGHT if c == label else _OTHER for c in classes], alpha=0.55)
     for place, (index, value) in enumerate(zip(classes, values, strict=True)):
         share = f"{value:.0%}" if value >= 0.01 else "<1%"

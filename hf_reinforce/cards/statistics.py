@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 
 from hf_reinforce import schema
 from hf_reinforce.augmentations.base import Mask, valid
+from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import open_shard
+from hf_reinforce.targets import ClassDistribution
 
 BINS = 20
 _MAX_TARGETS, _MAX_SHARDS = 2**18, 32  # that a card is measured on
@@ -52,6 +54,28 @@ class Statistics:
     confidence_hits: list[int] | None
     class_agreement: list[float | None] | None
     groups: list[dict[str, Any]] = field(default_factory=list)
+
+
+def classes_of(config: ReinforcementConfig) -> ClassDistribution:
+    """The target that statistics are about.
+
+    Raises:
+        ValueError: if no target is a distribution over classes.
+    """
+    if config.classes is None:
+        raise ValueError("There are statistics of distributions over classes only, and no target here is one.")
+    return config.classes
+
+
+def summaries(shard: Path, config: ReinforcementConfig) -> dict[str, dict[str, float]]:
+    """Figures of the targets that are no distributions over classes, by column, from the first rows of a shard."""
+    found = {}
+    for target in config.targets:
+        if not isinstance(target, ClassDistribution):
+            with open_shard(shard) as file:
+                column = next(file.iter_batches(PARTNER_BLOCK, columns=[target.column])).column(0)
+            found[target.column] = target.summary(column if target.per == "row" else column.flatten())
+    return found
 
 
 def num_rows(shard: str | Path) -> int:
@@ -134,7 +158,7 @@ def measure(
 def _batches(shards: Sequence[Path], config: ReinforcementConfig, step: int) -> Iterator[pa.RecordBatch]:
     """Every `step`-th row of some shards, as many at a time as fit into some ten megabytes."""
     label = config.source.label_column
-    columns = [schema.SOURCE_ROW, schema.IMAGE_HASH, schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS]
+    columns = [schema.SOURCE_ROW, schema.IMAGE_HASH, schema.AUGMENTATION_PARAMS, classes_of(config).column]
     size = max(min(_BATCH_TARGETS // config.num_samples, _BATCH_CELLS // config.num_classes), 1)
     for shard in shards:
         start = 0
@@ -148,13 +172,9 @@ def _batches(shards: Sequence[Path], config: ReinforcementConfig, step: int) -> 
 
 def _answers(batch: pa.RecordBatch, config: ReinforcementConfig) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The stored classes, most likely first: [B, N, K]; their probabilities and that of all others: [B, N, K + 1]."""
-    items = batch.column(schema.TEACHER_LOGITS).flatten()
-    value = items.field(schema.VALUE).flatten().to_numpy().reshape(-1, config.top_k)
-    tail = items.field(schema.TAIL).to_numpy()
-    masses = np.exp(np.concatenate([value, tail[:, None]], axis=1).astype(np.float64))
-    masses /= masses.sum(axis=1, keepdims=True)
-    shape = len(batch), config.num_samples, -1
-    return items.field(schema.LABEL).flatten().to_numpy().astype(np.int64).reshape(shape), masses.reshape(shape)
+    target, shape = classes_of(config), (len(batch), config.num_samples, -1)
+    top, masses = target.masses(batch.column(target.column).flatten())
+    return top.reshape(shape), masses.reshape(shape)
 
 
 def _labels(batch: pa.RecordBatch, config: ReinforcementConfig) -> NDArray[np.int64]:

@@ -22,12 +22,14 @@ class Configuration:
         statistics: what was measured on its targets; None: nothing yet.
         version: tells `datasets` one content from another; None where there is no content yet.
         pictures: files that lie in its folder, of `PREVIEW_FILE` and `STATISTICS_FILE`.
+        summaries: figures of targets that are no distributions over classes, by column.
     """
 
     config: ReinforcementConfig
     statistics: Statistics | None = None
     version: str | None = None
     pictures: tuple[str, ...] = ()
+    summaries: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int | None:
@@ -66,12 +68,23 @@ def linked(name: str, kind: str = "") -> str:
     return hub_link(name, kind) if is_hub_id(name) else code(name)
 
 
+def summary_lines(described: Mapping[str, Configuration]) -> list[str]:
+    """One line for each target that is no distribution over classes: its column, what it is, and its figures."""
+    lines = []
+    for item in described.values():
+        for target in item.config.targets:
+            if target.column in item.summaries:
+                figures = ", ".join(f"{key} {value:.3f}" for key, value in item.summaries[target.column].items())
+                lines.append(f"{code(target.column)} ({text(target.words)}): {text(figures)}")
+    return list(dict.fromkeys(lines))
+
+
 def teacher_tables(configs: Mapping[str, ReinforcementConfig], remarks: Remarks) -> list[dict[str, Any]]:
     """One entry for each different teacher: the configurations it belongs to, a table and what to say about it."""
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
         unknown = "not known" if config.complete else UNMEASURED
-        entry = teacher_table(config.teachers, config.temperature, remarks, unknown)
+        entry = teacher_table(config.teachers, config.classes.temperature if config.classes else 1.0, remarks, unknown)
         groups.setdefault(json.dumps(entry), []).append(name)
     return [{"configs": names if len(groups) > 1 else [], **json.loads(key)} for key, names in groups.items()]
 

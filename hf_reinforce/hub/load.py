@@ -172,7 +172,8 @@ def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Datas
 def _remote_rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> ParquetRows:
     """The rows of some shards, which stay where they are."""
     record = config.source
-    columns = [*schema.REINFORCEMENT_COLUMNS, *filter(None, [record.label_column])]
+    columns = [*schema.REINFORCEMENT_COLUMNS, *(target.column for target in config.targets)]
+    columns += filter(None, [record.label_column])
     if config.embed_images:
         columns.append(record.image_column)
     with _explained_files(name, files):

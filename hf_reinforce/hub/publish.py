@@ -336,7 +336,8 @@ def _is_equal(content: Path | bytes, checksum: str | None, there: RepoFile) -> b
 
 def _message(configs: dict[str, ReinforcementConfig]) -> str:
     described = (
-        f"{name} (policy {config.policy.name}, N={config.num_samples}, K={config.top_k}, "
+        f"{name} (policy {config.policy.name}, N={config.num_samples}, "
+        f"{', '.join(target.words for target in config.targets)}, "
         f"{' + '.join(_short(teacher['name']) for teacher in config.teachers)})"
         for name, config in configs.items()
     )

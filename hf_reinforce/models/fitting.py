@@ -93,6 +93,6 @@ def _classes(dataset: Any) -> int | None:
     """Classes of the targets, or of the labels by their names; None where nothing says how many they are."""
     config = getattr(dataset, "config", None)
     if config is not None:
-        return int(config.num_classes)
+        return int(config.num_classes) or None
     names = dataset.source.class_names
     return None if names is None else len(names)

@@ -20,6 +20,7 @@ from hf_reinforce.models.ensembles import align, classes_of, find_entries, match
 from hf_reinforce.models.networks import Member, module_member, named_member
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.records import architecture
+from hf_reinforce.targets import ClassDistribution
 
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
 
@@ -151,6 +152,18 @@ class Teacher:
             share = torch.tensor(member.weight / total, device=logits.device).log()
             answers.append(F.log_softmax(logits / self.temperature, dim=-1) + share)
         return torch.stack(answers).logsumexp(0)
+
+    def target(self, **options: Any) -> ClassDistribution:
+        """What is stored of the answers.
+
+        Args:
+            options: settings of a `ClassDistribution` that the teacher does not know, such as K.
+
+        Raises:
+            ValueError: if a setting is out of range.
+        """
+        options |= {"class_names": self.class_names, "temperature": self.temperature, "class_map": self.class_map}
+        return ClassDistribution.of(self.num_classes, **options)
 
     def describe(self) -> list[dict[str, Any]]:
         """What `reinforcement.json` records of each member; its licence where its own card states one."""

@@ -18,7 +18,6 @@ from hf_reinforce.sources.labels import NO_LABEL, check_labels, column_values
 from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.pixel_contract import check_reference, view_checksum
-from hf_reinforce.targets.class_distribution import Targets, one_hot
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,10 @@ class ReinforcedDataset(AugmentedDataset):
         WrongImageError: if an image is another one, when the reference views are checked or when it is read.
         ValueError: if the images are missing, or `plain_fraction` is used without labels.
 
-    Samples are those of `AugmentedDataset`, with `target_label`, `target_value` [K] and `target_tail`.
+    Samples are those of `AugmentedDataset` with the entries of each target, see `Target.read`.
+
+    Attributes:
+        targets: what is stored of the teachers' answers.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class ReinforcedDataset(AugmentedDataset):
             )
         if not 0 <= plain_fraction <= 1 or (plain_fraction > 0 and record.label_column is None):
             raise ValueError(f"plain_fraction must lie in [0, 1] and needs labels; it is {plain_fraction}.")
-        stored = reinforced.features[schema.TEACHER_LOGITS].length
+        stored = reinforced.features[schema.AUGMENTATION_PARAMS].length
         if stored != config.num_samples:
             raise ValueError(
                 f"The shards hold {stored} reinforcements of each image, but {CONFIG_FILE} says {config.num_samples}: "
@@ -95,6 +97,7 @@ class ReinforcedDataset(AugmentedDataset):
         images_of = ImageSource(holder, record.image_column, record.label_column, config.class_names)
         super().__init__(images_of, config.policy, image_size, seed)
         self.config, self.selection, self.plain_fraction = config, selection, plain_fraction
+        self.targets = config.targets
         self._rows = column_values(reinforced, schema.SOURCE_ROW).to_numpy().astype(np.int64)
         if config.embed_images:
             self._source_rows = np.arange(len(self._rows))
@@ -113,10 +116,15 @@ class ReinforcedDataset(AugmentedDataset):
             self._partner_rows = column_reader(
                 reinforced, schema.AUGMENTATION_PARAMS, config.num_samples, schema.PARTNER_ROW
             )
-        self._targets = column_reader(reinforced, schema.TEACHER_LOGITS, config.num_samples)
+        self._answers = [
+            column_reader(reinforced, target.column, config.num_samples if target.per == "view" else None)
+            for target in self.targets
+        ]
         # The label was stored beside the hash, so it is the image's wherever the image is found again.
         self._labels = None if record.label_column is None else column_reader(reinforced, record.label_column)
         if plain_fraction and record.label_column:
+            for target in self.targets:
+                target.of_label(0)  # refuses a target that no label can replace
             check_labels(column_values(reinforced, record.label_column), config.num_classes)
         select_slots(selection, seed, self._rows[:0], self._rows[:0], config.num_samples)  # refuses an unknown name
         self._remote_images = isinstance(holder, ParquetRows)
@@ -203,13 +211,11 @@ class ReinforcedDataset(AugmentedDataset):
         return stored
 
     def target(self, position: int, slot: int) -> dict[str, Any]:
-        """Stored target of one reinforcement: `target_label` [K], `target_value` [K], `target_tail`."""
-        stored = self._targets(position, slot)
-        return {
-            "target_label": stored[schema.LABEL].astype(np.int64),
-            "target_value": stored[schema.VALUE].astype(np.float32),
-            "target_tail": np.float32(stored[schema.TAIL]),
-        }
+        """Stored targets of one reinforcement, as entries of its sample; see `Target.read`."""
+        found: dict[str, Any] = {}
+        for target, reader in zip(self.targets, self._answers, strict=True):
+            found |= target.read(reader(position, slot))
+        return found
 
     def slots(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         # Partners share a slot, so a policy that mixes moves the whole data set to the same slot in each epoch.
@@ -294,15 +300,19 @@ class ReinforcedDataset(AugmentedDataset):
         params |= {operation.field: None for operation in self.policy.mix_operations}
         view = batch.view(position, -1, params)
         label = self._label(position)
-        target = one_hot(torch.tensor([label["labels"]]), self.config.top_k, self.config.num_classes)
-        return {
-            "pixel_values": view.pixels,
-            **label,
-            **({"mix_params": params} if self.policy.mix_operations else {}),
-            "target_label": target.label[0].numpy(),
-            "target_value": target.value[0].numpy(),
-            "target_tail": target.tail[0].numpy(),
-        }
+        sample: dict[str, Any] = {"pixel_values": view.pixels, **label}
+        if self.policy.mix_operations:
+            sample["mix_params"] = params
+        for target in self.targets:
+            sample |= target.of_label(label["labels"])
+        return sample
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Batches samples as `AugmentedDataset.collate`, with the targets of the batch; see `Target.collate`."""
+        batch = AugmentedDataset.collate(self, samples)
+        for target in self.targets:
+            batch |= target.collate(samples)
+        return batch
 
     def _label(self, position: int) -> dict[str, int]:
         label = None if self._labels is None else self._labels(position)
@@ -333,8 +343,3 @@ class ReinforcedDataset(AugmentedDataset):
             return pixels[0]
         partner = sample.get("partner_pixel_values", sample["pixel_values"]).float()[None]
         return self.policy.mix(pixels, partner, self.policy.collate_mix([sample["mix_params"]]))[0]
-
-
-def batch_targets(batch: dict[str, Tensor]) -> Targets:
-    """The stored targets of a collated batch."""
-    return Targets(batch["target_label"], batch["target_value"], batch["target_tail"])

@@ -21,9 +21,6 @@ from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions, shuffled_r
 from hf_reinforce.replay.decoded_images import DecodedImages
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.sources.labels import NO_LABEL
-from hf_reinforce.targets.class_distribution import check_stored
-
-_TARGETS = ("target_label", "target_value", "target_tail")
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,7 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         Returns:
             `pixel_values` uint8 [B + E, 3, S, S] in channels-last memory, the B samples first, then partners that are
             in no sample; `labels` int64 [B]. With a policy that mixes: `partner` int64 [B], where each sample's
-            partner is, `partner_labels` int64 [B], and one tensor for each mixing operation. With stored targets:
-            `target_label`, `target_value` [B, K], `target_tail` [B].
+            partner is, `partner_labels` int64 [B], and one tensor for each mixing operation.
         """
         pixels = [sample["pixel_values"] for sample in samples]
         batch: dict[str, Any] = {}
@@ -217,10 +213,6 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
             if self.policy.mix_operations:
                 batch["partner_labels"] = torch.tensor([s.get("partner_labels", s["labels"]) for s in samples])
-        if "target_label" in samples[0]:
-            label, value, tail = (np.stack([sample[name] for sample in samples]) for name in _TARGETS)
-            check_stored(label, value, tail, self.config.num_classes)  # type: ignore[attr-defined]
-            batch |= {name: torch.as_tensor(item) for name, item in zip(_TARGETS, (label, value, tail), strict=True)}
         return batch
 
 

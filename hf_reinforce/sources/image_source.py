@@ -75,7 +75,7 @@ def find_columns(
     candidates = [name for name, feature in features.items() if isinstance(feature, Image)]
     if image_column is None and len(candidates) == 1:
         image_column = candidates[0]
-    if not candidates and schema.TEACHER_LOGITS in features:
+    if not candidates and schema.AUGMENTATION_PARAMS in features:
         raise ValueError(
             "This is a reinforced data set without its images; name the data set that holds them, which its "
             "reinforcement.json records."

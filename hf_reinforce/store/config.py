@@ -1,30 +1,36 @@
-"""`reinforcement.json`: everything that made a reinforced data set, so that it can be replayed and continued."""
+"""`reinforcement.json`: everything that made a reinforced dataset, so that it can be replayed and continued."""
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Set
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.schema import SCHEMA_VERSION
+from hf_reinforce.schema import SCHEMA_VERSION, Count, Index
 from hf_reinforce.splits import stored_split
 from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.targets import TARGETS, ClassDistribution, Target
 
 CONFIG_FILE = "reinforcement.json"
 
-_KINDS: dict[Any, str] = {
+_V1_ORDER = ("num_samples", "top_k", "num_classes", "class_names", "seed", "teachers", "temperature", "class_map")
+"""Keys of schema version 1 that settings of its only target are among, in the order of the file."""
+_V1_TARGET = [f.name for f in dataclasses.fields(ClassDistribution)]
+
+_WORDS = {
     bool: "true or false",
     int: "a whole number",
-    int | None: "a whole number or null",
     float: "a number",
     str: "a text",
-    str | None: "a text or null",
     dict: "a record",
+    tuple: "a list",
+    type(None): "null",
 }
-_LEAST = {"num_samples": 1, "top_k": 1, "num_classes": 1, "shard_size": 1, "num_rows": 0, "row": 0, "slot": 0}
+_OPTIONAL = {"license", "checksums"}  # keys that files of earlier versions lack
 
 
 def check_counts(**counts: int) -> None:
@@ -39,7 +45,7 @@ class SourceRecord:
     """Where the images are.
 
     Attributes:
-        name: Hub id or folder, see `recorded_name`; None for a data set that was only in memory.
+        name: Hub id or folder, see `recorded_name`; None for a dataset that was only in memory.
         config_name: Hub configuration.
         revision: Hub revision.
         split: split of the source, or a part of it: `train`, `train[:50%]`, `train+test`.
@@ -54,7 +60,7 @@ class SourceRecord:
     config_name: str | None
     revision: str | None
     split: str
-    num_rows: int | None
+    num_rows: Index | None
     image_column: str
     label_column: str | None
     columns: tuple[str, ...]
@@ -65,8 +71,8 @@ class SourceRecord:
 class ReferenceView:
     """Checksum of one replayed view: xxh3-64, hex, of its uint8 pixels in row-major H, W, C order."""
 
-    row: int
-    slot: int
+    row: Index
+    slot: Index
     checksum: str
 
 
@@ -77,11 +83,11 @@ class PixelContract:
     Attributes:
         backend: decoder, resize and RandAugment implementations.
         versions: library -> version at generation.
-        reference_views: views that must come out the same wherever the data set is used.
+        reference_views: views that must come out the same wherever the dataset is used.
     """
 
-    backend: dict[str, str]
-    versions: dict[str, str]
+    backend: dict[str, Any]
+    versions: dict[str, Any]
     reference_views: tuple[ReferenceView, ...]
 
 
@@ -89,7 +95,7 @@ class PixelContract:
 class SkippedImage:
     """An image that could not be used, with the reason."""
 
-    row: int
+    row: Index
     error: str
 
 
@@ -100,13 +106,8 @@ class ReinforcementConfig:
     Attributes:
         policy: the augmentation policy.
         num_samples: N, reinforcements per image.
-        top_k: K, stored classes per reinforcement.
-        num_classes: C, classes of the targets.
-        class_names: their names, where known.
+        targets: what is stored of the teachers' answers, one column each.
         seed: seed of the augmentation parameters and of the partners.
-        teachers: see `Teacher.describe`.
-        temperature: temperature of the teacher's softmax.
-        class_map: the teacher's class for each class of the targets, None for its own classes.
         source: where the images are.
         pixels: what the pixels depend on.
         shard_size: rows per Parquet file.
@@ -115,45 +116,66 @@ class ReinforcementConfig:
         complete: whether every shard has been written.
         skipped: rows of the source that are missing, because their image could not be read or an import left it out.
         checksums: name of a shard -> SHA-256 of the file, hex; empty, and not in the file, until all are written.
-        schema_version: version of the columns, docs/schema.md.
     """
 
     policy: AugmentationPolicy
-    num_samples: int
-    top_k: int
-    num_classes: int
-    class_names: tuple[str, ...] | None
+    num_samples: Count
+    targets: tuple[Target, ...]
     seed: int
-    teachers: tuple[dict[str, Any], ...]
-    temperature: float
-    class_map: tuple[int, ...] | None
     source: SourceRecord
     pixels: PixelContract
-    shard_size: int
+    shard_size: Count
     shuffled: bool
     embed_images: bool = False
     complete: bool = False
     skipped: tuple[SkippedImage, ...] = field(default=())
     checksums: dict[str, str] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def schema_version(self) -> int:
+        """Version of the columns, docs/schema.md: 1 where the only target is a distribution over classes, else 2."""
+        return 1 if len(self.targets) == 1 and self.classes is not None else 2
 
     @property
     def split(self) -> str:
         """The split under which the rows are stored, a plain name where the source's is a part of one."""
         return stored_split(self.source.split)
 
+    @property
+    def classes(self) -> ClassDistribution | None:
+        """The first target that is a distribution over classes, None where there is none."""
+        return next((target for target in self.targets if isinstance(target, ClassDistribution)), None)
+
+    @property
+    def num_classes(self) -> int:
+        """C, classes of the targets and of the labels; 0 where no target has classes."""
+        return next(filter(None, (target.class_count for target in self.targets)), 0)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, None where they are not known."""
+        return None if self.classes is None else self.classes.class_names
+
+    @property
+    def teachers(self) -> tuple[dict[str, Any], ...]:
+        """The networks that answered, of all targets; see `Teacher.describe`."""
+        return tuple(teacher for target in self.targets for teacher in target.teachers)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dict, `from_dict` reads it back."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "policy"}
-        plain = {key: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for key, v in data.items()}  # type: ignore[arg-type]
-        plain["skipped"] = [dataclasses.asdict(item) for item in self.skipped]
+        plain: dict[str, Any] = json.loads(json.dumps(data, default=dataclasses.asdict))
         if self.source.license is None:  # files without it are those of earlier versions
             del plain["source"]["license"]
         if not self.checksums:
             del plain["checksums"]
-        ordered = {"schema_version": plain.pop("schema_version"), "policy": self.policy.to_dict(), **plain}
-        result: dict[str, Any] = json.loads(json.dumps(ordered))
-        return result
+        if self.schema_version == 1:
+            first = {**plain.pop("targets")[0], **plain}
+            plain = {name: first[name] for name in _V1_ORDER} | plain
+        else:
+            named = zip(self.targets, plain["targets"], strict=True)
+            plain["targets"] = [{"kind": target.kind, **settings} for target, settings in named]
+        return {"schema_version": self.schema_version, "policy": self.policy.to_dict(), **plain}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ReinforcementConfig":
@@ -163,35 +185,20 @@ class ReinforcementConfig:
             ValueError: for another schema version, missing or unknown keys, or a value of another type or out of
                 range; the message names the key.
         """
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        version, plain = data.get("schema_version"), {k: v for k, v in data.items() if k != "schema_version"}
+        if version not in (1, 2):
             raise ValueError(
-                f"This data set has schema version {version}; this hf_reinforce reads version {SCHEMA_VERSION}. "
+                f"This dataset has schema version {version}; this hf_reinforce reads versions up to {SCHEMA_VERSION}. "
                 "Install a newer hf_reinforce."
             )
-        values = {"checksums": {}, **_checked(cls, data, optional={"checksums"})}
-        if values["top_k"] > values["num_classes"]:
-            raise ValueError(f"top_k must be at most num_classes, {values['num_classes']}, not {values['top_k']}.")
-        pixels = _checked(PixelContract, values["pixels"], "pixels.")
-        views = _records(ReferenceView, pixels["reference_views"], "pixels.reference_views")
-        names, class_map = values["class_names"], values["class_map"]
-        source = _checked(SourceRecord, values["source"], "source.", optional={"license"})
-        _check_value(dict, values["checksums"], "checksums")
-        for key, name in [("source.split", source["split"]), *(("checksums", name) for name in values["checksums"])]:
+        if version == 1:
+            settings = {name: plain.pop(name) for name in _V1_TARGET if name in plain}
+            plain["targets"] = (read_record(ClassDistribution, settings),)
+        config: ReinforcementConfig = read_record(cls, plain)
+        for key, name in [("source.split", config.source.split), *(("checksums", name) for name in config.checksums)]:
             if re.search(r"[/\\\x00-\x1f]", name):  # it is a name in the folder
                 raise ValueError(f"{key} must be a name without separators, not {name!r}.")
-        values |= {
-            "policy": AugmentationPolicy.from_dict(values["policy"]),
-            "teachers": _items(dict, values["teachers"], "teachers"),
-            "class_names": None if names is None else _items(str, names, "class_names"),
-            "class_map": None if class_map is None else _items(int, class_map, "class_map", least=0),
-            "source": SourceRecord(**{**source, "columns": _items(str, source["columns"], "source.columns")}),
-            "pixels": PixelContract(**{**pixels, "reference_views": views}),
-            "skipped": _records(SkippedImage, values["skipped"], "skipped"),
-        }
-        for name, checksum in values["checksums"].items():
-            _check_value(str, checksum, f"checksums.{name}")
-        return cls(**values)
+        return config
 
     def save(self, folder: str | Path) -> None:
         """Writes `reinforcement.json` into a folder, all of it or nothing."""
@@ -228,7 +235,8 @@ class ReinforcementConfig:
 
 def _without_reports(data: dict[str, Any]) -> dict[str, Any]:
     """Without what earlier versions did not record, or recorded in another way."""
-    for record in (data["source"], *data["teachers"]):
+    holders = [data] if "teachers" in data else data["targets"]
+    for record in (data["source"], *(teacher for holder in holders for teacher in holder["teachers"])):
         if isinstance(record, dict):
             record.pop("license", None)
             record.pop("architecture", None)
@@ -239,12 +247,11 @@ def _without_reports(data: dict[str, Any]) -> dict[str, Any]:
 def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in mine.items():
-        if isinstance(value, dict) and isinstance(theirs[key], dict):
-            found += _differences(
-                value, theirs[key] | dict.fromkeys(value.keys() - theirs[key].keys()), f"{prefix}{key}."
-            )
-        elif value != theirs[key]:
-            found.append(f"{prefix}{key}: {_shortened(value)}, not {_shortened(theirs[key])}")
+        other = theirs.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            found += _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            found.append(f"{prefix}{key}: {_shortened(value)}, not {_shortened(other)}")
     return found
 
 
@@ -253,41 +260,53 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _checked(cls: type, data: Any, where: str = "", optional: Set[str] = frozenset()) -> dict[str, Any]:
-    """The values of a record; `where` is in front of their names in the file."""
+def read_record(cls: Any, data: Any, where: str = "") -> Any:
+    """Builds a dataclass out of a JSON object, every value checked against the type of its field.
+
+    Args:
+        cls: the dataclass. Its fields are simple types, `Count`, `Index`, tuples, dicts, other dataclasses, targets.
+        data: the JSON object.
+        where: prefix of the keys in messages.
+
+    Raises:
+        ValueError: for missing or unknown keys, a value of another type, or one that is out of range.
+    """
     names = {f.name for f in dataclasses.fields(cls)}
-    if isinstance(data, Mapping):
-        names -= optional - set(data)
-    if not isinstance(data, Mapping) or set(data) != names:
-        found = set(data) if isinstance(data, Mapping) else set()
-        raise ValueError(
-            f"{cls.__name__}: missing keys {sorted(names - found)}, unknown keys {sorted(map(str, found - names))}."
-        )
-    for f in dataclasses.fields(cls):
-        if f.type in _KINDS and f.name in data:
-            _check_value(f.type, data[f.name], where + f.name, _LEAST.get(f.name))
-    return dict(data)
+    found = set(data) if isinstance(data, Mapping) else set()
+    missing = names - found - _OPTIONAL
+    if missing or found - names:
+        raise ValueError(f"{cls.__name__}: missing keys {sorted(missing)}, unknown keys {sorted(found - names)}.")
+    kinds = get_type_hints(cls, include_extras=True)
+    return cls(**{name: _read(kinds[name], data[name], where + name) for name in data})
 
 
-def _check_value(kind: Any, value: Any, key: str, least: int | None = None) -> None:
-    """Refuses a value of another type, where true and false are no numbers but whole numbers are, or below `least`."""
-    allowed = int | float if kind is float else kind
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{key} must be {_KINDS[kind]}, not {_shortened(value)}.")
-    if least is not None and value is not None and value < least:
-        raise ValueError(f"{key} must be at least {least}, not {value}.")
-
-
-def _items(kind: Any, values: Any, key: str, least: int | None = None) -> tuple[Any, ...]:
-    """A list of values of one type."""
-    if not isinstance(values, list):
-        raise ValueError(f"{key} must be a list, not {_shortened(values)}.")
-    for index, value in enumerate(values):
-        _check_value(kind, value, f"{key}[{index}]", least)
-    return tuple(values)
-
-
-def _records(cls: type, values: Any, key: str) -> tuple[Any, ...]:
-    """A list of records."""
-    checked = (_checked(cls, item, f"{key}[{index}].") for index, item in enumerate(_items(dict, values, key)))
-    return tuple(cls(**item) for item in checked)
+def _read(kind: Any, value: Any, key: str, words: str = "") -> Any:
+    """A value of JSON as the type of a field. True and false are no numbers, but whole numbers are."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _read(inner[0], value, key, " or null")
+    if origin is Annotated:
+        number = _read(inner[0], value, key, words)
+        if number < inner[1]:
+            raise ValueError(f"{key} must be at least {inner[1]}, not {number}.")
+        return number
+    if isinstance(value, Target):  # that of schema version 1, which is read already
+        return value
+    if kind is AugmentationPolicy:
+        return AugmentationPolicy.from_dict(value)
+    if kind is Target:
+        settings = _read(dict, value, key).copy()
+        name = settings.pop("kind", None)
+        if name not in TARGETS:
+            raise ValueError(f"{key}.kind must be one of {sorted(TARGETS)}, not {_shortened(name)}.")
+        return read_record(TARGETS[name], settings, f"{key}.")
+    if dataclasses.is_dataclass(kind):
+        return read_record(kind, _read(dict, value, key), f"{key}.")
+    allowed = {float: (int, float), tuple: (list, tuple)}.get(origin, origin)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and origin is not bool):
+        raise ValueError(f"{key} must be {_WORDS[origin]}{words}, not {_shortened(value)}.")
+    if origin is tuple:
+        return tuple(_read(inner[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    if origin is dict and inner and inner[1] is not Any:
+        return {name: _read(inner[1], item, f"{key}.{name}") for name, item in value.items()}
+    return value

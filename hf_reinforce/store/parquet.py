@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from datasets import Dataset
 
 from hf_reinforce import schema
 from hf_reinforce.augmentations import AUGMENTATIONS
+from hf_reinforce.targets import Target
 
 
 def shard_name(split: str, index: int, num_shards: int | None) -> str:
@@ -88,24 +89,25 @@ def write_whole(path: Path, text: str) -> None:
         _flush(file)
 
 
-def write_shard(path: Path, table: pa.Table, record: Path | None = None) -> None:
+def write_shard(path: Path, table: pa.Table, targets: Sequence[Target], record: Path | None = None) -> None:
     """Writes a table as one Parquet file: all of it or nothing.
 
-    Values that come from a codebook are dictionary-encoded (a byte each), class ids split into byte streams,
-    parameters as their operation says; all of it compressed with zstd, at a level that takes 12 us a record once and
-    reads as fast as any other.
+    Parameters and targets are encoded as their operations and targets say; all of it is compressed with zstd, at a
+    level that takes 12 us a record once and reads as fast as any other.
 
     Args:
         path: of the shard.
         table: its rows.
+        targets: of which there are columns.
         record: a file that gets the shard's checksum, before the shard gets its name.
 
     Raises:
         OSError: if the disk is full or cannot be written; finished shards are not affected.
     """
     leaves = _leaf_paths(table.schema)
-    dictionary = [leaf for leaf in leaves if _encoding(leaf) == "DICTIONARY"]
-    encodings = {leaf: _encoding(leaf) for leaf in leaves if _encoding(leaf) not in ("DICTIONARY", None)}
+    chosen = {leaf: _encoding(leaf, targets) for leaf in leaves}
+    dictionary = [leaf for leaf in leaves if chosen[leaf] == "DICTIONARY"]
+    encodings = {leaf: encoding for leaf, encoding in chosen.items() if encoding not in ("DICTIONARY", None)}
     with whole_file(path) as temporary:
         with open(temporary, "wb") as file:
             with pq.ParquetWriter(
@@ -138,14 +140,16 @@ def _leaf_paths(arrow_schema: pa.Schema) -> list[str]:
     return [parquet.column(index).path for index in range(len(parquet))]
 
 
-def _encoding(leaf: str) -> str | None:
+def _encoding(leaf: str, targets: Sequence[Target]) -> str | None:
     parts = leaf.split(".")
-    if parts[0] == schema.TEACHER_LOGITS:
-        return "BYTE_STREAM_SPLIT" if schema.LABEL in parts[1:] else "DICTIONARY"
+    own: Mapping[Any, str] = {}
     if parts[0] == schema.AUGMENTATION_PARAMS:
         own = {operation.field: operation.encoding for operation in AUGMENTATIONS.values()}
-        return next((own[part] for part in parts if part in own), "DICTIONARY")
-    return None if parts[0] in (schema.SOURCE_ROW, schema.IMAGE_HASH) else "DICTIONARY"
+    for target in targets:
+        if parts[0] == target.column:
+            own = target.encodings
+    default = None if parts[0] in (schema.SOURCE_ROW, schema.IMAGE_HASH) else "DICTIONARY"
+    return next((own[part] for part in parts if part in own), default)
 
 
 View = Callable[[int], Any]
@@ -159,7 +163,8 @@ class ColumnReader:
     Args:
         dataset: any map-style data set; it may have been selected, shuffled or concatenated.
         column: name of the column.
-        num_samples: when given, the column is a list of this length and `reader(row, slot)` reads one of its items.
+        num_samples: when given, the column is a list of this length and `reader(row, slot)` reads one of its items;
+            else `reader(row, slot)` is the same for every slot.
         field: read only this field of the items.
     """
 
@@ -185,7 +190,7 @@ class ColumnReader:
         chunk = bisect_right(self._starts, row) - 1
         view = self._views.get(chunk) or self._make_view(chunk)
         position = row - self._starts[chunk]
-        return view(position if slot is None else position * (self.num_samples or 0) + slot)
+        return view(position if slot is None or self.num_samples is None else position * self.num_samples + slot)
 
     def _make_view(self, chunk: int) -> View:
         array = self._chunks[chunk]
@@ -242,8 +247,13 @@ def _bits(buffer: Any, offset: int) -> Callable[[int], bool]:
     return lambda i: flags[(i + offset) >> 3] >> ((i + offset) & 7) & 1 == 1
 
 
-def append_reinforcements(old: pa.Table, new: pa.Table) -> pa.Table:
+def append_reinforcements(old: pa.Table, new: pa.Table, targets: Sequence[Target]) -> pa.Table:
     """Rows of `old` with the reinforcements of `new` behind their own.
+
+    Args:
+        old: rows with some reinforcements each.
+        new: the same rows with further ones.
+        targets: of which there are columns in `old`; `new` has those with a record per view.
 
     Raises:
         ValueError: if the two are not about the same images.
@@ -254,7 +264,7 @@ def append_reinforcements(old: pa.Table, new: pa.Table) -> pa.Table:
                 "The images are not those that the existing reinforcements belong to; "
                 "reinforce the same revision of the source, or choose another output folder."
             )
-    for name in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS):
+    for name in (schema.AUGMENTATION_PARAMS, *(target.column for target in targets if target.per == "view")):
         lists = [table.column(name).combine_chunks() for table in (old, new)]
         sizes = [array.type.list_size for array in lists]
         values = pa.concat_arrays([_list_items(array) for array in lists])

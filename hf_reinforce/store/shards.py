@@ -37,7 +37,7 @@ def open_shard(path: str | Path) -> Iterator[pq.ParquetFile]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            missing = {schema.SOURCE_ROW, schema.TEACHER_LOGITS} - set(file.schema_arrow.names)
+            missing = {schema.SOURCE_ROW, schema.AUGMENTATION_PARAMS} - set(file.schema_arrow.names)
             if missing:
                 raise ValueError(
                     f"{path} has no columns {sorted(missing)}, so it is no shard of a reinforced data set. Move it "
@@ -47,6 +47,12 @@ def open_shard(path: str | Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({printable(reason)}). Delete it {_AGAIN}") from error
+
+
+def num_samples_in(path: str | Path) -> int:
+    """Number of reinforcements of each image in a shard."""
+    with open_shard(path) as file:
+        return int(file.schema_arrow.field(schema.AUGMENTATION_PARAMS).type.list_size)
 
 
 def check_shards(folder: Path, config: ReinforcementConfig) -> None:
@@ -63,7 +69,7 @@ def check_shards(folder: Path, config: ReinforcementConfig) -> None:
     for path in shards:
         with open_shard(path) as file:
             num_rows += file.metadata.num_rows
-            found = file.schema_arrow.field(schema.TEACHER_LOGITS).type.list_size
+        found = num_samples_in(path)
         if found != config.num_samples:
             raise ValueError(
                 f"{path} holds {found} reinforcements per image, not {config.num_samples}; run the command that "

@@ -1,16 +1,27 @@
-"""Teacher outputs as stored targets: top-k, tail, codebook, and the sparse distillation loss.
+"""A distribution over classes as a target: top-k, tail, codebook, and the sparse distillation loss.
 
-A stored target is the log-probability of the K most likely classes and the log of the mass that remains. Probabilities
+A record holds the log-probabilities of the K most likely classes and the log of the mass that remains. Probabilities
 are rounded to 255 levels `(q / 255) ** 2.2`, so a Parquet dictionary page stores each in one byte; readers see floats.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
+from datasets import List, Value
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from hf_reinforce.schema import Count, Index
+from hf_reinforce.targets.base import Per, Target
+
+# Fields of a record, and the entries of samples and batches that they become.
+_LABEL, _VALUE, _TAIL = FIELDS = ("label", "value", "tail")
+_KEYS = tuple(f"target_{field}" for field in FIELDS)
 
 CODEBOOK_LEVELS = 255
 CODEBOOK_EXPONENT = 2.2
@@ -23,8 +34,7 @@ _ROUNDING = 1e-3
 """What a sum of float32 probabilities may exceed 1 by."""
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """Sparse targets of B samples.
 
     Attributes:
@@ -36,9 +46,6 @@ class Targets:
     label: Tensor
     value: Tensor
     tail: Tensor
-
-    def to(self, device: torch.device | str) -> "Targets":
-        return Targets(self.label.to(device), self.value.to(device), self.tail.to(device))
 
 
 def top_k_targets(log_probs: Tensor, top_k: int) -> Targets:
@@ -98,22 +105,10 @@ def _log_masses(targets: Targets) -> Tensor:
     return masses.log_softmax(-1)
 
 
-def densify(targets: Targets, num_classes: int) -> Tensor:
-    """The full distribution that a stored target stands for: the tail spread evenly over the other classes.
-
-    Returns:
-        float32 [B, C], log-probabilities that sum to one.
-    """
-    rest = num_classes - targets.label.shape[-1]
-    masses = _log_masses(targets).float()
-    fill = masses[:, -1:] - float(torch.tensor(max(rest, 1)).log())
-    return fill.repeat(1, num_classes).scatter(-1, targets.label, masses[:, :-1])
-
-
 def sparse_kl(logits: Tensor, targets: Targets, temperature: float = 1.0) -> Tensor:
     """Distillation loss KL(teacher || student) per sample, without ever building the teacher's dense distribution.
 
-    The teacher's tail is spread evenly over the classes outside of the top k (`densify`). At a temperature T both
+    The teacher's tail is spread evenly over the classes outside of the top k. At a temperature T both
     sides are softened, the teacher from its stored log-probabilities, and the loss is multiplied by T^2 (Hinton et
     al., 2015).
 
@@ -150,26 +145,148 @@ def one_hot(labels: Tensor, top_k: int, num_classes: int) -> Targets:
     return Targets(others, value, torch.full(labels.shape, _LOG_ZERO, device=labels.device))
 
 
-def check_stored(label: NDArray[Any], value: NDArray[Any], tail: NDArray[Any], num_classes: int) -> None:
-    """Refuses stored targets that no teacher answered, before they reach a device, where an index ends the process.
+def batch_targets(batch: Mapping[str, Tensor]) -> Targets:
+    """The targets in a batch that `ClassDistribution.collate` made."""
+    return Targets(*(batch[key] for key in _KEYS))
 
-    Args:
-        label: classes [B, K].
-        value: their log-probabilities [B, K].
-        tail: log of the mass of all others [B].
+
+@dataclass(frozen=True)
+class ClassDistribution(Target):
+    """Log-probabilities of the K most likely of C classes, and the log of the mass of all others.
+
+    Attributes:
+        top_k: K, 1 <= K <= C.
         num_classes: C.
+        class_names: names of the classes, where known.
+        temperature: temperature of the teacher's softmax.
+        class_map: the teacher's class for each class of the targets, None for its own classes.
 
     Raises:
-        ValueError: if a class is not in [0, C), or a log-probability is nan or more than 0.
+        ValueError: if K is out of range.
     """
-    remedy = "Find the damaged shard with recipes/inspect_dataset.py DATASET --verify True."
-    if label.min() < 0 or label.max() >= num_classes:
-        raise ValueError(
-            f"The classes of stored targets must lie in 0 to {num_classes - 1}, not {label.min()} to {label.max()}. "
-            f"{remedy}"
+
+    kind: ClassVar[str] = "class_distribution"
+    per: ClassVar[Per] = "view"
+    encodings: ClassVar[Mapping[str, str]] = {_LABEL: "BYTE_STREAM_SPLIT"}
+
+    top_k: Count
+    num_classes: Count
+    class_names: tuple[str, ...] | None = None
+    temperature: float = 1.0
+    class_map: tuple[Index, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_classes:
+            raise ValueError(f"top_k must lie between 1 and the {self.num_classes} classes, not {self.top_k}.")
+
+    @classmethod
+    def of(cls, num_classes: int, top_k: int | None = None, **settings: Any) -> "ClassDistribution":
+        """The target of a teacher with `num_classes` classes; by default the 10 most likely are stored."""
+        return cls((), min(10, num_classes) if top_k is None else top_k, num_classes, **settings)
+
+    def storing(self, top_k: int) -> "ClassDistribution":
+        """The same with another K."""
+        return replace(self, top_k=top_k)
+
+    @property
+    def column(self) -> str:
+        return "teacher_logits"
+
+    @property
+    def feature(self) -> dict[str, Any]:
+        label = Value("int16" if self.num_classes <= 2**15 else "int32")
+        lists = {_LABEL: List(label, length=self.top_k), _VALUE: List(Value("float32"), length=self.top_k)}
+        return {**lists, _TAIL: Value("float32")}
+
+    @property
+    def class_count(self) -> int:
+        return self.num_classes
+
+    def recorded(self, teachers: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> "ClassDistribution":
+        names = tuple(class_names) if class_names else self.class_names
+        return replace(self, teachers=tuple(teachers), class_names=names)
+
+    @property
+    def words(self) -> str:
+        return f"the {self.top_k} most likely of {self.num_classes:,} classes"
+
+    @property
+    def kept(self) -> str:
+        """How many of the classes are stored, for tables."""
+        return f"{self.top_k} of {self.num_classes:,}"
+
+    def encode(self, answer: Tensor) -> pa.StructArray:
+        """Turns log-probabilities [B, C] into records, rounded to the codebook."""
+        return self.records(encode(top_k_targets(answer, self.top_k)))
+
+    def records(self, targets: Targets) -> pa.StructArray:
+        """Arrow records [B] of targets of K classes as they are."""
+        label, value, tail = (tensor.cpu().numpy() for tensor in targets)
+        fields = list(self.arrow_type)
+        kind = fields[0].type.value_type.to_pandas_dtype()
+        lists = [
+            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
+            for field, values in zip(fields, (label.astype(kind), value.astype(np.float32)), strict=False)
+        ]
+        return pa.StructArray.from_arrays([*lists, pa.array(tail.astype(np.float32))], fields=fields)
+
+    def read(self, record: Any) -> dict[str, Any]:
+        label, value, tail = (record[field] for field in FIELDS)
+        stored = label.astype(np.int64), value.astype(np.float32), np.float32(tail)
+        return dict(zip(_KEYS, stored, strict=True))
+
+    def of_label(self, label: int) -> dict[str, Any]:
+        targets = one_hot(torch.tensor([label]), self.top_k, self.num_classes)
+        return dict(zip(_KEYS, (tensor[0].numpy() for tensor in targets), strict=True))
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        label, value, tail = stored = [np.stack([sample[key] for sample in samples]) for key in _KEYS]
+        remedy = "Find the damaged shard with recipes/inspect_dataset.py DATASET --verify True."
+        if label.min() < 0 or label.max() >= self.num_classes:
+            raise ValueError(
+                f"The classes of stored targets must lie in 0 to {self.num_classes - 1}, not {label.min()} to "
+                f"{label.max()}. {remedy}"
+            )
+        if not (value.max() <= _ROUNDING and tail.max() <= _ROUNDING):  # nan is not
+            raise ValueError(
+                f"The log-probabilities of stored targets must be at most 0, not {value.max()} with tails of up to "
+                f"{tail.max()}. {remedy}"
+            )
+        return {key: torch.as_tensor(array) for key, array in zip(_KEYS, stored, strict=True)}
+
+    def exact(self, answer: Tensor) -> dict[str, Tensor]:
+        return dict(zip(_KEYS, top_k_targets(answer, answer.shape[-1]), strict=True))
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
+        return sparse_kl(outputs, batch_targets(batch), temperature)
+
+    def masses(self, records: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The classes of T records, int64 [T, K], and their probabilities with that of all others, float64 [T, K + 1].
+
+        The probabilities of a record sum to 1.
+        """
+        label, value = (
+            records.field(field).flatten().to_numpy().reshape(-1, self.top_k) for field in (_LABEL, _VALUE)
         )
-    if not (value.max() <= _ROUNDING and tail.max() <= _ROUNDING):  # nan is not
-        raise ValueError(
-            f"The log-probabilities of stored targets must be at most 0, not {value.max()} with tails of up to "
-            f"{tail.max()}. {remedy}"
-        )
+        tail = records.field(_TAIL).to_numpy().astype(np.float64)
+        masses = np.exp(np.concatenate([value.astype(np.float64), tail[:, None]], axis=1))
+        return label.astype(np.int64), masses / masses.sum(axis=1, keepdims=True)
+
+    @property
+    def largest_entropy(self) -> float:
+        """The most that the entropy of a record can be, its tail taken as one class: nats, > 0."""
+        return float(np.log(max(min(self.num_classes, self.top_k + 1), 2)))
+
+    def summary(self, records: pa.StructArray) -> dict[str, float]:
+        _, masses = self.masses(records)
+        entropy = -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1)
+        return {
+            "probability of the most likely class": float(masses[:, 0].mean()),
+            "mass in the top K": float(masses[:, :-1].sum(axis=1).mean()),
+            "entropy (nats)": float(entropy.mean()),
+        }
+
+    def most_likely(self, sample: Mapping[str, Any], count: int) -> list[tuple[int, float]]:
+        """The `count` most likely classes of one stored target, at most K, with their probabilities."""
+        label, value = (sample[key][: min(count, self.top_k)] for key in _KEYS[:2])
+        return list(zip(label.tolist(), np.exp(value).tolist(), strict=True))

@@ -17,9 +17,8 @@ from hf_reinforce.models.fitting import check_fit, student_logits
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.models.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
 from hf_reinforce.models.teachers import Teacher
-from hf_reinforce.replay.dataset import ReinforcedDataset, batch_targets
+from hf_reinforce.replay.dataset import ReinforcedDataset
 from hf_reinforce.replay.views import AugmentedDataset
-from hf_reinforce.targets.class_distribution import sparse_kl, top_k_targets
 from hf_reinforce.training.arguments import KDTrainingArguments
 from hf_reinforce.training.checkpoints import TrainingTime
 from hf_reinforce.training.ema import WeightAverage
@@ -48,7 +47,7 @@ class KDTrainer(ResumableTrainer):
         from hf_reinforce import KDTrainer, KDTrainingArguments, create_student, load_reinforced
 
         dataset = load_reinforced("outputs/cifar100-plus", "small_randaug")
-        student = create_student("cifar_resnet20", num_labels=dataset.num_classes, image_size=32)
+        student = create_student("cifar_resnet20", num_labels=dataset.config.num_classes, image_size=32)
         args = KDTrainingArguments(output_dir="outputs/student", max_steps=2, timm_optimizer="sgd", learning_rate=0.1)
         trainer = KDTrainer(student, args, train_dataset=dataset)
         trainer.train()
@@ -102,6 +101,7 @@ class KDTrainer(ResumableTrainer):
             image_processor(model)
         self.add_callback(TrainingTime())
         self.teacher = None if teacher is None else teacher.to(args.device)
+        self._online_target = None if teacher is None else teacher.target()
         self.ema = WeightAverage(model, args.ema_decay) if args.ema_decay else None
         if self.ema is not None:
             self.add_callback(self.ema)
@@ -148,11 +148,14 @@ class KDTrainer(ResumableTrainer):
 
     def _distillation_loss(self, logits: Tensor, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         if self.args.method == "online":
-            answer = self.teacher(images)  # type: ignore[misc]
-            return sparse_kl(logits, top_k_targets(answer, answer.shape[-1]), self.args.temperature)
-        if "target_label" not in inputs:
+            target = self._online_target
+            loss: Tensor = target.loss(logits, target.exact(self.teacher(images)), self.args.temperature)  # type: ignore
+            return loss
+        targets = getattr(self.train_dataset, "targets", ())
+        if not targets:
             raise ValueError('method="reinforced" needs a reinforced data set; this one has no stored targets.')
-        return sparse_kl(logits, batch_targets(inputs), self.args.temperature)
+        losses: list[Tensor] = [target.loss(logits, inputs, self.args.temperature) for target in targets]
+        return sum(losses[1:], losses[0])
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

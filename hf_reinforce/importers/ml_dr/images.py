@@ -18,6 +18,7 @@ from hf_reinforce.images import ImageError
 from hf_reinforce.importers.ml_dr.records import PARTNER, Columns
 from hf_reinforce.sources.image_source import ImageSource, find_columns
 from hf_reinforce.store.parquet import ColumnReader, whole_file
+from hf_reinforce.targets.class_distribution import FIELDS
 
 MIN_AGREEMENT = 0.25
 """Least share of unmixed views whose most likely class is the image's label. With wrong images it is about 1 / C."""
@@ -146,7 +147,7 @@ class Join:
             if mixed.any():
                 self._check_crops(row, columns[PARTNER + Crop.field][mixed], self.facts.sizes[partner[mixed]])
         if self.labels is not None:
-            top = columns[schema.LABEL][~mixed, 0]
+            top = columns[FIELDS[0]][~mixed, 0]
             self._compared += len(top)
             self._agreeing += int((top == self.labels[row]).sum())
         return columns

@@ -19,6 +19,7 @@ from hf_reinforce.sources.image_source import prepare
 from hf_reinforce.splits import split_text
 from hf_reinforce.store.config import PixelContract, ReinforcementConfig, SourceRecord
 from hf_reinforce.store.pixel_contract import library_versions
+from hf_reinforce.targets import ClassDistribution
 
 
 def import_ml_dr(
@@ -87,16 +88,12 @@ def import_ml_dr(
             f"{names and len(names)}, the archive {original.get('num_classes')}."
         )
     teacher = original.get("teacher", {}).get("name") or "unknown"
+    described = _describe(list(teachers) or str(teacher).split(","), policy, augmentation.get("normalize", {}))
     config = ReinforcementConfig(
         policy=policy,
-        num_samples=1,  # as top_k and shard_size: known when the archives have been read
-        top_k=1,
-        num_classes=counts.pop(),
-        class_names=names,
+        num_samples=1,  # as K and shard_size: known when the archives have been read
+        targets=(ClassDistribution.of(counts.pop(), 1).recorded(described, names),),
         seed=0,
-        teachers=_describe(list(teachers) or str(teacher).split(","), policy, augmentation.get("normalize", {})),
-        temperature=1.0,
-        class_map=None,
         source=SourceRecord(
             source_name and recorded_name(source_name),
             source_config,

@@ -29,7 +29,7 @@ from hf_reinforce.augmentations import (
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.augmentations.rand_augment import OPERATIONS
 from hf_reinforce.importers.ml_dr.config import TRANSFORMS, WITHOUT_PARAMETERS
-from hf_reinforce.targets.class_distribution import Targets, encode
+from hf_reinforce.targets.class_distribution import FIELDS, ClassDistribution, Targets, encode
 
 Columns = dict[str, NDArray[Any]]
 
@@ -227,9 +227,9 @@ def _target_columns(probs: list[Any], num_classes: int) -> Columns:
         raise ValueError("it names a class twice")
     order = (-p).argsort(axis=1, kind="stable")
     p, label = np.take_along_axis(p, order, 1), np.take_along_axis(label, order, 1)
-    tail = np.log(np.maximum(1.0 - p.sum(axis=1), _FLOOR)) if p.shape[1] < num_classes else np.full(len(p), -np.inf)
+    rest = np.log(np.maximum(1.0 - p.sum(axis=1), _FLOOR)) if p.shape[1] < num_classes else np.full(len(p), -np.inf)
     value = np.log(np.clip(p, 1e-30, 1.0))
-    return {schema.LABEL: label, schema.VALUE: value.astype(np.float32), schema.TAIL: tail.astype(np.float32)}
+    return dict(zip(FIELDS, (label, value.astype(np.float32), rest.astype(np.float32)), strict=True))
 
 
 def params_array(columns: Columns, kind: Any, prefix: str = "") -> pa.StructArray:
@@ -262,15 +262,6 @@ def _structs(values: NDArray[Any], kind: Any, missing: pa.Array | None) -> pa.St
     return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=missing)
 
 
-def logits_array(columns: Columns, kind: Any) -> pa.StructArray:
-    """The `teacher_logits` structs, of Arrow type `kind`; rounded to the codebook."""
-    exact = (torch.from_numpy(columns[name]) for name in (schema.LABEL, schema.VALUE, schema.TAIL))
-    stored = encode(Targets(*exact))
-    label_type, value_type = kind.field(schema.LABEL).type, kind.field(schema.VALUE).type
-    label = stored.label.numpy().astype(label_type.value_type.to_pandas_dtype()).reshape(-1)
-    arrays = [
-        pa.FixedSizeListArray.from_arrays(pa.array(label), type=label_type),
-        pa.FixedSizeListArray.from_arrays(pa.array(stored.value.numpy().reshape(-1)), type=value_type),
-        pa.array(stored.tail.numpy()),
-    ]
-    return pa.StructArray.from_arrays(arrays, fields=list(kind))
+def records_array(columns: Columns, target: ClassDistribution) -> pa.StructArray:
+    """The records of a target, rounded to the codebook."""
+    return target.records(encode(Targets(*(torch.from_numpy(columns[field]) for field in FIELDS))))

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from tqdm.auto import tqdm
 from hf_reinforce import images, schema
 from hf_reinforce.importers.ml_dr.config import policy_of, read_config
 from hf_reinforce.importers.ml_dr.images import ImageFacts, Join
-from hf_reinforce.importers.ml_dr.records import Columns, logits_array, params_array, read_record
+from hf_reinforce.importers.ml_dr.records import Columns, params_array, read_record, records_array
 from hf_reinforce.importers.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.store.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
 from hf_reinforce.store.parquet import append_reinforcements, file_checksum, shard_name, write_shard, write_whole
 from hf_reinforce.store.pixel_contract import view_checksum
+from hf_reinforce.targets.class_distribution import FIELDS, ClassDistribution
 
 BUFFERED_RECORDS = 2**18
 """Reinforcements held in memory before they are put aside, 400 bytes each at most."""
@@ -159,18 +160,18 @@ class Import:
             index, columns = read_record(
                 safe_load(member.data, member.name), self.config.policy, self.config.num_classes
             )
-            found = {"num_samples": len(columns[schema.LABEL]), "top_k": columns[schema.LABEL].shape[1]}
+            found = dict(zip(("num_samples", "stored_classes"), columns[FIELDS[0]].shape, strict=True))
             if index != member.index:
                 raise ValueError(f"it is the record of image {index}")
             if index >= len(self.rows) or columns[schema.PARTNER_ROW].max() >= len(self.rows):
                 raise ValueError(f"it is about images beyond the {len(self.rows)} of the data set or the id map")
             key = f"{archive:04d} {member.folder}"
             part = self._parts.setdefault(key, found)
-            top_k = next(iter(self._parts.values()))["top_k"]
-            if found != part or found["top_k"] != top_k:
+            stored = next(iter(self._parts.values()))["stored_classes"]
+            if found != part or found["stored_classes"] != stored:
                 raise ValueError(
-                    f"it has {found['num_samples']} reinforcements of {found['top_k']} classes, where others have "
-                    f"{part['num_samples']} of {top_k}; all images must have the same number"
+                    f"it has {found['num_samples']} reinforcements of {found['stored_classes']} classes, where others "
+                    f"have {part['num_samples']} of {stored}; all images must have the same number"
                 )
             row = int(self.rows[index])
             if row >= 0 and self.facts.usable[row]:
@@ -201,20 +202,25 @@ class Import:
     def _table(self, rows: NDArray[np.int64], items: Sequence[Columns], part: dict[str, int]) -> pa.Table:
         columns = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
         arrow = self._schema(part)
-        params, logits = (arrow.field(name).type for name in (schema.AUGMENTATION_PARAMS, schema.TEACHER_LOGITS))
+        target = self._target(part)
+        params, records = (arrow.field(name).type for name in (schema.AUGMENTATION_PARAMS, target.column))
         arrays = [
             pa.array(rows),
             pa.array(self.facts.hashes[rows].astype(str).tolist(), pa.string()),
             pa.FixedSizeListArray.from_arrays(params_array(columns, params.value_type), type=params),
-            pa.FixedSizeListArray.from_arrays(logits_array(columns, logits.value_type), type=logits),
+            pa.FixedSizeListArray.from_arrays(records_array(columns, target), type=records),
         ]
         return pa.Table.from_arrays(arrays, schema=arrow)
 
     def _schema(self, part: dict[str, Any], source: dict[str, Any] | None = None) -> pa.Schema:
-        policy, classes = self.config.policy, self.config.num_classes
-        return schema.reinforced_features(
-            source or {}, policy.feature, part["num_samples"], part["top_k"], classes
-        ).arrow_schema
+        target, num_samples = self._target(part), part["num_samples"]
+        columns = {target.column: target.column_feature(num_samples)}
+        return schema.reinforced_features(source or {}, self.config.policy.feature, num_samples, columns).arrow_schema
+
+    def _target(self, part: dict[str, Any]) -> ClassDistribution:
+        (target,) = self.config.targets
+        assert isinstance(target, ClassDistribution)
+        return target.storing(part["stored_classes"])
 
     def write(self) -> tuple[ReinforcementConfig, list[Path]]:
         """Makes the shards out of what was put aside.
@@ -230,7 +236,7 @@ class Import:
         self.config = replace(
             self.config,
             num_samples=sum(part["num_samples"] for part in parts.values()),
-            top_k=next(iter(parts.values()))["top_k"],
+            targets=(self._target(next(iter(parts.values()))),),
             shard_size=size,
             skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in missing),
         )
@@ -250,12 +256,14 @@ class Import:
         return self.config, shards
 
     def _write_shard(self, path: Path, index: int, rows: NDArray[np.int64]) -> None:
-        whole = reduce(append_reinforcements, (self._part(key, index, rows) for key in sorted(self._parts)))
+        append = partial(append_reinforcements, targets=self.config.targets)
+        whole = reduce(append, (self._part(key, index, rows) for key in sorted(self._parts)))
         columns = list(self.config.source.columns)
         kept = self.dataset.select_columns(columns).select(rows).with_format("arrow")[:] if columns else whole
-        arrow = self._schema(self.config.to_dict(), {name: self.dataset.features[name] for name in columns})
+        part = {**next(iter(self._parts.values())), "num_samples": self.config.num_samples}
+        arrow = self._schema(part, {name: self.dataset.features[name] for name in columns})
         arrays = [(kept if name in columns else whole).column(name) for name in arrow.names]
-        write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow))
+        write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow), self.config.targets)
 
     def _part(self, key: str, shard: int, rows: NDArray[np.int64]) -> pa.Table:
         """What one folder of an archive says about the rows of a shard."""
