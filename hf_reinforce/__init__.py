@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_reinforce.hub.publish import push_to_hub
     from hf_reinforce.models.teachers import Teacher, load_teacher
     from hf_reinforce.replay.dataset import ReinforcedDataset
+    from hf_reinforce.replay.sampler import EpochSampler, Readers
     from hf_reinforce.replay.views import AugmentedDataset
     from hf_reinforce.sources.image_source import ImageSource
     from hf_reinforce.store.config import ReinforcementConfig
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AugmentationPolicy",
     "AugmentedDataset",
+    "EpochSampler",
     "ImageSource",
     "KDTrainer",
     "KDTrainingArguments",
+    "Readers",
     "ReinforcedDataset",
     "ReinforcementConfig",
     "Reinforcer",
@@ -43,9 +46,11 @@ __all__ = [
 _MODULES = {
     "AugmentationPolicy": "augmentations.policies",
     "AugmentedDataset": "replay.views",
+    "EpochSampler": "replay.sampler",
     "ImageSource": "sources.image_source",
     "KDTrainer": "training.trainer",
     "KDTrainingArguments": "training.arguments",
+    "Readers": "replay.sampler",
     "ReinforcedDataset": "replay.dataset",
     "ReinforcementConfig": "store.config",
     "Reinforcer": "generation.reinforcer",

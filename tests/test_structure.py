@@ -48,9 +48,11 @@ APART = {"evaluate_module"}
 PUBLIC = {
     "AugmentationPolicy",
     "AugmentedDataset",
+    "EpochSampler",
     "ImageSource",
     "KDTrainer",
     "KDTrainingArguments",
+    "Readers",
     "ReinforcedDataset",
     "ReinforcementConfig",
     "Reinforcer",
