@@ -99,10 +99,6 @@ class ParquetRows:
         found = pa.chunked_array(chunks)
         return found if self._selected is None else found.take(pa.array(self._selected))
 
-    def reader(self, column: str, num_samples: int | None = None, field: str | None = None) -> Reader:
-        """A reader of single values of a column, as `ColumnReader` is one of a `Dataset`."""
-        return _RemoteColumn(self, column, num_samples, field)
-
     def block_of(self, row: int) -> tuple["_Block", int]:
         """The block that holds a row, and the row's number in it."""
         if self._process != os.getpid():  # a forked process has none of the threads, and shares the open files
@@ -199,7 +195,7 @@ def column_reader(
 ) -> Reader:
     """A reader of single values of a column, see `ColumnReader`."""
     if isinstance(rows, ParquetRows):
-        return rows.reader(column, num_samples, field)
+        return _RemoteColumn(rows, column, num_samples, field)
     return ColumnReader(rows, column, num_samples, field)
 
 
