@@ -51,6 +51,11 @@ def write_dataset_card(folder: str | Path) -> None:
     Raises:
         FileNotFoundError: if there is no finished configuration.
         ValueError: if a shard is damaged, or there is none.
+
+    Example:
+        from hf_reinforce import write_dataset_card
+
+        write_dataset_card("outputs/cifar100-plus")
     """
     described = describe(folder, draw=True)
     with whole_file(Path(folder) / CARD_FILE) as temporary:

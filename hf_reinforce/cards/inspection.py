@@ -49,6 +49,12 @@ def inspect_dataset(
 
     Raises:
         ValueError: if the configuration is unfinished or empty, or a shard is damaged; the message says what to do.
+
+    Example:
+        from hf_reinforce import inspect_dataset
+
+        content = inspect_dataset("outputs/cifar100-plus/small_randaug", "outputs/inspection")
+        print(content["agreement"], content["duplicates"]["images"])
     """
     if num_images < 0:
         raise ValueError(f"num_images must be >= 0, not {num_images}; 0 reads no images.")
@@ -235,6 +241,11 @@ def verify_shards(folder: str | Path) -> tuple[int, list[str]]:
 
     Raises:
         ValueError: if the configuration is unfinished, or was made before checksums were recorded.
+
+    Example:
+        from hf_reinforce import verify_shards
+
+        count, damages = verify_shards("outputs/cifar100-plus/small_randaug")
     """
     folder = Path(folder)
     config = ReinforcementConfig.load(folder)

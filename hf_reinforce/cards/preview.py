@@ -39,6 +39,11 @@ def write_preview(folder: str | Path, images: Dataset | IterableDataset | None =
 
     Raises:
         ValueError: if a shard is damaged, or `images` are others.
+
+    Example:
+        from hf_reinforce import load_source, write_preview
+
+        write_preview("outputs/cifar100-plus/small_randaug", load_source("uoft-cs/cifar100"))
     """
     folder = Path(folder)
     config = ReinforcementConfig.load(folder)

@@ -240,8 +240,8 @@ def evaluate_suite(
     Example:
         from hf_reinforce import EvaluationSettings, evaluate_suite, load_suite, load_teacher
 
-        student, suite = load_teacher("outputs/cifar100-reinforced"), load_suite("cifar_robustness")
-        evaluation = evaluate_suite(student, "mine", suite, EvaluationSettings(), "outputs/robustness", max_samples=10)
+        student, suite = load_teacher("outputs/student"), load_suite("cifar_robustness")
+        evaluation = evaluate_suite(student, "mine", suite, EvaluationSettings(num_workers=0), max_samples=2)
         print(evaluation.summary, evaluation.skipped)
     """
     entries = {name: entry for name, entry in suite.entries.items() if entry.num_classes in (None, model.num_classes)}

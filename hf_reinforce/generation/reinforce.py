@@ -125,6 +125,22 @@ def reinforce(
         ImageError: for an image that cannot be decoded, with `on_error="raise"`.
         OSError: if a shard cannot be written, a stream breaks off, or another process stops; finished shards stay.
         SystemExit: with 128 + the signal's number, if SIGTERM or SIGINT came; the shard at hand was finished.
+
+    Example:
+        from hf_reinforce import load_policy, load_source, load_teacher, reinforce
+
+        dataset = load_source("uoft-cs/cifar100")
+        teacher = load_teacher("timm/tf_efficientnet_lite0.in1k")
+        folder = reinforce(
+            dataset,
+            teacher,
+            load_policy("small_crop", image_size=32),
+            "outputs/my-cifar100-plus",
+            num_samples=2,
+            label_column="fine_label",
+            class_map="identity",
+            source_name="uoft-cs/cifar100",
+        )
     """
     check_counts(num_samples=num_samples, shard_size=shard_size, batch_size=batch_size)
     # Processes on CPUs find each other only when asked to: accelerate looks for GPUs alone.

@@ -31,14 +31,9 @@ _Views = tuple[Tensor, tuple[Tensor, dict[str, Tensor]] | None]
 
 
 class Reinforcer:
-    """Adds reinforcement columns to batches of a dataset.
+    """The callable that `datasets.map` maps: it adds reinforcement columns to batches of a dataset.
 
-        dataset.with_format("arrow").map(
-            reinforcer, batched=True, batch_size=8 * PARTNER_BLOCK, with_indices=True,
-            remove_columns=["image"], features=reinforcer.features(dataset.features),
-        )
-
-    `reinforce` does this, and shards, resumes and writes the result.
+    `reinforce` maps it, and shards, resumes and writes the result.
 
     Args:
         teacher: answers to the views; several teachers have a column each.
@@ -61,6 +56,21 @@ class Reinforcer:
 
     Raises:
         ValueError: if N or a setting of a target is out of range, or two targets have the same column.
+
+    Example:
+        from hf_reinforce import Reinforcer, load_policy, load_source, load_teacher
+
+        dataset = load_source("uoft-cs/cifar100").select(range(20)).remove_columns("fine_label")
+        teacher = load_teacher("timm/tf_efficientnet_lite0.in1k")
+        reinforcer = Reinforcer(teacher, load_policy("small_crop", 32), num_samples=2, image_column="img")
+        reinforced = dataset.with_format("arrow").map(
+            reinforcer,
+            batched=True,
+            batch_size=64,
+            with_indices=True,
+            remove_columns=["img"],
+            features=reinforcer.features(dataset.features),
+        )
     """
 
     version = schema.SCHEMA_VERSION  # part of the fingerprint that `datasets.map` caches by

@@ -61,6 +61,13 @@ def load_reinforced(
     Raises:
         ValueError: if the configuration is missing, unfinished or ambiguous, if the source or a revision cannot be
             found or read, if images are missing, or `max_rows` is less than 1; the message says what to do.
+
+    Example:
+        from hf_reinforce import load_reinforced
+
+        dataset = load_reinforced("outputs/cifar100-plus", "small_randaug")  # a folder, or a Hub id
+        sample = dataset[0]
+        view = sample["pixel_values"]  # uint8 [3, 32, 32]
     """
     if max_rows is not None and max_rows < 1:
         raise ValueError(

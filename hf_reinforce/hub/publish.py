@@ -103,6 +103,11 @@ def push_to_hub(
             repository, branch or tag is not as asked for.
         OSError: if the Hub refuses or cannot be reached, or somebody else commits meanwhile; what was sent is kept
             there.
+
+    Example:
+        from hf_reinforce import push_to_hub
+
+        push_to_hub("outputs/cifar100-plus", "me/cifar100-plus", private=True)
     """
     if not is_hub_id(repo_id):
         raise ValueError(

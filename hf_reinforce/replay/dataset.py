@@ -59,6 +59,15 @@ class ReinforcedDataset(AugmentedDataset):
 
     Attributes:
         targets: what is stored of the teachers' answers.
+
+    Example:
+        from torch.utils.data import DataLoader
+        from hf_reinforce import load_reinforced
+
+        dataset = load_reinforced("outputs/cifar100-plus", "small_randaug")
+        loader = DataLoader(dataset, batch_size=4, collate_fn=dataset.collate)
+        batch = next(iter(loader))
+        params = dataset.params(position=0, slot=1)  # of one stored augmentation
     """
 
     def __init__(

@@ -27,6 +27,11 @@ class Readers:
         batch_size: samples of a batch of one rank.
         workers: dataloader workers of a rank; 1 for none.
         ranks: processes.
+
+    Example:
+        from hf_reinforce import Readers
+
+        readers = Readers(batch_size=128, workers=4, ranks=8)
     """
 
     batch_size: int = 1
@@ -54,6 +59,16 @@ class EpochSampler(torch.utils.data.Sampler[int]):
 
     Raises:
         ValueError: if `repeats` does not fit the dataset.
+
+    Example:
+        from torch.utils.data import DataLoader
+        from hf_reinforce import EpochSampler, load_reinforced
+
+        dataset = load_reinforced("outputs/cifar100-plus", "small_randaug")
+        sampler = EpochSampler(dataset, seed=0)
+        sampler.set_epoch(1)
+        for batch in DataLoader(dataset, batch_size=8, sampler=sampler, collate_fn=dataset.collate):
+            ...
     """
 
     def __init__(

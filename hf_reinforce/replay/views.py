@@ -62,6 +62,13 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     Attributes:
         blocks: rows that should be read together, see `EpochSampler`; None where any order will do.
+
+    Example:
+        from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_source
+
+        images = ImageSource.of(load_source("uoft-cs/cifar100"), label_column="fine_label")
+        dataset = AugmentedDataset(images, load_policy("small_randaug", image_size=32))
+        view = dataset[0]["pixel_values"]  # uint8 [3, 32, 32]
     """
 
     def __init__(

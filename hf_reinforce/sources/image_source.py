@@ -183,6 +183,12 @@ class ImageSource:
     Raises:
         TypeError: if it is not one split.
         ValueError: if it lacks a column.
+
+    Example:
+        from hf_reinforce import ImageSource, load_source
+
+        source = ImageSource.of(load_source("uoft-cs/cifar100"), label_column="fine_label")
+        encoded, label = source.encoded(0), source.label(0)
     """
 
     def __init__(

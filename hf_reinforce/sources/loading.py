@@ -38,6 +38,11 @@ def load_source(
     Raises:
         ValueError: if there is no such dataset, revision, configuration or split, it may not be read or is damaged;
             the message names what there is, or says what to do.
+
+    Example:
+        from hf_reinforce import load_source
+
+        dataset = load_source("uoft-cs/cifar100", split="train[:50%]")
     """
     builder, split = _builder(name, config_name, split, revision)
     if streaming:

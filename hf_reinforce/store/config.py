@@ -116,6 +116,12 @@ class ReinforcementConfig:
         complete: whether every shard has been written.
         skipped: rows of the source that are missing, because their image could not be read or an import left it out.
         checksums: name of a shard -> SHA-256 of the file, hex; empty, and not in the file, until all are written.
+
+    Example:
+        from hf_reinforce import ReinforcementConfig
+
+        config = ReinforcementConfig.load("outputs/cifar100-plus/small_randaug")
+        print(config.num_samples, config.policy.name, config.class_names)
     """
 
     policy: AugmentationPolicy

@@ -47,7 +47,8 @@ class KDTrainer(ResumableTrainer):
         from hf_reinforce import KDTrainer, KDTrainingArguments, create_student, load_reinforced
 
         dataset = load_reinforced("outputs/cifar100-plus", "small_randaug")
-        student = create_student("cifar_resnet20", num_labels=dataset.config.num_classes, image_size=32)
+        names = dataset.config.class_names
+        student = create_student("cifar_resnet20", num_labels=len(names), image_size=32, class_names=names)
         args = KDTrainingArguments(output_dir="outputs/student", max_steps=2, timm_optimizer="sgd", learning_rate=0.1)
         trainer = KDTrainer(student, args, train_dataset=dataset)
         trainer.train()
