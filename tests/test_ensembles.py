@@ -286,8 +286,8 @@ def test_stored_targets_and_their_verification(two, tmp_path, monkeypatch):
                 dict(zip(second["label"], second["value"], strict=True)), abs=1e-2
             )
     alone, together = (ReinforcementConfig.load(tmp_path / name / "rrc") for name in ("one", "both"))
-    assert alone.class_map == (1, 4, 0, 3, 2) and "class_map" not in alone.teachers[0]
-    assert together.class_map is None
+    assert alone.classes.class_map == (1, 4, 0, 3, 2) and "class_map" not in alone.teachers[0]
+    assert together.classes.class_map is None
     assert [item["class_map"] for item in together.teachers] == [[1, 4, 0, 3, 2], [3, 2, 1, 0, 4]]
     assert list(together.class_names) == rows.features["label"].names
     for name in ("one", "both"):

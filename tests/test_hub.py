@@ -260,8 +260,8 @@ def test_unfinished_folder_is_not_published(plus, nothing_is_sent):
 
 def test_folder_of_another_schema_is_not_published(plus, nothing_is_sent):
     file = plus / "rrc" / CONFIG_FILE
-    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(ValueError, match="schema version 2"):
+    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 3'))
+    with pytest.raises(ValueError, match="schema version 3"):
         push_to_hub(plus, "owner/pets-plus")
 
 

@@ -349,7 +349,9 @@ def test_parquet_files_that_are_no_shards_stay_where_they_are(hub, client, copy)
     assert names == {"README.md", "rrc/extra.parquet", *local_names(copy)}
     other = copy / "rrc" / "train-notes.parquet"
     pq.write_table(pa.table({"note": [1]}), other)
-    with pytest.raises(ValueError, match=r"train-notes.parquet has no columns .*'teacher_logits'.*Move it elsewhere"):
+    with pytest.raises(
+        ValueError, match=r"train-notes.parquet has no columns .*'augmentation_params'.*Move it elsewhere"
+    ):
         push_to_hub(copy, "me/refused", config_name="rrc")
 
 

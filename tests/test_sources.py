@@ -28,7 +28,7 @@ def test_several_label_columns_are_not_guessed():
 
 def test_a_reinforced_data_set_without_images_says_where_they_are():
     with pytest.raises(ValueError, match="reinforced data set without its images"):
-        find_columns(Features({"label": ClassLabel(names=["a"]), "teacher_logits": Value("float32")}))
+        find_columns(Features({"label": ClassLabel(names=["a"]), "augmentation_params": Value("float32")}))
 
 
 def test_without_a_name_none_is_called_none():

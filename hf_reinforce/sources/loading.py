@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import DatasetBuilder, Features, Image
+from datasets import Dataset, DatasetBuilder, Features, Image
+from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_reinforce.local_copies import resolve
@@ -105,7 +106,7 @@ def remote_source(
     config_name: str | None = None,
     split: str = "train",
     revision: str | None = None,
-) -> ParquetRows | None:
+) -> Dataset | ParquetRows | None:
     """One split of a dataset of images, to be read without downloading it.
 
     Args:
@@ -116,13 +117,16 @@ def remote_source(
         revision: Hub revision; ignored for a folder.
 
     Returns:
-        Its rows; None if it is not stored as Parquet, so that its rows cannot be reached one by one.
+        Its rows, those in the cache where the Hub cannot be reached; None if it is not stored as Parquet, so that its
+        rows cannot be reached one by one.
 
     Raises:
         ValueError: as `load_source`, or if it lacks a column, or the split is a part of splits.
     """
     builder, split = _builder(name, config_name, split, revision)
     _refuse_part(name, split)
+    if isinstance(builder, Cache):
+        return load_source(name, config_name, split, revision)
     if not isinstance(builder, Parquet) or split not in builder.config.data_files:
         return None
     with explained(name, revision):
