@@ -7,6 +7,8 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 SIZE ?= cpu
 JOBS ?= 1
+# processes that share the tests; each of them has one thread
+TEST_JOBS ?= 2
 
 .PHONY: install demo study bench test test-all check audit format clean
 
@@ -29,10 +31,10 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n $(TEST_JOBS) --dist worksteal
 
 test-all: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
 check: install
 	$(BIN)/ruff format --check .
