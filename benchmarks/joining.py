@@ -1,4 +1,4 @@
-"""Joining reinforced data sets as large as ImageNet-1k and -21k with images in another order, by their hashes."""
+"""Joining reinforced datasets as large as ImageNet-1k and -21k with images in another order, by their hashes."""
 
 import statistics
 import time

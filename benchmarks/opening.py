@@ -1,4 +1,4 @@
-"""Opening reinforced data sets as large as ImageNet-1k and ImageNet-21k, and the order of an epoch."""
+"""Opening reinforced datasets as large as ImageNet-1k and ImageNet-21k, and the order of an epoch."""
 
 import re
 import threading

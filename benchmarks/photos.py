@@ -1,4 +1,4 @@
-"""The photos that the benchmarks read: of ImageNet's own size, of a data set by Hub id, of a folder, or generated."""
+"""The photos that the benchmarks read: of ImageNet's own size, of a dataset by Hub id, of a folder, or generated."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def load_photos(data: str, images: int, cache: Path) -> tuple[Dataset, str]:
-    """Photos as a memory-mapped data set with the columns `image`, not decoded, and `label`, of 1,000 classes.
+    """Photos as a memory-mapped dataset with the columns `image`, not decoded, and `label`, of 1,000 classes.
 
     Args:
         data: Hub id or folder; `generated`; or `enlarged`: those of `imagenet1k_samples256`, as large as ImageNet's

@@ -1,4 +1,4 @@
-"""Reinforced data sets with made-up teacher outputs, in our format and in the original's, made once."""
+"""Reinforced datasets with made-up teacher outputs, in our format and in the original's, made once."""
 
 import shutil
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def reinforced_table(
     params: pa.Array | list[Any],
     targets: dict[str, NDArray[Any]],
 ) -> pa.Table:
-    """Rows of a reinforced data set; `params` and `targets` hold the reinforcements of row after row."""
+    """Rows of a reinforced dataset; `params` and `targets` hold the reinforcements of row after row."""
     features = schema.reinforced_features(
         {}, policy.feature, num_samples, {TARGET.column: TARGET.column_feature(num_samples)}
     )

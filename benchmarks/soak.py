@@ -102,7 +102,7 @@ def soak(
     """Trains until a sample of its `Watch` is the last, and returns all samples.
 
     Args:
-        folder: where the data set and the student go.
+        folder: where the dataset and the student go.
         finished: whether a sample is the last.
         images: photos in an epoch.
         change: makes another training set of the reinforced one.

@@ -1,4 +1,4 @@
-"""Streaming a reinforced data set against the loader of local rows, with two workers."""
+"""Streaming a reinforced dataset against the loader of local rows, with two workers."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Licences of data sets and networks, as their own cards state them, and the terms of ImageNet."""
+"""Licences of datasets and networks, as their own cards state them, and the terms of ImageNet."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,13 @@ IMAGENET_LICENSE = {
 """Card metadata for what is derived from ImageNet; the link leads to its terms of access."""
 
 IMAGENET_PROMPT = """\
-This data set is derived from ImageNet: it describes views of ImageNet images, which it does not contain. The terms \
+This dataset is derived from ImageNet: it describes views of ImageNet images, which it does not contain. The terms \
 of access to ImageNet, https://www.image-net.org/download.php, apply to what you do with it. By requesting access \
 you confirm that you have accepted them and that
 
-1. you use this data set for non-commercial research and educational purposes only;
+1. you use this dataset for non-commercial research and educational purposes only;
 2. you obtain the images themselves from ImageNet, or from a source that asks you to accept its terms;
-3. you answer for your own use, and hold ImageNet, its universities and the publishers of this data set harmless;
+3. you answer for your own use, and hold ImageNet, its universities and the publishers of this dataset harmless;
 4. you give it only to colleagues who have accepted the same terms; an employer is bound by them as you are.
 The terms of ImageNet decide wherever this summary differs from them.
 """

@@ -1,4 +1,4 @@
-"""Names of data sets and models: a Hub id, a folder, or a local copy of what a Hub id names."""
+"""Names of datasets and models: a Hub id, a folder, or a local copy of what a Hub id names."""
 
 import os
 from pathlib import Path

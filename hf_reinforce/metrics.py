@@ -171,7 +171,7 @@ def _check_values(logits: Tensor, labels: Tensor, largest: Tensor) -> None:
     row = int((~inside).int().argmax())
     raise ValueError(
         f"Expected labels from 0 to {logits.shape[1] - 1}, the logits having {logits.shape[1]} classes; found "
-        f"{int(labels[row])} in row {row}. Check that data set and model name the same classes."
+        f"{int(labels[row])} in row {row}. Check that dataset and model name the same classes."
     )
 
 

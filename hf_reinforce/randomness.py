@@ -47,7 +47,7 @@ def partner_positions(seed: int, block: int, slot: int, size: int) -> NDArray[np
 
 
 def shuffled_rows(seed: int, num_rows: int) -> NDArray[np.int64]:
-    """The order in which a mixing policy walks a data set, so that sorted data sets mix across classes."""
+    """The order in which a mixing policy walks a dataset, so that sorted datasets mix across classes."""
     return _philox(seed, _SHUFFLE, num_rows, 0).permutation(num_rows)
 
 

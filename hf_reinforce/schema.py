@@ -69,7 +69,7 @@ def reinforced_features(
     taken = [name for name in (*REINFORCEMENT_COLUMNS, *targets) if name in source]
     if taken:
         raise ValueError(
-            f"The source data set has columns named {taken}, which a reinforced data set needs for itself. "
+            f"The source dataset has columns named {taken}, which a reinforced dataset needs for itself. "
             f"Rename them first: dataset.rename_column({taken[0]!r}, ...). {WRITE}"
         )
     return Features(

@@ -3,8 +3,8 @@
     python hub_cards/render.py
     python hub_cards/render.py outputs/cifar100-plus
 
-The first command renders every card again; the second also takes over what a finished data set measures of itself,
-with its pictures, into `measured.json` and the folders beside it. A data set without `measured.json` is planned: its
+The first command renders every card again; the second also takes over what a finished dataset measures of itself,
+with its pictures, into `measured.json` and the folders beside it. A dataset without `measured.json` is planned: its
 card says what the recipes say.
 """
 
@@ -147,7 +147,7 @@ def card(name: str) -> str:
 
 
 def take_over(folder: Path) -> None:
-    """Keeps what a finished data set measures of itself, and its pictures."""
+    """Keeps what a finished dataset measures of itself, and its pictures."""
     target, configurations, accuracies = HERE / folder.name, {}, {}
     for key, item in describe(folder).items():
         configurations[key] = {

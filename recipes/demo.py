@@ -84,7 +84,7 @@ def say(text: str) -> None:
 
 
 def digits(train_size):
-    """The 1,797 digits as data sets of PNG images: 600 held out, the rest for the teacher, some of it for students."""
+    """The 1,797 digits as datasets of PNG images: 600 held out, the rest for the teacher, some of it for students."""
     import io
 
     import numpy as np

@@ -20,8 +20,8 @@ class BackboneArguments:
 
 @dataclass
 class DetectionArguments:
-    dataset_name: str | None = option("Hub id or folder of a data set with a column of objects; or name files:")
-    dataset_config_name: str | None = option("Hub configuration of the data set.")
+    dataset_name: str | None = option("Hub id or folder of a dataset with a column of objects; or name files:")
+    dataset_config_name: str | None = option("Hub configuration of the dataset.")
     train_split: str = option("Training split.", "train")
     eval_split: str | None = option("Split to evaluate on, none without it.")
     train_images: str | None = option("Folder of the training images, for --train_annotations.")
@@ -31,7 +31,7 @@ class DetectionArguments:
     image_column_name: str | None = option("Image column, default the only one.")
     objects_column_name: str = option("Column with bbox and category, and for Mask R-CNN segmentation.", "objects")
     box_format: str = option("coco (left, top, width, height) or pascal_voc (left, top, right, bottom).", "coco")
-    class_names: list[str] = option("Names of the categories, where the data set does not have them.", [])
+    class_names: list[str] = option("Names of the categories, where the dataset does not have them.", [])
     max_train_samples: int | None = option("Train on the first so many images.")
     max_eval_samples: int | None = option("Evaluate on the first so many images.")
     architecture: str = option("faster_rcnn or mask_rcnn.", "faster_rcnn")
@@ -68,7 +68,7 @@ def main() -> None:
     if test is not None and test.class_names != train.class_names:
         raise ValueError(
             f"The categories to evaluate on ({len(test.class_names)}: {test.class_names[0]}, ...) are not those of "
-            f"training ({len(train.class_names)}: {train.class_names[0]}, ...); choose annotations of one data set."
+            f"training ({len(train.class_names)}: {train.class_names[0]}, ...); choose annotations of one dataset."
         )
     detector = Detector.of(
         backbone(model),

@@ -19,16 +19,16 @@ class EvaluateArguments:
     model_name_or_path: list[str] = required("Hub id or folder of a classifier; several are averaged.")
     dataset_name: str | None = option("Hub id, folder of Parquet files, or ImageFolder; or name a --suite.")
     suite: str | None = option("imagenet_robustness, cifar_robustness, or a YAML file; see docs/evaluation.md.")
-    dataset_config_name: str | None = option("Hub configuration of the data set.")
-    dataset_revision: str | None = option("Hub revision of the data set.")
+    dataset_config_name: str | None = option("Hub configuration of the dataset.")
+    dataset_revision: str | None = option("Hub revision of the dataset.")
     split: str = option("Split to evaluate on.", "test")
     image_column_name: str | None = option("Image column, default the only one.")
     label_column_name: str | None = option("Label column, default the only ClassLabel column.")
     model_checkpoint: str | None = option("Weights of a model that is a bare timm architecture.")
     model_revision: str | None = option("Hub revision of the model.")
-    class_map: str | None = option("identity, or JSON: the model's class for each class of the data set.")
+    class_map: str | None = option("identity, or JSON: the model's class for each class of the dataset.")
     classes_from: str | None = option("Column of the model's classes (indices, names, WordNet ids), or a file.")
-    scoring: str | None = option("restricted to the data set's classes, where it declares any the default, or full.")
+    scoring: str | None = option("restricted to the dataset's classes, where it declares any the default, or full.")
     image_size: int | None = option("Side of the evaluated square in pixels, default the model's input.")
     crop_pct: float | None = option("Share of the shorter side that is evaluated, default the model's.")
     max_samples: int | None = option("Evaluate on the first so many rows.")
@@ -45,7 +45,7 @@ class EvaluateArguments:
 def main() -> None:
     (args,) = parse(__doc__, [EvaluateArguments])
     if (args.dataset_name is None) == (args.suite is None):
-        raise ValueError("Name either a data set with --dataset_name, or a --suite.")
+        raise ValueError("Name either a dataset with --dataset_name, or a --suite.")
     check_device(args.device)
     say_unused(EVALUATE, (args,), given())
     if args.output_dir:
@@ -67,7 +67,7 @@ def main() -> None:
                 write_report(args.output_dir)
     if evaluation.skipped:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
-        raise ValueError(f"{len(evaluation.skipped)} data sets of the suite could not be evaluated: {reasons}")
+        raise ValueError(f"{len(evaluation.skipped)} datasets of the suite could not be evaluated: {reasons}")
 
 
 def evaluate_suite(args):

@@ -1,4 +1,4 @@
-"""Fine-tunes a pretrained student on another data set, plain or reinforced, once or with several rates and seeds.
+"""Fine-tunes a pretrained student on another dataset, plain or reinforced, once or with several rates and seeds.
 
 python recipes/finetune.py --model_name_or_path outputs/student --dataset_name outputs/flowers102-plus
 python recipes/finetune.py --model_name_or_path outputs/student --dataset_name flwrlabs/caltech101 --policy randaug \\
@@ -39,7 +39,7 @@ class FinetuneArguments:
 FURTHER = (
     f"{train_kd.FURTHER}\nDefaults where --help of train_kd.py has none: "
     + ", ".join(f"--{name} {value}" for name, value in DEFAULTS.items())
-    + ", and --method plain for a data set that is not reinforced."
+    + ", and --method plain for a dataset that is not reinforced."
 )
 
 

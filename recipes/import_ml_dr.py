@@ -1,4 +1,4 @@
-"""Converts a reinforced data set of the original implementation (apple/ml-dr), and joins it with its images.
+"""Converts a reinforced dataset of the original implementation (apple/ml-dr), and joins it with its images.
 
     python recipes/import_ml_dr.py --archive imagenet-plus-randaug.tar.gz --output_dir outputs/imagenet-plus \\
         --source_name_or_path ILSVRC/imagenet-1k --id_map image_folder

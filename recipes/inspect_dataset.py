@@ -1,4 +1,4 @@
-"""Describes a reinforced data set: targets by operation, likely label errors, duplicates.
+"""Describes a reinforced dataset: targets by operation, likely label errors, duplicates.
 
     python recipes/inspect_dataset.py outputs/cifar100-plus
     python recipes/inspect_dataset.py outputs/cifar100-plus --verify True
@@ -19,7 +19,7 @@ FIRST = "dataset_name"  # the flag that may be left out
 @dataclass
 class InspectArguments:
     dataset_name: str = required(
-        "Hub id or folder of a reinforced data set; the flag may be left out if it comes first."
+        "Hub id or folder of a reinforced dataset; the flag may be left out if it comes first."
     )
     output_dir: str | None = option(
         "Folder for inspection.json and disagreements.png, default outputs/NAME-inspection."

@@ -1,4 +1,4 @@
-"""Linear probe: how good are a frozen network's features for another data set?
+"""Linear probe: how good are a frozen network's features for another dataset?
 
 python recipes/linear_probe.py --model_name_or_path outputs/student --dataset_name flwrlabs/caltech101
 """
@@ -14,7 +14,7 @@ from unused import PROBE, say_unused
 class ProbeArguments:
     model_name_or_path: list[str] = required("Hub id or folder of an image classifier; each one is probed.")
     dataset_name: str = required("Hub id, folder of Parquet files, or ImageFolder.")
-    dataset_config_name: str | None = option("Hub configuration of the data set.")
+    dataset_config_name: str | None = option("Hub configuration of the dataset.")
     train_split: str = option("Split that the probe is fitted on.", "train")
     eval_split: str = option("Split that it is evaluated on.", "test")
     image_column_name: str | None = option("Image column, default the only one.")
@@ -79,7 +79,7 @@ def splits(args):
     if names[0] != names[1]:
         raise ValueError(
             f"The splits {args.train_split!r} and {args.eval_split!r} have different classes ({len(names[0])}: "
-            f"{names[0][0]}, ...; {len(names[1])}: {names[1][0]}, ...); choose two of one data set."
+            f"{names[0][0]}, ...; {len(names[1])}: {names[1][0]}, ...); choose two of one dataset."
         )
     return sources
 

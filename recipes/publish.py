@@ -1,4 +1,4 @@
-"""Publishes a reinforced data set on the Hub, as it is.
+"""Publishes a reinforced dataset on the Hub, as it is.
 
     python recipes/publish.py --folder outputs/cifar100-plus --repo_id me/cifar100-plus --dry_run True
     python recipes/publish.py --folder outputs/cifar100-plus --repo_id me/cifar100-plus --tag v1

@@ -1,4 +1,4 @@
-"""Reinforces a data set: a teacher looks at many augmentations of every image, and its answers become columns.
+"""Reinforces a dataset: a teacher looks at many augmentations of every image, and its answers become columns.
 
     python recipes/reinforce.py recipes/cifar100_plus/reinforce.yaml --estimate True
     python recipes/reinforce.py recipes/cifar100_plus/reinforce.yaml
@@ -21,8 +21,8 @@ class ReinforceArguments:
     dataset_name: str = required("Hub id, folder of Parquet files, or ImageFolder.")
     teacher_name_or_path: list[str] = required("Hub id or folder of a classifier; several make an ensemble.")
     output_dir: str = required("Folder of the Hub repository to write; the policy's name becomes its configuration.")
-    dataset_config_name: str | None = option("Hub configuration of the data set.")
-    dataset_revision: str | None = option("Hub revision of the data set.")
+    dataset_config_name: str | None = option("Hub configuration of the dataset.")
+    dataset_revision: str | None = option("Hub revision of the dataset.")
     split: str = option("Split to reinforce, or a part: train[:50%], train[5:15], train+test.", "train")
     image_column_name: str | None = option("Image column, default the only one.")
     label_column_name: str | None = option("Label column, also of texts; default the only ClassLabel; '' for none.")
@@ -31,7 +31,7 @@ class ReinforceArguments:
     teacher_weights: list[float] = option("Weights of an ensemble, default equal.", [])
     teacher_temperature: float = option("Temperature of the teacher's softmax.", 1.0)
     teacher_dtype: str = option("float32, bfloat16 or float16; docs/guide.md says what they cost.", "float32")
-    class_map: str | None = option("identity, or JSON: the teacher's class for each class of the data set.")
+    class_map: str | None = option("identity, or JSON: the teacher's class for each class of the dataset.")
     policy: str = option("Named policy, or a YAML file.", "randaug")
     image_size: int = option("Side of a view in pixels, for a named policy.", 224)
     num_samples: int = option("N, reinforcements per image.", 50)
@@ -117,9 +117,9 @@ def main() -> None:
 
 
 def first_images(source, args):
-    """The first images of a data set, without downloading the rest, and how many there are.
+    """The first images of a dataset, without downloading the rest, and how many there are.
 
-    Where that is recorded nowhere, the whole data set and None.
+    Where that is recorded nowhere, the whole dataset and None.
     """
     from datasets import Dataset, Image
 

@@ -12,8 +12,8 @@ from unused import SEGMENT, say_unused
 
 @dataclass
 class SegmentationArguments:
-    dataset_name: str | None = option("Hub id or folder of a data set with images and masks; or name folders:")
-    dataset_config_name: str | None = option("Hub configuration of the data set.")
+    dataset_name: str | None = option("Hub id or folder of a dataset with images and masks; or name folders:")
+    dataset_config_name: str | None = option("Hub configuration of the dataset.")
     train_split: str = option("Training split.", "train")
     eval_split: str | None = option("Split to evaluate on, none without it.")
     train_images: str | None = option("Folder of the training images, for --train_masks.")

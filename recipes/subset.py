@@ -1,4 +1,4 @@
-"""Writes a class-balanced part of a data set as a folder of Parquet, to see what a method does with few images.
+"""Writes a class-balanced part of a dataset as a folder of Parquet, to see what a method does with few images.
 
 python recipes/subset.py --dataset_name uoft-cs/cifar100 --label_column_name fine_label --output_dir quarter
 """

@@ -1,4 +1,4 @@
-"""Trains a student: on a reinforced data set, with an online teacher, or plainly.
+"""Trains a student: on a reinforced dataset, with an online teacher, or plainly.
 
 accelerate launch recipes/train_kd.py recipes/cifar100_plus/student.yaml
 python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path resnet18 --output_dir outputs/r18
@@ -17,10 +17,10 @@ from unused import STUDENT, say_unused
 
 @dataclass
 class DataArguments:
-    dataset_name: str = required("Hub id or folder of a reinforced data set, or for plain and online of any images.")
-    dataset_config_name: str | None = option("Configuration: of a reinforced data set, the policy.")
+    dataset_name: str = required("Hub id or folder of a reinforced dataset, or for plain and online of any images.")
+    dataset_config_name: str | None = option("Configuration: of a reinforced dataset, the policy.")
     dataset_revision: str | None = option("Hub revision: branch, tag or commit, default main.")
-    train_split: str = option("Training split of a data set that is not reinforced.", "train")
+    train_split: str = option("Training split of a dataset that is not reinforced.", "train")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")
     streaming: bool = option("Read rows and images as streams, and download neither as a whole.", False)
     eval_dataset_name: str | None = option("Hub id or folder to evaluate on, default the source of the images.")
@@ -30,7 +30,7 @@ class DataArguments:
     label_column_name: str | None = option("Label column, also of texts; default the only ClassLabel column.")
     max_train_samples: int | None = option("Train on the first so many rows.")
     max_eval_samples: int | None = option("Evaluate on the first so many rows.")
-    policy: str | None = option("Named policy or YAML file, for a data set that is not reinforced.")
+    policy: str | None = option("Named policy or YAML file, for a dataset that is not reinforced.")
     image_size: int | None = option("Side of the views in pixels, default the policy's.")
     selection: str = option("cycle: every reinforcement once before any twice; random: as the paper.", "cycle")
     plain_fraction: float = option("Share of plain samples with hard labels; the paper uses 0.01.", 0.0)
@@ -48,7 +48,7 @@ class ModelArguments:
     teacher_name_or_path: list[str] = option("For --method online: one teacher or several (an ensemble).", [])
     teacher_checkpoint: str | None = option("Weights of a teacher that is a bare timm architecture.")
     teacher_dtype: str = option("float32, bfloat16 or float16.", "float32")
-    class_map: str | None = option("identity, or JSON: the teacher's class for each class of the data set.")
+    class_map: str | None = option("identity, or JSON: the teacher's class for each class of the dataset.")
 
 
 FURTHER = """Further flags: --method {reinforced,online,plain}, --temperature, --hard_label_weight, --ema_decay,
@@ -200,7 +200,7 @@ def training_data(data, replayed, seed, commit):
         return fresh
     if replayed or data.policy is None:
         raise ValueError(
-            f"{data.dataset_name} is not a reinforced data set; reinforce it with recipes/reinforce.py, or choose "
+            f"{data.dataset_name} is not a reinforced dataset; reinforce it with recipes/reinforce.py, or choose "
             "--method plain or online with a --policy."
         )
     rows = load_source(data.dataset_name, data.dataset_config_name, data.train_split, commit)

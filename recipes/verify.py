@@ -1,4 +1,4 @@
-"""Replays a reinforced data set, asks its teacher again, and compares the answers with the stored targets.
+"""Replays a reinforced dataset, asks its teacher again, and compares the answers with the stored targets.
 
     python recipes/verify.py --dataset_name outputs/cifar100-plus --max_records 1000
 
@@ -15,7 +15,7 @@ from unused import VERIFY, say_unused
 
 @dataclass
 class VerifyArguments:
-    dataset_name: str = required("Hub id or folder of a reinforced data set.")
+    dataset_name: str = required("Hub id or folder of a reinforced dataset.")
     dataset_config_name: str | None = option("Its configuration, default the only one.")
     dataset_revision: str | None = option("Its Hub revision: branch, tag or commit, default main.")
     source_name_or_path: str | None = option("Hub id or folder of the images, default the recorded one.")

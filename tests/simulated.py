@@ -44,8 +44,8 @@ def write_evaluation(
 
     Args:
         folder: of the student.
-        datasets: names of data sets.
-        corruptions: name and severity of the corrupted forms of the first data set; each severity costs strength.
+        datasets: names of datasets.
+        corruptions: name and severity of the corrupted forms of the first dataset; each severity costs strength.
         training: `method`, `epochs` and `seconds` of the training, nothing is written without.
         model: arguments of `simulated_logits`.
 
@@ -77,7 +77,7 @@ def _result(folder, name, logits, labels, corruption=None):
         dataset_name="me/pets" if corruption else f"me/{name}",
         split="test",
         num_samples=len(labels),
-        class_map="the model's classes are the data set's",
+        class_map="the model's classes are the dataset's",
         class_names=list(NAMES),
         metrics=measure(predictions),
         reliability=reliability(predictions),

@@ -132,7 +132,7 @@ def test_errors_name_the_row(mixture):
 
 @pytest.fixture
 def on_disk(tmp_path):
-    """Images as files, and what was reinforced of them: `(files, reinforced data set)`."""
+    """Images as files, and what was reinforced of them: `(files, reinforced dataset)`."""
     (tmp_path / "images").mkdir()
     files = [tmp_path / "images" / f"{row}.png" for row in range(12)]
     for row, file in enumerate(files):

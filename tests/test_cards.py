@@ -257,7 +257,7 @@ def test_images_that_are_embedded_and_a_source_in_memory(tmp_path):
     write_dataset_card(tmp_path)
     assert pixels(tmp_path / "rrc" / PREVIEW_FILE).std() > 20
     card = DatasetCard.load(tmp_path / "README.md")
-    assert "The images are in the data set." in card.text
+    assert "The images are in the dataset." in card.text
     assert card.data.source_datasets is None
     assert not re.search(r"\bNone\b", card.text)
     loaded = load_dataset(str(tmp_path), "rrc", split="train", cache_dir=str(tmp_path / "cache"))
@@ -334,7 +334,7 @@ def test_the_card_of_a_folder_is_kept_while_it_describes_it(folder, tmp_path):
 
 # Metadata
 
-# Identifiers that the Hub documents for `license`, as far as image data sets and models use them.
+# Identifiers that the Hub documents for `license`, as far as image datasets and models use them.
 LICENSES = {
     *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "openrail", "gpl", "gpl-2.0", "gpl-3.0", "lgpl-3.0"),
     *("cc", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0"),
@@ -696,7 +696,7 @@ def test_two_sources_are_described_both(folder):
         "pets": "[me/pets",
     }
     load = section(card, "Load")
-    assert "The images of `pets` are **not** in the data set" in load and "they stay in [me/pets]" in load
+    assert "The images of `pets` are **not** in the dataset" in load and "they stay in [me/pets]" in load
     assert 'load_reinforced("both", "pets")' in load
     licences = {line[0].split("]")[0]: line[1] for line in cells(section(card, "Licence"))[0][1:]}
     assert licences["[me/birds"] == "cc-by-4.0" and licences["[me/pets"] == "mit"

@@ -33,7 +33,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def stored(source, tmp_path_factory):
-    """`stored(policy)`: rows and configuration of a reinforced data set, made once."""
+    """`stored(policy)`: rows and configuration of a reinforced dataset, made once."""
 
     @functools.cache
     def stored(policy=PLAIN, embed_images=False):

@@ -1,4 +1,4 @@
-"""From a model's classes to those of a data set: each way of saying so, on examples that are looked up by hand."""
+"""From a model's classes to those of a dataset: each way of saying so, on examples that are looked up by hand."""
 
 import json
 import logging
@@ -113,7 +113,7 @@ def test_classes_that_merely_occur_do_not_restrict_the_model(names, labels, clas
         asked = make_class_map(OWN, 5, names, labels, classes, "restricted", declared=False)
     assert groups(asked) == [[1], [3]]
     for words in (asked.description, caplog.text):
-        assert "the 2 classes that occur in the data set out of the model's 5" in words
+        assert "the 2 classes that occur in the dataset out of the model's 5" in words
 
 
 def test_classes_that_are_declared_or_listed_restrict_the_model(caplog):
@@ -125,7 +125,7 @@ def test_classes_that_are_declared_or_listed_restrict_the_model(caplog):
         make_class_map(OWN, 5, ["bee"], [0], {"bee": 1, "dog": 3}, declared=False),
     ):
         assert groups(class_map) == [[1], [3]] and class_map.targets == {0: (0,), 1: (1,)}
-        assert "restricted to 2 classes of the data set out of the model's 5" in class_map.description
+        assert "restricted to 2 classes of the dataset out of the model's 5" in class_map.description
     assert make_class_map(None, 1000, None, [7], "imagenet_r", declared=False).scoring == "restricted"
     assert not caplog.text
 
@@ -161,7 +161,7 @@ def test_published_tables():
     [
         (
             (OWN, 5, ["ant", "yak"], [0]),
-            "1 of the data set's 2 classes .yak. are not found.* or --class_map",
+            "1 of the dataset's 2 classes .yak. are not found.* or --class_map",
         ),
         ((None, 3, ["ant", "yak"], [0]), "among the model's 3 .no names."),
         (
@@ -171,14 +171,14 @@ def test_published_tables():
         ((OWN, 5, ["2", "9"], [0], "index"), "names of the classes go up to 9, the model has 5 classes"),
         ((OWN, 5, ["x"], [0], [5]), "The model has classes 0 to 4, but the class map names 5"),
         ((OWN, 5, ["x"], [0], "no_table"), "neither one of imagenet, .* nor a file"),
-        ((OWN, 5, ["x", "y"], [0], ["ant"]), "one entry for each of the data set's 2 classes, but has 1"),
-        ((OWN, 5, ["x", "y"], [0], {"x": "ant"}), "no entry for 1 classes of the data set: y; it has x"),
+        ((OWN, 5, ["x", "y"], [0], ["ant"]), "one entry for each of the dataset's 2 classes, but has 1"),
+        ((OWN, 5, ["x", "y"], [0], {"x": "ant"}), "no entry for 1 classes of the dataset: y; it has x"),
         (
             (OWN, 5, ["x"], [0], ["yak"]),
             "names 'yak', which is no class of the model; it has ant, bee.* --classes_from",
         ),
         ((None, 5, ["x"], [0], ["yak"]), "it has no names, only indices 0 to 4"),
-        ((OWN, 5, None, [3], ["ant", "bee"]), "has 2 classes, but the data set has the label 3"),
+        ((OWN, 5, None, [3], ["ant", "bee"]), "has 2 classes, but the dataset has the label 3"),
         ((OWN, 5, ["x"], [0], "index"), "class names that are numbers, such as '17'; found x"),
         ((OWN, 5, ["ant"], [0], None, "some"), "scoring must be one of restricted, full"),
     ],

@@ -17,7 +17,7 @@ CORRUPTIONS = [("fog", 1), ("fog", 5), ("snow", 1), ("snow", 5)]
 
 @pytest.fixture
 def folder(tmp_path):
-    """The evaluation of a student on two data sets, one of them also corrupted."""
+    """The evaluation of a student on two datasets, one of them also corrupted."""
     return write_evaluation(tmp_path / "student", ("pets", "zoo"), CORRUPTIONS) / "evaluation"
 
 
@@ -52,7 +52,7 @@ def test_table_has_the_figures_of_the_evaluation(folder, undrawn):
     text = write_report(folder).read_text()
     (table,) = tables(text)
     evaluation = Evaluation.load(folder)
-    assert table[0][0] == "data set" and [row[0] for row in table[1:]] == ["Pets", "Zoo", "mean over 4 corrupted sets"]
+    assert table[0][0] == "dataset" and [row[0] for row in table[1:]] == ["Pets", "Zoo", "mean over 4 corrupted sets"]
     for row, found in zip(table[1:3], evaluation.datasets.values(), strict=False):
         top1 = re.fullmatch(r"([\d.]+) ± ([\d.]+)", row[2])
         share = found.metrics["accuracy"]
@@ -148,7 +148,7 @@ def test_summary_notes_and_what_is_missing_are_told(folder, undrawn):
 
 def test_no_data_set_is_an_error(folder):
     edited(folder, datasets={})
-    with pytest.raises(ValueError, match="results for no data set; run recipes/evaluate.py"):
+    with pytest.raises(ValueError, match="results for no dataset; run recipes/evaluate.py"):
         write_report(folder)
 
 

@@ -42,7 +42,7 @@ def result(**changes):
 
 
 def test_evaluation_round_trip(tmp_path):
-    evaluation = Evaluation("a + b", "suite", {"pets": result()}, {"mce": 0.7}, {"cats": "There is no data set."})
+    evaluation = Evaluation("a + b", "suite", {"pets": result()}, {"mce": 0.7}, {"cats": "There is no dataset."})
     evaluation.save(tmp_path / "new" / "folder")
     loaded = Evaluation.load(tmp_path / "new" / "folder")
     assert loaded == evaluation and loaded.datasets["pets"].corruption == Corruption("fog", 2)
@@ -73,7 +73,7 @@ def test_predictions_are_found_by_the_name_of_the_data_set(tmp_path):
     evaluation = Evaluation("student", None, {"pets": result()})
     predictions().save(tmp_path / result().predictions)
     assert len(evaluation.predictions(tmp_path, "pets")) == 4
-    with pytest.raises(ValueError, match="has no data set 'cats'; it has pets"):
+    with pytest.raises(ValueError, match="has no dataset 'cats'; it has pets"):
         evaluation.predictions(tmp_path, "cats")
     evaluation = Evaluation("student", None, {"pets": result(num_samples=7)})
     with pytest.raises(

@@ -159,9 +159,9 @@ def test_one_bad_entry_does_not_lose_the_others(evaluate, workshop, tmp_path):
     )
     with pytest.raises(SystemExit) as stop:
         evaluate(suite=suite, output_dir=tmp_path / "out")
-    assert "1 data sets of the suite could not be evaluated: nowhere: There is no data set" in str(stop.value)
+    assert "1 datasets of the suite could not be evaluated: nowhere: There is no dataset" in str(stop.value)
     evaluation = Evaluation.load(tmp_path / "out")
-    assert list(evaluation.datasets) == ["pets"] and "There is no data set" in evaluation.skipped["nowhere"]
+    assert list(evaluation.datasets) == ["pets"] and "There is no dataset" in evaluation.skipped["nowhere"]
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -250,7 +250,7 @@ def test_an_entry_for_models_of_another_size_is_left_out(evaluate, workshop, tmp
     [
         (
             {"dataset_name": "a", "clases": "b"},
-            r"pets: a data set needs dataset_name and may have .* found \['clases'\]",
+            r"pets: a dataset needs dataset_name and may have .* found \['clases'\]",
         ),
         ({"split": "test"}, "needs dataset_name"),
         ({"dataset_name": "a", "scoring": "half"}, "pets: scoring must be one of restricted, full, not 'half'"),
@@ -318,5 +318,5 @@ def test_an_empty_split():
 
 def test_one_of_data_set_and_suite_is_named(evaluate, workshop):
     for flags in ({}, {"suite": "cifar_robustness", "dataset_name": workshop / "pets"}):
-        with pytest.raises(SystemExit, match="either a data set with --dataset_name, or a --suite"):
+        with pytest.raises(SystemExit, match="either a dataset with --dataset_name, or a --suite"):
             evaluate(**flags)

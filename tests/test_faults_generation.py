@@ -1,4 +1,4 @@
-"""Faults while a data set is reinforced: kills at any moment, signals, disks, broken sources, flipped bits.
+"""Faults while a dataset is reinforced: kills at any moment, signals, disks, broken sources, flipped bits.
 
 What is killed is the real recipe in a process of its own. Starting Python and importing torch takes seconds, so most
 of these processes are forks of one that has imported everything and has a single thread.
@@ -490,7 +490,7 @@ def test_files_that_all_vanish_are_not_skipped_as_bad_images(run, tmp_path, monk
 
 @pytest.mark.parametrize(("missing", "gone"), [(1, False), (63, False), (64, True)])
 def test_before_anything_could_be_read_a_whole_block_tells(missing, gone):
-    """The last shard of a data set may be one row whose file is missing: that must not stop a run for ever."""
+    """The last shard of a dataset may be one row whose file is missing: that must not stop a run for ever."""
     failed = [(row, images.UnreachableError("the file cannot be read.")) for row in range(missing)]
     assert source_is_gone(failed, None) is gone
     assert not source_is_gone([(0, images.ImageError("it is no image."))] * missing, None)

@@ -42,7 +42,7 @@ WORKERS = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    """A folder with a teacher and `plus`, a reinforced data set that mixes its images."""
+    """A folder with a teacher and `plus`, a reinforced dataset that mixes its images."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "pets").mkdir()
     tiny_dataset(ROWS, labels=C).to_parquet(folder / "pets" / "train-00000-of-00001.parquet")

@@ -1,4 +1,4 @@
-"""A reinforced data set that an earlier version wrote, committed beside this file: it stays readable and replays."""
+"""A reinforced dataset that an earlier version wrote, committed beside this file: it stays readable and replays."""
 
 import json
 import os

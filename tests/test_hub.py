@@ -1,4 +1,4 @@
-"""Data sets by name: sources, reinforced folders, and what is refused before anything is sent or trained."""
+"""Datasets by name: sources, reinforced folders, and what is refused before anything is sent or trained."""
 
 import dataclasses
 import shutil
@@ -78,10 +78,10 @@ def test_local_copy_of_a_hub_id(originals, tmp_path, monkeypatch):
 
 def test_missing_source_is_named(tmp_path):
     with pytest.raises(
-        ValueError, match="There is no data set .owner/nothing., neither as a folder nor in the cache.*HF_HUB_OFFLINE"
+        ValueError, match="There is no dataset .owner/nothing., neither as a folder nor in the cache.*HF_HUB_OFFLINE"
     ):
         load_source("owner/nothing")
-    with pytest.raises(ValueError, match="There is no data set"):
+    with pytest.raises(ValueError, match="There is no dataset"):
         load_source(str(tmp_path / "nothing"))
 
 
@@ -95,8 +95,8 @@ def test_folder_without_data(tmp_path):
     [
         ("", "The name is empty; give a Hub id, such as .* or a folder"),
         (" ", "The name is empty"),
-        ("me/", "There is no data set 'me/'"),
-        ("me/..", "There is no data set 'me/..'"),
+        ("me/", "There is no dataset 'me/'"),
+        ("me/..", "There is no dataset 'me/..'"),
         (
             "x" * 5000,
             r"The name 'x{60}', of 5,000 characters, cannot be looked up \(File name too long\); give a Hub id",
@@ -123,7 +123,7 @@ def test_missing_split_names_those_there_are(originals):
         load_source(str(originals / "pets"), split="validation")
 
 
-# -- reinforced data sets -----------------------------------------------------------------------------------------
+# -- reinforced datasets -----------------------------------------------------------------------------------------
 
 
 def test_reinforced_folder_finds_its_source(originals):
@@ -194,7 +194,7 @@ def test_missing_rows_are_noticed(plus):
 def test_recorded_source_that_is_gone(plus, tmp_path):
     record = ReinforcementConfig.load(plus / "rrc").source
     change_config(plus / "rrc", source=dataclasses.replace(record, name=str(tmp_path / "moved")))
-    with pytest.raises(ValueError, match="There is no data set .*moved.* name them with source="):
+    with pytest.raises(ValueError, match="There is no dataset .*moved.* name them with source="):
         load_reinforced(str(plus), "rrc")
 
 
@@ -209,7 +209,7 @@ def test_only_configuration_is_found_and_several_are_named(plus):
 
 
 def test_folder_that_is_not_reinforced(originals):
-    with pytest.raises(ValueError, match="is not a reinforced data set; recipes/reinforce.py makes one"):
+    with pytest.raises(ValueError, match="is not a reinforced dataset; recipes/reinforce.py makes one"):
         load_reinforced(str(originals / "pets"))
 
 

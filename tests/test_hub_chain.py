@@ -72,7 +72,7 @@ def load_plain(config):
 
 
 def load_joined(config):
-    """In the client: rows, labels and views of a data set joined with its images, whose hashes are checked."""
+    """In the client: rows, labels and views of a dataset joined with its images, whose hashes are checked."""
     from hf_reinforce import load_reinforced
 
     dataset = load_reinforced("me/photos-plus", config)

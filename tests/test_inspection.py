@@ -1,4 +1,4 @@
-"""The description of a reinforced data set, against one that reads it row by row."""
+"""The description of a reinforced dataset, against one that reads it row by row."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
-    """`folder(policy)`: the data set reinforced in several shards, with its images beside it."""
+    """`folder(policy)`: the dataset reinforced in several shards, with its images beside it."""
     root = tmp_path_factory.mktemp("inspection")
     images = root / "pets"
     images.mkdir()
@@ -79,7 +79,7 @@ def folder(data, tmp_path_factory):
 
 
 def targets(folder):
-    """Every target of a folder: (row of the data set, its parameters, masses, classes)."""
+    """Every target of a folder: (row of the dataset, its parameters, masses, classes)."""
     for path in sorted(folder.glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
             for params, logits in zip(row[schema.AUGMENTATION_PARAMS], row["teacher_logits"], strict=True):
@@ -320,7 +320,7 @@ def test_the_recipe(folder, tmp_path, monkeypatch, capsys):
     assert summary_table(content) in text and operations_table(content) in text
     assert len(content["disagreements"]) == 3
     monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", str(tmp_path), *arguments[2:]])
-    with pytest.raises(SystemExit, match=r"error: .* is not a reinforced data set; recipes/reinforce.py makes one"):
+    with pytest.raises(SystemExit, match=r"error: .* is not a reinforced dataset; recipes/reinforce.py makes one"):
         recipe.main()
 
 

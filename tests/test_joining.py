@@ -33,7 +33,7 @@ def folder(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(photos, folder):
-    """Rows and configuration of a reinforced data set."""
+    """Rows and configuration of a reinforced dataset."""
     dataset = load_reinforced(str(folder), source=photos)
     rows = Dataset.from_parquet(str(next(folder.glob("rrc/*.parquet"))), cache_dir=str(folder / "cache"))
     return rows, dataset.config
@@ -164,7 +164,7 @@ def test_source_that_became_shorter(photos, loaded):
     rows, config = loaded
     short = photos.select(range(90))
     positions = np.arange(ROWS)
-    with pytest.raises(WrongImageError, match=r"has 90 rows, but row 95 was reinforced. Use the same data set, split"):
+    with pytest.raises(WrongImageError, match=r"has 90 rows, but row 95 was reinforced. Use the same dataset, split"):
         ReinforcedDataset(rows, config, short, source_rows=positions)[95]
     found = ReinforcedDataset(
         rows, config, short, source_rows=positions, find_source_rows=lambda: positions_by_hash(rows, short, config)

@@ -175,7 +175,7 @@ def write_archive(path, members):
 
 
 class Original:
-    """A small data set, and reinforcements of it as the original would have drawn them."""
+    """A small dataset, and reinforcements of it as the original would have drawn them."""
 
     def __init__(self, variant, num_rows=8, num_samples=NUM_SAMPLES, seed=0):
         self.variant, self.source = variant, tiny_dataset(num_rows, labels=CLASSES)

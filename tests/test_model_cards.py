@@ -25,7 +25,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def plus(source, tmp_path_factory):
-    """A reinforced data set of `somebody/pets`."""
+    """A reinforced dataset of `somebody/pets`."""
     folder = tmp_path_factory.mktemp("plus") / "pets-plus"
     options = {"num_samples": 2, "top_k": 3, "device": "cpu", "source_name": "somebody/pets"}
     reinforce(source, tiny_teacher(CLASSES), named_policy("randaug", SIZE), folder, **options)

@@ -71,7 +71,7 @@ class Plain(GaussianBlur):
 
 
 def made(operation, tmp_path, monkeypatch):
-    """A data set reinforced by a policy file that names the operation, and the images."""
+    """A dataset reinforced by a policy file that names the operation, and the images."""
     monkeypatch.setitem(AUGMENTATIONS, operation.name, operation)
     path = tmp_path / "blurred.yaml"
     path.write_text(

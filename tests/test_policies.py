@@ -436,7 +436,7 @@ def test_a_view_does_not_depend_on_the_mixing(image, name):
 
 
 def test_golden_params():
-    """What one key of the widest policy stands for; stored data sets and published seeds rely on it."""
+    """What one key of the widest policy stands for; stored datasets and published seeds rely on it."""
     assert named_policy("mixing_randaug", 224).sample(7, 123, 10, 375, 500) == {
         "crop": {"top": 13, "left": 276, "height": 230, "width": 178},
         "hflip": True,

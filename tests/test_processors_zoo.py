@@ -203,7 +203,7 @@ def test_colours_that_are_mixed_or_bent_are_refused():
 
 @cache
 def photos(count=10):
-    """Photos of many shapes, as a data set; the real ones of scikit-learn where it is installed."""
+    """Photos of many shapes, as a dataset; the real ones of scikit-learn where it is installed."""
     try:
         from sklearn.datasets import load_sample_images
 

@@ -61,7 +61,7 @@ def photos_on_hub(hub, photos):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, photos):
-    """A reinforced data set of two configurations, three shards each."""
+    """A reinforced dataset of two configurations, three shards each."""
     path = tmp_path_factory.mktemp("reinforced") / "photos-plus"
     for policy in ("rrc", "mixing"):
         reinforce(
@@ -299,7 +299,7 @@ def test_unfinished_and_missing_configurations_are_refused(copy):
     replace(ReinforcementConfig.load(copy / "rrc"), complete=False).save(copy / "rrc")
     with pytest.raises(ValueError, match="'rrc' is not finished; run the command"):
         push_to_hub(copy, "me/refused")
-    with pytest.raises(ValueError, match="no configuration of a reinforced data set"):
+    with pytest.raises(ValueError, match="no configuration of a reinforced dataset"):
         push_to_hub(copy.parent / "nowhere", "me/refused")
 
 
@@ -545,7 +545,7 @@ def plain_load(name):
 
 
 def joined(name, config="rrc", epoch=0, **kwargs):
-    """In the client: source rows, first sample and one view per image of a data set joined with its images."""
+    """In the client: source rows, first sample and one view per image of a dataset joined with its images."""
     from hf_reinforce import load_reinforced
 
     dataset = load_reinforced(name, config, **kwargs)
@@ -615,7 +615,7 @@ def refused(name, config="rrc", login=True, **kwargs):
 def test_errors_of_loading_say_what_to_do(hub, client, published):
     assert "has no revision 'v9'; its branches and tags are ['main']" in client(refused, published, revision="v9")
     assert "configurations ['mixing', 'rrc']" in client(refused, published, config="small")
-    assert "no data set 'me/nothing'" in client(refused, "me/nothing")
+    assert "no dataset 'me/nothing'" in client(refused, "me/nothing")
     hub.add_repository("dataset", "me/gated", stored(hub, published), gated=True)
     message = client(refused, "me/gated", login=False)
     assert "'me/gated'" in message and "accept them on its page on the Hub, then log in with `hf auth" in message
@@ -666,7 +666,7 @@ def test_truncated_shard_on_the_hub(hub, client, published, photos_on_hub):
 
 
 def streamed_joined(name):
-    """In the client: labels and hashes of the views of a streamed data set."""
+    """In the client: labels and hashes of the views of a streamed dataset."""
     from hf_reinforce import load_reinforced
 
     return sorted(

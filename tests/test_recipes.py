@@ -113,7 +113,7 @@ def workshop(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plus(workshop):
-    """The reinforced data set that `reinforce.py` makes in the workshop."""
+    """The reinforced dataset that `reinforce.py` makes in the workshop."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(RECIPES))
         patch.setattr(preview, "draw", lambda *args: None)
@@ -135,7 +135,7 @@ def plus(workshop):
 
 @pytest.fixture
 def train(recipe, plus, tmp_path):
-    """`train(*arguments, **flags)`: a short run of `train_kd.py` on the reinforced data set; returns its folder."""
+    """`train(*arguments, **flags)`: a short run of `train_kd.py` on the reinforced dataset; returns its folder."""
     common = {
         "dataset_name": plus,
         "model_name_or_path": ARCHITECTURE,
@@ -445,7 +445,7 @@ def training_flags(workshop, tmp_path):
 
 def test_training_on_images_that_are_not_reinforced(recipe, training_flags):
     text = message(recipe, "train_kd", method="reinforced", **training_flags)
-    assert "is not a reinforced data set; reinforce it with recipes/reinforce.py, or choose" in text
+    assert "is not a reinforced dataset; reinforce it with recipes/reinforce.py, or choose" in text
     assert "--policy" in message(recipe, "train_kd", method="plain", **training_flags)
 
 
@@ -458,8 +458,8 @@ def test_training_on_images_that_are_not_reinforced(recipe, training_flags):
         ({"dataset_config_name": "randaug"}, "has the configurations ['rrc']"),
         ({"selection": "twice"}, "selection must be 'cycle' or 'random'"),
         ({"eval_split": "validation"}, "validation"),
-        ({"source_name_or_path": "owner/nothing"}, "There is no data set 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "There is no data set 'owner/nothing'"),
+        ({"source_name_or_path": "owner/nothing"}, "There is no dataset 'owner/nothing'"),
+        ({"dataset_name": "owner/nothing"}, "There is no dataset 'owner/nothing'"),
     ],
 )
 def test_mistakes_in_training_are_one_sentence(flags, expected, recipe, training_flags, plus):
@@ -474,7 +474,7 @@ def test_mistakes_in_training_are_one_sentence(flags, expected, recipe, training
         ({"policy": "magic"}, "Unknown policy 'magic'"),
         ({"image_column_name": "picture"}, "no image column 'picture'; its columns are ['image', 'label']"),
         ({"teacher_name_or_path": "owner/nothing"}, "There is no image classifier 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "There is no data set 'owner/nothing'"),
+        ({"dataset_name": "owner/nothing"}, "There is no dataset 'owner/nothing'"),
         ({"split": "validation"}, "validation"),
         ({"class_map": "[0, 1, 9, 3, 4]"}, "class_map"),
         ({"class_map": "{not json"}, "class_map"),
@@ -516,18 +516,18 @@ def test_other_settings_for_the_same_folder_are_refused(recipe, plus, workshop):
         seed=5,
         output_dir=plus,
     )
-    assert "holds a reinforced data set that was made differently: top_k: 2, not 3" in text
+    assert "holds a reinforced dataset that was made differently: top_k: 2, not 3" in text
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         ({"model_name_or_path": "owner/nothing"}, "There is no image classifier 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "There is no data set"),
+        ({"dataset_name": "owner/nothing"}, "There is no dataset"),
         ({"max_samples": 0}, "--max_samples must be at least 1, not 0"),
         (
             {"class_map": "[0]"},
-            f"class_map must give one teacher class in [0, {C}) for each of the data set's {C} classes; it has 1 "
+            f"class_map must give one teacher class in [0, {C}) for each of the dataset's {C} classes; it has 1 "
             "entries: 0; mend --class_map.",
         ),
     ],

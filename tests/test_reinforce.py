@@ -238,7 +238,7 @@ def test_a_class_map_and_an_ensemble(run):
 
 
 def test_other_classes_are_refused_before_anything_is_written(run, tmp_path):
-    with pytest.raises(ValueError, match=r"Data set \(4\): ant, bee, cat, dog. Teacher \(5\)"):
+    with pytest.raises(ValueError, match=r"Dataset \(4\): ant, bee, cat, dog. Teacher \(5\)"):
         run(dataset=tiny_dataset(8, labels=4))
     assert not (tmp_path / "one").exists()
 
@@ -358,7 +358,7 @@ def test_mapping_a_reinforcer_gives_the_same_rows(run, data, policy):
         remove_columns=["image"],
         features=reinforcer.features(data.features),
     )
-    # A map walks the data set in its own order, as a stream does.
+    # A map walks the dataset in its own order, as a stream does.
     folder = run(policy, dataset=data.to_iterable_dataset())
     assert mapped.with_format("arrow")[:].to_pylist() == rows(folder)
     assert mapped.features == stored_rows(folder).features
@@ -547,7 +547,7 @@ def test_an_interrupted_addition_is_resumed(run, data, four, place, monkeypatch,
     with stopping(monkeypatch, after=3):
         run(policy, num_samples=4)
     assert rows(folder) == before and ReinforcementConfig.load(folder).num_samples == 2
-    assert len(opened(folder, data)) == ROWS, "the folder holds a complete data set at any time"
+    assert len(opened(folder, data)) == ROWS, "the folder holds a complete dataset at any time"
     (staged,) = folder.glob(".*/*.parquet")
     finished = staged.stat().st_ino
     run(policy, num_samples=4)
@@ -771,7 +771,7 @@ def test_images_of_every_kind(run, encoded, photo, policy):
 
 
 def with_broken(data, broken, path=None):
-    """The data set with other bytes in some rows."""
+    """The dataset with other bytes in some rows."""
     items = [{"bytes": item["bytes"], "path": path and path(i)} for i, item in enumerate(raw(data))]
     for row, content in broken.items():
         items[row]["bytes"] = content

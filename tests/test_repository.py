@@ -1,4 +1,4 @@
-"""Finding and loading reinforced data sets on the Hub: one commit, the cache, and what is said when it fails."""
+"""Finding and loading reinforced datasets on the Hub: one commit, the cache, and what is said when it fails."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def photos():
 
 @pytest.fixture(scope="module")
 def commits(hub, photos, tmp_path_factory):
-    """Files of two versions of a reinforced data set by path: N = 2, which the Hub has, and N = 3."""
+    """Files of two versions of a reinforced dataset by path: N = 2, which the Hub has, and N = 3."""
     stored = io.BytesIO()
     photos.to_parquet(stored)
     hub.add_repository("dataset", "me/photos", {"data/train.parquet": stored.getvalue()})
@@ -80,7 +80,7 @@ def loaded(name, *args, **kwargs):
 
 
 def asked(*args, **kwargs):
-    """In the client: whether it is a reinforced data set."""
+    """In the client: whether it is a reinforced dataset."""
     from hf_reinforce.hub.load import is_reinforced
 
     return is_reinforced(*args, **kwargs)
@@ -127,7 +127,7 @@ def without_connection(function, *args, **kwargs):
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        (without_hub, "HF_HUB_OFFLINE forbids to ask the Hub; unset it to download the data set."),
+        (without_hub, "HF_HUB_OFFLINE forbids to ask the Hub; unset it to download the dataset."),
         (
             without_connection,
             "the Hub cannot be reached (ConnectError: Connection refused); check the connection, and",
@@ -143,7 +143,7 @@ def test_the_cache_serves_without_the_hub(hub, client, contents, call, expected)
     assert client(call, loaded, NAME, streaming=True) == contents
     for function in (asked, loaded):
         message = client(call, refused, function, "me/uncached")
-        assert f"no data set 'me/uncached', neither as a folder nor in the cache, and {expected}" in message
+        assert f"no dataset 'me/uncached', neither as a folder nor in the cache, and {expected}" in message
     assert "of revision 'v3', neither" in client(call, refused, asked, NAME, revision="v3")
     assert not hub.requests
 
@@ -238,17 +238,17 @@ def test_recipes_take_a_revision(client, commits, recipe, tmp_path):
         (
             "me/nothing",
             {},
-            "There is no data set 'me/nothing', .* Check its name; if it is private, .*`hf auth login`",
+            "There is no dataset 'me/nothing', .* Check its name; if it is private, .*`hf auth login`",
         ),
         (
             "me/secret",
             {"login": False},
-            "There is no data set 'me/secret', .*if it is private, log in with `hf auth l",
+            "There is no dataset 'me/secret', .*if it is private, log in with `hf auth l",
         ),
         ("me/gated", {"login": False}, "'me/gated' may only be read by those who .*accept them on its page .*hf auth"),
         (NAME, {"revision": "v9"}, r"has no revision 'v9'; its branches and tags are \['main'\]"),
-        ("outputs/photos/plus", {}, "There is no data set 'outputs/photos/plus', neither as a folder nor on the Hub"),
-        ("photos-plus", {}, "There is no data set 'photos-plus', neither as a folder nor on the Hub"),
+        ("outputs/photos/plus", {}, "There is no dataset 'outputs/photos/plus', neither as a folder nor on the Hub"),
+        ("photos-plus", {}, "There is no dataset 'photos-plus', neither as a folder nor on the Hub"),
     ],
 )
 def test_errors_of_finding_are_a_sentence_that_says_what_to_do(hub, client, commits, name, options, expected):
@@ -311,7 +311,7 @@ def test_recorded_source_that_was_renamed(hub, client, commits, streaming):
     moved = {path: content.replace(b'"me/photos"', b'"me/moved1"') for path, content in commits[0].items()}
     hub.add_repository("dataset", "me/moved-plus", moved)
     message = client(refused, loaded, "me/moved-plus", streaming=streaming)
-    assert message.startswith("There is no data set 'me/moved1'")
+    assert message.startswith("There is no dataset 'me/moved1'")
     assert message.endswith("if they are elsewhere now, name them with source= (--source_name_or_path).")
     client(with_source, "me/moved-plus", "me/photos", streaming=streaming)
 

@@ -27,7 +27,7 @@ def test_several_label_columns_are_not_guessed():
 
 
 def test_a_reinforced_data_set_without_images_says_where_they_are():
-    with pytest.raises(ValueError, match="reinforced data set without its images"):
+    with pytest.raises(ValueError, match="reinforced dataset without its images"):
         find_columns(Features({"label": ClassLabel(names=["a"]), "augmentation_params": Value("float32")}))
 
 
@@ -46,7 +46,7 @@ def test_without_a_name_none_is_called_none():
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_images_are_read_where_they_are(tmp_path, pickled):
-    """Bytes in the data set, in a file, and nowhere; through selections and several files; in another process too."""
+    """Bytes in the dataset, in a file, and nowhere; through selections and several files; in another process too."""
     (tmp_path / "image.png").write_bytes(b"file")
     items = [{"bytes": bytes([row]) * 1000, "path": None} for row in range(50)]
     items += [{"bytes": None, "path": str(tmp_path / "image.png")}, {"bytes": None, "path": "gone.png"}, None]

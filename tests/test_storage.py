@@ -24,7 +24,7 @@ TARGETS = [tiny_teacher().target()]
 
 
 def reinforced(policy="mixing_randaug", rows=10, first_sample=0, num_samples=3, **options):
-    """Rows of a reinforced data set, as they go into a shard."""
+    """Rows of a reinforced dataset, as they go into a shard."""
     reinforcer = Reinforcer(
         tiny_teacher(), named_policy(policy, 16), num_samples, first_sample=first_sample, top_k=3, **options
     )
@@ -209,7 +209,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
 
 
 def some_columns():
-    """Feature -> values with nulls, for every type that a data set may bring."""
+    """Feature -> values with nulls, for every type that a dataset may bring."""
     box = {"top": Value("int16"), "deep": {"flag": Value("bool"), "text": Value("string")}}
     boxes = [{"top": i, "deep": {"flag": i % 2 == 0, "text": str(i)}} for i in range(7)]
     boxes[2], boxes[3]["top"], boxes[4]["deep"] = None, None, {"flag": None, "text": None}
@@ -360,7 +360,7 @@ HOSTILE = [
 def test_hostile_field_names_are_plain_keys():
     values = [{name: row * 100 + i for i, name in enumerate(HOSTILE)} for row in range(3)]
     array = pa.array(values, pa.struct([(name, pa.int64()) for name in HOSTILE]))
-    view = storage._view(array)  # a data set itself loses names with a NUL
+    view = storage._view(array)  # a dataset itself loses names with a NUL
     assert [view(row) for row in range(3)] == values
     harmless = [name for name in HOSTILE if name and "\0" not in name]
     dataset = Dataset(pa.table({"'": pa.StructArray.from_arrays([array.field(name) for name in harmless], harmless)}))

@@ -48,7 +48,7 @@ def source(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(photos, source, tmp_path_factory):
-    """`stored(policy, form)`: folder of the reinforced images; read from a data set, from a stream, or embedded."""
+    """`stored(policy, form)`: folder of the reinforced images; read from a dataset, from a stream, or embedded."""
 
     @functools.cache
     def stored(policy="rrc", form="dataset"):
@@ -535,7 +535,7 @@ def test_errors_over_http(hub, client, published):
     message = client(refused, "me/cut")
     assert "A file of 'me/cut' cannot be read, probably because it was cut short" in message
     assert message.endswith("Load it again; if that does not help, ask whoever published it to publish it again.")
-    assert "There is no data set 'me/nothing'" in client(refused, "me/noise-plus", source="me/nothing")
+    assert "There is no dataset 'me/nothing'" in client(refused, "me/noise-plus", source="me/nothing")
     hub.faults.append(Fault("GET .*me/noise/resolve/.*parquet", status=503))
     assert client(refused, "me/noise-plus") == "nothing went wrong"
 

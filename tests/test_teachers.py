@@ -373,7 +373,7 @@ def test_names_may_differ_in_case_and_underscores():
 @pytest.mark.parametrize("names", [None, tuple(f"LABEL_{i}" for i in range(5))])
 def test_a_teacher_without_names_is_judged_by_its_count(names):
     assert named_teacher(names).with_classes(("p", "q", "r", "s", "t")).class_map is None
-    with pytest.raises(ValueError, match=r"Data set \(2\): p, q. Teacher \(5\): no names."):
+    with pytest.raises(ValueError, match=r"Dataset \(2\): p, q. Teacher \(5\): no names."):
         named_teacher(names).with_classes(("p", "q"))
 
 
@@ -384,13 +384,13 @@ def test_other_classes_are_refused_with_both_lists(names):
     with pytest.raises(ValueError) as caught:
         named_teacher().with_classes(names)
     message = str(caught.value)
-    assert f"Data set ({len(names)}): {', '.join(names)}." in message
+    assert f"Dataset ({len(names)}): {', '.join(names)}." in message
     assert f"Teacher (5): {', '.join(CLASSES)}." in message
     assert "TinyNet" in message and "class_map" in message
 
 
 def test_long_lists_of_classes_are_shortened():
-    with pytest.raises(ValueError, match=r"Data set \(300\): c0, c1, .*\(292 more\)"):
+    with pytest.raises(ValueError, match=r"Dataset \(300\): c0, c1, .*\(292 more\)"):
         named_teacher().with_classes([f"c{i}" for i in range(300)])
 
 
@@ -403,7 +403,7 @@ def test_every_member_is_checked():
 def test_identity_means_other_names_in_the_same_order(views):
     teacher = named_teacher().with_classes(("p", "q", "r", "s", "t"), "identity")
     assert torch.equal(teacher(views), named_teacher()(views))
-    with pytest.raises(ValueError, match=r"Data set \(4\)"):
+    with pytest.raises(ValueError, match=r"Dataset \(4\)"):
         named_teacher().with_classes(("p", "q", "r", "s"), "identity")
 
 
@@ -424,7 +424,7 @@ def test_a_class_map_restricts_the_logits_before_the_softmax(views, class_map):
         ([0, 1], "has 2 entries"),
         ([0, 1, 5], r"\[0, 5\)"),
         ([0, -1, 2], r"\[0, 5\)"),
-        ({"p": 0, "q": 1}, "no entry for the data set's classes r"),
+        ({"p": 0, "q": 1}, "no entry for the dataset's classes r"),
         ({"p": "ant", "q": "unicorn", "r": 0}, "'unicorn', which no member"),
         ("by name", "not 'by name'"),
     ],
@@ -443,7 +443,7 @@ def test_without_labels_the_classes_are_the_teachers_own():
     assert named_teacher().with_classes(None).num_classes == 5
     assert named_teacher().with_classes(None, "identity").class_map is None
     assert named_teacher().with_classes(None, [3, 1]).class_names == ("dog", "bee")
-    with pytest.raises(ValueError, match="needs a data set with ClassLabel names"):
+    with pytest.raises(ValueError, match="needs a dataset with ClassLabel names"):
         named_teacher().with_classes(None, {"p": "ant"})
 
 

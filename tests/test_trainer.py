@@ -197,7 +197,7 @@ def test_stored_targets_give_the_gradients_of_an_online_teacher(policy, temperat
 
 
 class Replayed(AugmentedDataset):
-    """Fresh augmentations that are those of a reinforced data set, in its order."""
+    """Fresh augmentations that are those of a reinforced dataset, in its order."""
 
     def __init__(self, reinforced, source):
         super().__init__(ImageSource.of(source), reinforced.policy, seed=reinforced.config.seed)
@@ -749,7 +749,7 @@ def test_online_without_a_teacher(replay, trainer_of):
 
 
 def test_reinforced_without_targets(source, trainer_of):
-    with pytest.raises(ValueError, match="needs a reinforced data set; this one has no stored targets"):
+    with pytest.raises(ValueError, match="needs a reinforced dataset; this one has no stored targets"):
         trainer_of(Student(), fresh(source), method="reinforced").train()
 
 

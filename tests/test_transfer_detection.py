@@ -1,4 +1,4 @@
-"""Detection: data sets of boxes, the detector over a student, the metric, and the recipe from end to end."""
+"""Detection: datasets of boxes, the detector over a student, the metric, and the recipe from end to end."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def scenes(tmp_path_factory):
 
 
 def dataset_of(objects, size=(40, 30), fields=None, names=SHAPES, **options):
-    """A data set in memory; `objects` has one dict of lists for each image."""
+    """A dataset in memory; `objects` has one dict of lists for each image."""
     image = {"bytes": encode_image(PILImage.new("RGB", size)), "path": None}
     fields = fields or {"bbox": List(List(Value("float32"))), "category": List(ClassLabel(names=list(names)))}
     features = Features({"image": Image(), "objects": fields})

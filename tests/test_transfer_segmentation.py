@@ -1,4 +1,4 @@
-"""Segmentation: data sets of label maps, the segmenter over a student, mean IoU, and the recipe from end to end."""
+"""Segmentation: datasets of label maps, the segmenter over a student, mean IoU, and the recipe from end to end."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def scenes(tmp_path_factory):
 
 
 def dataset_of(mask, num_classes=4, size=(20, 16), **options):
-    """A data set of one image, of `size` (width, height), and its mask, an array or a PIL image."""
+    """A dataset of one image, of `size` (width, height), and its mask, an array or a PIL image."""
     mask = PILImage.fromarray(mask) if isinstance(mask, np.ndarray) else mask
     row = {"image": {"bytes": encode_image(PILImage.new("RGB", size)), "path": None}}
     row["annotation"] = {"bytes": encode_image(mask), "path": None}

@@ -1,4 +1,4 @@
-"""A small data set of generated images and a small seeded teacher, for the tests that need a whole run."""
+"""A small dataset of generated images and a small seeded teacher, for the tests that need a whole run."""
 
 import io
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def tiny_dataset(
     labels: int = 5,
     formats: Sequence[str] = ("PNG", "JPEG", "WEBP"),
 ) -> Dataset:
-    """A data set of encoded images, `image` and `label` (a ClassLabel).
+    """A dataset of encoded images, `image` and `label` (a ClassLabel).
 
     Args:
         num_rows: rows; row `i` has the label `i % labels`, so it depends on nothing else and neither does its image.

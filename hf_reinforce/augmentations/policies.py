@@ -103,7 +103,7 @@ class AugmentationPolicy:
         """Draws the parameters of one reinforcement; a function of its arguments alone.
 
         Args:
-            seed: seed of the reinforced data set.
+            seed: seed of the reinforced dataset.
             row: row of the image in the source split.
             slot: index of the reinforcement.
             height: height of the decoded image in pixels.

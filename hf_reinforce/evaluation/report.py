@@ -36,7 +36,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     evaluation = Evaluation.load(folder)
     if not evaluation.datasets and not evaluation.skipped:
-        raise ValueError(f"{folder} has results for no data set; run recipes/evaluate.py with one.")
+        raise ValueError(f"{folder} has results for no dataset; run recipes/evaluate.py with one.")
     clean = {name: found for name, found in evaluation.datasets.items() if found.corruption is None}
     corrupted = [found for found in evaluation.datasets.values() if found.corruption]
     lines = [f"# Evaluation of {markdown.code(evaluation.model)}", "", _table(clean.values(), corrupted), ""]
@@ -115,7 +115,7 @@ def _table(clean: Iterable[DatasetResult], corrupted: Sequence[DatasetResult]) -
             means.append(metric_text(metric, float(np.mean(values)) if values else None))
         images = sum(found.num_samples for found in corrupted)
         rows.append([f"mean over {len(corrupted)} corrupted sets", f"{images:,}", *means])
-    return markdown.table(["data set", "images", *(metric.heading for metric in METRICS.values())], rows)
+    return markdown.table(["dataset", "images", *(metric.heading for metric in METRICS.values())], rows)
 
 
 def _notes(evaluation: Evaluation) -> list[str]:

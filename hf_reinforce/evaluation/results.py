@@ -147,7 +147,7 @@ class Evaluation:
             ValueError: if there is no such dataset, or its file is missing, damaged or of another number of images.
         """
         if name not in self.datasets:
-            raise ValueError(f"{folder} has no data set {name!r}; it has {', '.join(self.datasets) or 'none'}.")
+            raise ValueError(f"{folder} has no dataset {name!r}; it has {', '.join(self.datasets) or 'none'}.")
         result = self.datasets[name]
         found = Predictions.load(Path(folder) / result.predictions)
         if len(found) != result.num_samples:

@@ -229,7 +229,7 @@ def load_suite(name_or_path: str) -> Suite:
         raise ValueError(f"{path} must have the keys 'datasets' and perhaps 'title', as in docs/evaluation.md.")
     datasets = content.get("datasets")
     if not isinstance(datasets, Mapping) or not datasets:
-        raise ValueError(f"{path} must name at least one data set under 'datasets'.")
+        raise ValueError(f"{path} must name at least one dataset under 'datasets'.")
     entries = {str(name): _entry(path, str(name), values) for name, values in datasets.items()}
     for name, entry in entries.items():
         if entry.clean is not None and entry.clean not in entries:
@@ -242,7 +242,7 @@ def _entry(path: Path, name: str, values: Any) -> SuiteEntry:
     if not isinstance(values, Mapping) or "dataset_name" not in values or not set(values) <= known:
         found = sorted(map(str, set(values) - known)) if isinstance(values, Mapping) else values
         raise ValueError(
-            f"{path}, {name}: a data set needs dataset_name and may have {', '.join(sorted(known))}; found {found}."
+            f"{path}, {name}: a dataset needs dataset_name and may have {', '.join(sorted(known))}; found {found}."
         )
     if not all(part.isalnum() or part in "_-." for part in name):
         raise ValueError(f"{path}: the name {name!r} becomes that of a file; use letters, digits, '-', '_' and '.'.")

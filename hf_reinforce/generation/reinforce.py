@@ -99,7 +99,7 @@ def reinforce(
         image_column: default: the only image column.
         label_column: of class indices, null where unknown, or of texts that name classes; default: the only
             ClassLabel column, else `label` where there is one; `""`: use no labels.
-        class_map: how the data set's classes correspond to the teacher's, see `Teacher.with_classes`.
+        class_map: how the dataset's classes correspond to the teacher's, see `Teacher.with_classes`.
         source_name: Hub id or folder under which the images can be found again.
         source_config: its Hub configuration.
         source_revision: its Hub revision.
@@ -120,7 +120,7 @@ def reinforce(
 
     Raises:
         TypeError: if the dataset is not one split.
-        ValueError: for arguments that do not fit each other, the data set, or what the folder already holds; for a
+        ValueError: for arguments that do not fit each other, the dataset, or what the folder already holds; for a
             label that is no class.
         ImageError: for an image that cannot be decoded, with `on_error="raise"`.
         OSError: if a shard cannot be written, a stream breaks off, or another process stops; finished shards stay.
@@ -244,7 +244,7 @@ class Run:
         there, different = self.existing.num_samples, self.config.differences(self.existing)
         if different:
             raise ValueError(
-                f"{self.folder} holds a reinforced data set that was made differently: {'; '.join(different)} "
+                f"{self.folder} holds a reinforced dataset that was made differently: {'; '.join(different)} "
                 "(asked for, not what is there). Choose another output folder, or ask for the same."
             )
         # What is added must come out as what is there did.

@@ -126,7 +126,7 @@ class Reinforcer:
         return [(teacher, target) for teacher, target in pairs if target.per == "view" or not self.first_sample]
 
     def features(self, source: Features) -> Features:
-        """Features of the data set that this reinforcer makes out of one with the features `source`."""
+        """Features of the dataset that this reinforcer makes out of one with the features `source`."""
         kept = {name: f for name, f in source.items() if self.embed_images or name != self.image_column}
         if self.embed_images:
             kept[self.image_column] = Image()
@@ -141,9 +141,9 @@ class Reinforcer:
 
         Args:
             batch: rows in arrow format, starting at a multiple of `PARTNER_BLOCK`.
-            indices: their positions in the data set that is mapped.
+            indices: their positions in the dataset that is mapped.
             order: source row at each of these positions, where they are not the same.
-            offset: position of the mapped data set in the whole, a multiple of `PARTNER_BLOCK`.
+            offset: position of the mapped dataset in the whole, a multiple of `PARTNER_BLOCK`.
 
         Returns:
             Table of the kept source columns and the reinforcement columns.

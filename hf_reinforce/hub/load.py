@@ -47,8 +47,8 @@ def load_reinforced(
     Args:
         name_or_path: Hub id, or a folder that `reinforce` wrote.
         config_name: the configuration, that is the policy; default the only one.
-        source: the data set with the images, or the Hub id or folder of it; default the recorded one.
-        revision: Hub revision of the reinforced data set.
+        source: the dataset with the images, or the Hub id or folder of it; default the recorded one.
+        revision: Hub revision of the reinforced dataset.
         max_rows: use the first so many rows, >= 1; for a policy that mixes, rounded up to whole blocks of partners.
         allow_missing: leave out rows whose image is not in the source, for which every image is hashed at once; with
             streaming, rows behind its end. A warning says how many they are.
@@ -219,7 +219,7 @@ def _explained_files(name: str, files: Sequence[str]) -> Iterator[None]:
 
 
 def is_reinforced(name_or_path: str, config_name: str | None = None, revision: str | None = None) -> bool:
-    """Whether a folder or Hub repository holds a reinforced data set.
+    """Whether a folder or Hub repository holds a reinforced dataset.
 
     Args:
         name_or_path: Hub id or folder.

@@ -235,7 +235,7 @@ def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, 
     chosen = there if names is None else sorted(set(names))
     if not chosen or not set(chosen) <= set(there):
         raise ValueError(
-            f"{folder} has no configuration {names or 'of a reinforced data set'}; those it has are {there}."
+            f"{folder} has no configuration {names or 'of a reinforced dataset'}; those it has are {there}."
         )
     configs = {name: ReinforcementConfig.load(folder / name) for name in chosen}
     for name, config in configs.items():
@@ -257,7 +257,7 @@ def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
                 "%s: its images are in %s, which others cannot load; they will have to pass source= "
                 "(--source_name_or_path).",
                 name,
-                repr(source) if source else "a data set without a name",
+                repr(source) if source else "a dataset without a name",
             )
 
 

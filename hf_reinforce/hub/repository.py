@@ -1,4 +1,4 @@
-"""A reinforced data set where it is: a folder, or one commit of a Hub repository, from the cache where that has it."""
+"""A reinforced dataset where it is: a folder, or one commit of a Hub repository, from the cache where that has it."""
 
 from dataclasses import dataclass
 from glob import escape
@@ -17,7 +17,7 @@ _FIRST_FILES = (f"*/{CONFIG_FILE}", "README.md")
 
 @dataclass(frozen=True)
 class Repository:
-    """A reinforced data set.
+    """A reinforced dataset.
 
     Attributes:
         name: Hub id or folder, as the user named it.
@@ -31,7 +31,7 @@ class Repository:
 
     @classmethod
     def find(cls, name: str, revision: str | None = None) -> "Repository":
-        """The data set of this name, with every `reinforcement.json` that it has.
+        """The dataset of this name, with every `reinforcement.json` that it has.
 
         A branch or tag is resolved once, so that all files that are read later are of one commit. Without the Hub it
         is the commit that the branch or tag named when the cache was filled.
@@ -70,7 +70,7 @@ class Repository:
             if self.commit is not None:  # without the Hub, the cache may hold the card alone
                 with explained(self.name):
                     HfApi().list_repo_files(self.name, repo_type="dataset", revision=self.commit)
-            raise ValueError(f"{self.name} is not a reinforced data set; recipes/reinforce.py makes one of it.")
+            raise ValueError(f"{self.name} is not a reinforced dataset; recipes/reinforce.py makes one of it.")
         if config_name is None and len(names) == 1:
             config_name = names[0]
         if config_name is None or config_name not in names:
@@ -111,7 +111,7 @@ class Repository:
 
 
 def dataset_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit of a data set that a branch or tag names now: it means the same images when that has moved on.
+    """The commit of a dataset that a branch or tag names now: it means the same images when that has moved on.
 
     Args:
         name: Hub id or folder.

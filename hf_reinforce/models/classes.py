@@ -196,7 +196,7 @@ class ModelClasses:
             if place is None and plain(name) not in self._by_name
         ]
         raise ValueError(
-            f"The classes of the data set and of the model differ: {len(missing) or 'some'} of the data set's "
+            f"The classes of the dataset and of the model differ: {len(missing) or 'some'} of the dataset's "
             f"{len(names)} classes ({some(missing or names)}) are not found, or not apart from each other, among the "
             f"model's {self.count} ({some(self.names) or 'no names'}). Say how they correspond: --classes_from with a "
             "column of the model's class indices or a file, or --class_map (classes in the file of a suite)."
@@ -324,9 +324,9 @@ def make_class_map(
             words += f", of which {len(members)} occur"
         return ClassMap(display, members, None, words)
     if not identical:
-        extent = f"{len(members)} classes of the data set out of the model's {num_classes}"
+        extent = f"{len(members)} classes of the dataset out of the model's {num_classes}"
         if by_occurrence:
-            extent = f"the {len(members)} classes that occur in the data set out of the model's {num_classes}"
+            extent = f"the {len(members)} classes that occur in the dataset out of the model's {num_classes}"
             logger.warning("Scored are only %s; list its classes with --classes_from FILE, or score in full.", extent)
         words += ", the most probable of several" if max(map(len, members.values())) > 1 else ""
         words += f"; restricted to {extent}"
@@ -359,19 +359,19 @@ def _entries(
         missing = [name for name in known if plain(name) not in found]
         if missing:
             raise ValueError(
-                f"The class map has no entry for {len(missing)} classes of the data set: {some(missing)}; it has "
+                f"The class map has no entry for {len(missing)} classes of the dataset: {some(missing)}; it has "
                 f"{some(list(table))}. Add them: {_MEND}."
             )
         names, table = known, [found[plain(name)] for name in known]
     elif names is not None and len(names) != len(table):
         raise ValueError(
-            f"The class map must have one entry for each of the data set's {len(names)} classes, but has "
+            f"The class map must have one entry for each of the dataset's {len(names)} classes, but has "
             f"{len(table)}; {_MEND}."
         )
     outside = sorted(set(labels) - set(range(len(table))))
     if outside:
         raise ValueError(
-            f"The class map has {len(table)} classes, but the data set has the label {outside[0]}; {_MEND}."
+            f"The class map has {len(table)} classes, but the dataset has the label {outside[0]}; {_MEND}."
         )
     return names, dict(enumerate(table)), words
 

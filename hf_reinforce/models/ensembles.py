@@ -66,11 +66,11 @@ def match(members: Sequence[Member], count: int, names: tuple[str, ...]) -> list
 def other_classes(names: tuple[str, ...], member: Member, count: int) -> ValueError:
     """The error for a member whose classes are not those of a dataset."""
     return ValueError(
-        f"The classes of the data set and of the teacher {member.name} differ. "
-        f"Data set ({len(names)}): {some(names, 8)}. "
+        f"The classes of the dataset and of the teacher {member.name} differ. "
+        f"Dataset ({len(names)}): {some(names, 8)}. "
         f"Teacher ({count}): {some(classes_of(member, count).names, 8) or 'no names'}. "
         "Pass class_map (--class_map): 'identity' if they are the same classes in the same order, else the teacher's "
-        "class for each class of the data set."
+        "class for each class of the dataset."
     )
 
 

@@ -65,7 +65,7 @@ class Teacher:
             found = ", ".join(f"{member.name}: {count}" for member, count in zip(members, counts, strict=True))
             raise ValueError(f"The members of a teacher must have the same classes; their class counts are {found}.")
         self._own_classes = counts[0]
-        self.fitted = False  # whether its classes are those of a data set
+        self.fitted = False  # whether its classes are those of a dataset
         self._clash = ""  # why nobody can tell which classes of the members are the same
 
     @property
@@ -209,7 +209,7 @@ class Teacher:
             return self
         if names is None and isinstance(class_map, Mapping):
             raise ValueError(
-                "A class_map by name needs a data set with ClassLabel names; give --class_map a list of indices."
+                "A class_map by name needs a dataset with ClassLabel names; give --class_map a list of indices."
             )
         if class_map == "identity":
             if names is not None and len(names) != self.num_classes:
@@ -219,7 +219,7 @@ class Teacher:
             missing = [name for name in names or () if name not in class_map]
             if missing:
                 raise ValueError(
-                    f"class_map has no entry for the data set's classes {some(missing)}; add them to --class_map."
+                    f"class_map has no entry for the dataset's classes {some(missing)}; add them to --class_map."
                 )
             entries: list[int | str] = [class_map[name] for name in names or ()]
         else:
@@ -227,7 +227,7 @@ class Teacher:
         valid = [not isinstance(e, bool) and (isinstance(e, str) or 0 <= e < self.num_classes) for e in entries]
         if (names is not None and len(entries) != len(names)) or not all(valid):
             raise ValueError(
-                f"class_map must give one teacher class in [0, {self.num_classes}) for each of the data set's "
+                f"class_map must give one teacher class in [0, {self.num_classes}) for each of the dataset's "
                 f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}; mend --class_map."
             )
         return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries), listed=True)

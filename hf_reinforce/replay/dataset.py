@@ -1,4 +1,4 @@
-"""Replaying a reinforced data set: images joined with stored augmentations and targets, ready for a student."""
+"""Replaying a reinforced dataset: images joined with stored augmentations and targets, ready for a student."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class WrongImageError(ValueError):
 
 
 class ReinforcedDataset(AugmentedDataset):
-    """A reinforced data set joined with its images.
+    """A reinforced dataset joined with its images.
 
     Every read checks that the image is the one the reinforcements were made from, and the first one that the pixels
     come out as they did then.
@@ -86,7 +86,7 @@ class ReinforcedDataset(AugmentedDataset):
         record = config.source
         if source is None and not config.embed_images:
             raise ValueError(
-                f"The images of this data set are not stored with it; pass the source: {record.name or 'a Dataset'}, "
+                f"The images of this dataset are not stored with it; pass the source: {record.name or 'a Dataset'}, "
                 f"split {record.split!r}."
             )
         if not 0 <= plain_fraction <= 1 or (plain_fraction > 0 and record.label_column is None):
@@ -157,7 +157,7 @@ class ReinforcedDataset(AugmentedDataset):
         return int(self._rows[position])
 
     def position(self, row: int) -> int | None:
-        """Where a row of the source is in this data set; None if it is not."""
+        """Where a row of the source is in this dataset; None if it is not."""
         found = int(self._find(np.array([row]))[0])
         return None if found < 0 else found
 
@@ -197,7 +197,7 @@ class ReinforcedDataset(AugmentedDataset):
 
     def _wrong_image(self, row: int, expected: str, found: str | None) -> str:
         record = self.config.source
-        place = f"{record.name or 'the same data set'}, split {record.split!r}"
+        place = f"{record.name or 'the same dataset'}, split {record.split!r}"
         place += f", revision {record.revision!r}" if record.revision else ", in its original order"
         message = (
             f"The source has {len(self.source)} rows, but row {row} was reinforced. Use {place}"
@@ -227,7 +227,7 @@ class ReinforcedDataset(AugmentedDataset):
         return found
 
     def slots(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        # Partners share a slot, so a policy that mixes moves the whole data set to the same slot in each epoch.
+        # Partners share a slot, so a policy that mixes moves the whole dataset to the same slot in each epoch.
         groups = positions * 0 if self.policy.mix_operations else self._rows[positions]
         return select_slots(self.selection, self.seed, epochs, groups, self.config.num_samples)
 
@@ -335,12 +335,12 @@ class ReinforcedDataset(AugmentedDataset):
         if position is None:
             raise ValueError(
                 f"Row {self._rows[view.position]} is mixed with row {row}, which is missing from this selection; "
-                "train on the whole data set, or select pairs."
+                "train on the whole dataset, or select pairs."
             )
         return batch.view(position, view.slot, view.params[schema.PARTNER_PARAMS])
 
     def image_source(self) -> "ImageSource":
-        """The images of this data set, in its order, for fresh augmentations of the same rows."""
+        """The images of this dataset, in its order, for fresh augmentations of the same rows."""
         return self.source.select(self._source_rows.tolist())
 
     def view(self, position: int, slot: int) -> Tensor:

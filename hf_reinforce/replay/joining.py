@@ -36,8 +36,8 @@ def source_positions(
     `positions_by_hash` looks for them.
 
     Args:
-        reinforced: rows of a reinforced data set.
-        source: the data set with the images.
+        reinforced: rows of a reinforced dataset.
+        source: the dataset with the images.
         config: contents of `reinforcement.json`.
         every: compare every row, so that no missing image is overlooked.
 
@@ -107,7 +107,7 @@ def check_missing(
         logger.warning("Training on %s of %s images; %s %s missing: %s%s.", rest, total, lost, verb, named, mixed)
         return
     record = config.source
-    recorded = f"{record.name or 'the data set that was reinforced'}, split {record.split!r}"
+    recorded = f"{record.name or 'the dataset that was reinforced'}, split {record.split!r}"
     revision = f", revision {record.revision!r}" if record.revision else ""
     others = f", or train on the other {rest} with allow_missing=True (--allow_missing True)" if rest != "0" else ""
     raise ValueError(

@@ -1,6 +1,6 @@
 """Images under augmentations, as batches of uint8 views.
 
-Item `epoch * len(dataset) + position` is the image at `position` as epoch `epoch` sees it, so a data set has no state
+Item `epoch * len(dataset) + position` is the image at `position` as epoch `epoch` sees it, so a dataset has no state
 that workers could disagree about, and a resumed run sees what it would have seen.
 """
 
@@ -49,7 +49,7 @@ class Blocks:
 class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Images under fresh augmentations: what plain training, online distillation and evaluation look at.
 
-    Epoch `e` uses the very augmentations that reinforcement `e` of a data set with the same seed would hold.
+    Epoch `e` uses the very augmentations that reinforcement `e` of a dataset with the same seed would hold.
 
     Args:
         source: images and labels.

@@ -56,7 +56,7 @@ def explained(name: str, revision: str | None = None, files: Sequence[str] = ())
     Raises:
         ValueError: in place of any error of the libraries; the message says what to do.
     """
-    if revision == "":  # the clients ask the Hub for another address, and report that there is no data set
+    if revision == "":  # the clients ask the Hub for another address, and report that there is no dataset
         raise ValueError("The revision is empty; name a branch, tag or commit, or leave it out for 'main'.")
     try:
         yield
@@ -131,7 +131,7 @@ def _explanation(name: str, revision: str | None, files: Sequence[str], error: E
 
 def _unknown(name: str) -> str:
     return (
-        f"There is no data set {name!r}, neither as a folder nor on the Hub. Check its name; if it is private, log in "
+        f"There is no dataset {name!r}, neither as a folder nor on the Hub. Check its name; if it is private, log in "
         "with `hf auth login`, or set HF_TOKEN."
     )
 
@@ -159,13 +159,11 @@ def _no_answer(name: str, revision: str | None, error: BaseException) -> str:
     if status is not None:
         trouble, remedy = f"the Hub answers HTTP {status}", "try again later"
     elif is_offline_mode():
-        trouble, remedy = "HF_HUB_OFFLINE forbids to ask the Hub", "unset it to download the data set"
+        trouble, remedy = "HF_HUB_OFFLINE forbids to ask the Hub", "unset it to download the dataset"
     if isinstance(error, LocalEntryNotFoundError):
         return f"Not all files of {name!r} are in the cache, and {trouble}; {remedy}."
     of_revision = f" of revision {revision!r}" if revision else ""
-    return (
-        f"There is no data set {name!r}{of_revision}, neither as a folder nor in the cache, and {trouble}; {remedy}."
-    )
+    return f"There is no dataset {name!r}{of_revision}, neither as a folder nor in the cache, and {trouble}; {remedy}."
 
 
 def _damaged_files(name: str, files: Sequence[str], error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Images where they are: encoded bytes and labels of a data set, by row."""
+"""Images where they are: encoded bytes and labels of a dataset, by row."""
 
 import logging
 from collections.abc import Sequence
@@ -77,19 +77,19 @@ def find_columns(
         image_column = candidates[0]
     if not candidates and schema.AUGMENTATION_PARAMS in features:
         raise ValueError(
-            "This is a reinforced data set without its images; name the data set that holds them, which its "
+            "This is a reinforced dataset without its images; name the dataset that holds them, which its "
             "reinforcement.json records."
         )
     if image_column is None or image_column not in candidates:
         raise ValueError(_without_images(list(features), image_column, candidates))
     if label_column and label_column not in features:
-        raise ValueError(f"The data set has no label column {label_column!r}; its columns are {list(features)}.")
+        raise ValueError(f"The dataset has no label column {label_column!r}; its columns are {list(features)}.")
     named = bool(label_column)
     if label_column is None:
         class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         if len(class_labels) > 1 and "label" not in features:
             raise ValueError(
-                f"The data set has several label columns, {class_labels}; name one with label_column "
+                f"The dataset has several label columns, {class_labels}; name one with label_column "
                 "(--label_column_name), or use none with ''."
             )
         label_column = class_labels[0] if len(class_labels) == 1 else "label" if "label" in features else None
@@ -124,12 +124,10 @@ def _without_images(columns: list[str], named: str | None, candidates: list[str]
     remedy = "Name one with image_column (--image_column_name)."
     if not candidates:
         remedy = (
-            "Name another data set, or turn a column into images, one in each row: dataset.cast_column(NAME, "
+            "Name another dataset, or turn a column into images, one in each row: dataset.cast_column(NAME, "
             f"datasets.Image()). {WRITE}"
         )
-    return (
-        f"The data set has {found}; its columns are {columns}, of which {candidates or 'none'} hold images. {remedy}"
-    )
+    return f"The dataset has {found}; its columns are {columns}, of which {candidates or 'none'} hold images. {remedy}"
 
 
 def prepare(
@@ -206,7 +204,7 @@ class ImageSource:
             dataset = one_split(dataset)
             for column in filter(None, (image_column, label_column)):
                 if column not in dataset.column_names:
-                    raise ValueError(f"The data set has no column {column!r}; its columns are {dataset.column_names}.")
+                    raise ValueError(f"The dataset has no column {column!r}; its columns are {dataset.column_names}.")
             if label_column:
                 dataset = encode_texts(dataset, label_column, class_names)
                 feature = dataset.features[label_column]

@@ -221,7 +221,7 @@ class ReinforcementConfig:
         path = Path(folder) / CONFIG_FILE
         if not path.exists():
             raise FileNotFoundError(
-                f"{folder} has no {CONFIG_FILE}, so it is not a configuration of a reinforced data set."
+                f"{folder} has no {CONFIG_FILE}, so it is not a configuration of a reinforced dataset."
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

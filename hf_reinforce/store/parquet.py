@@ -1,4 +1,4 @@
-"""Parquet shards of a reinforced data set, and fast reading of its columns.
+"""Parquet shards of a reinforced dataset, and fast reading of its columns.
 
 A shard is the unit of resumption: it is written to a temporary name, flushed to the disk and renamed, so a file with a
 shard's name is a finished shard.
@@ -161,7 +161,7 @@ class ColumnReader:
     """Reads single values of a column from memory-mapped Arrow, without building the rest of the row.
 
     Args:
-        dataset: any map-style data set; it may have been selected, shuffled or concatenated.
+        dataset: any map-style dataset; it may have been selected, shuffled or concatenated.
         column: name of the column.
         num_samples: when given, the column is a list of this length and `reader(row, slot)` reads one of its items;
             else `reader(row, slot)` is the same for every slot.
@@ -181,7 +181,7 @@ class ColumnReader:
         self._views: dict[int, View] = {}
 
     def __reduce__(self) -> Any:
-        # A memory-mapped data set travels to a worker as the name of its file; its chunks would travel as copies.
+        # A memory-mapped dataset travels to a worker as the name of its file; its chunks would travel as copies.
         return type(self), (self._dataset, self.column, self.num_samples, self.field)
 
     def __call__(self, row: int, slot: int | None = None) -> Any:

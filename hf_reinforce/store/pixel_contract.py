@@ -1,4 +1,4 @@
-"""The pixel contract: a data set is only used where its views come out as they did when the teacher saw them."""
+"""The pixel contract: a dataset is only used where its views come out as they did when the teacher saw them."""
 
 from importlib.metadata import version
 

@@ -20,7 +20,7 @@ from hf_reinforce.store.parquet import file_checksum
 SHARD_NAME = re.compile(r"[^/]+-\d{5,}(-of-\d{5,})?\.parquet")
 """Names of the shards of any split, see `storage.shard_name`."""
 
-_AGAIN = "and run the command that reinforces this data set again; only what is missing is computed."
+_AGAIN = "and run the command that reinforces this dataset again; only what is missing is computed."
 
 
 def shard_files(folder: Path, split: str) -> list[Path]:
@@ -40,7 +40,7 @@ def open_shard(path: str | Path) -> Iterator[pq.ParquetFile]:
             missing = {schema.SOURCE_ROW, schema.AUGMENTATION_PARAMS} - set(file.schema_arrow.names)
             if missing:
                 raise ValueError(
-                    f"{path} has no columns {sorted(missing)}, so it is no shard of a reinforced data set. Move it "
+                    f"{path} has no columns {sorted(missing)}, so it is no shard of a reinforced dataset. Move it "
                     f"elsewhere {_AGAIN}"
                 )
             yield file
@@ -73,7 +73,7 @@ def check_shards(folder: Path, config: ReinforcementConfig) -> None:
         if found != config.num_samples:
             raise ValueError(
                 f"{path} holds {found} reinforcements per image, not {config.num_samples}; run the command that "
-                "reinforces this data set again to complete it."
+                "reinforces this dataset again to complete it."
             )
         if config.checksums.get(path.name) not in (None, file_checksum(path)):
             raise ValueError(f"{path} is damaged (its checksum is another one than recorded). Delete it {_AGAIN}")
@@ -81,7 +81,7 @@ def check_shards(folder: Path, config: ReinforcementConfig) -> None:
     if num_rows == 0 or (expected is not None and num_rows + len(config.skipped) != expected):
         raise ValueError(
             f"{folder} holds {num_rows} rows, not {expected}: shards are missing. Run the command that reinforces "
-            "this data set again to complete it."
+            "this dataset again to complete it."
         )
     check_source_rows(shards)
 

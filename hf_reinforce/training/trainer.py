@@ -154,7 +154,7 @@ class KDTrainer(ResumableTrainer):
             return loss
         targets = getattr(self.train_dataset, "targets", ())
         if not targets:
-            raise ValueError('method="reinforced" needs a reinforced data set; this one has no stored targets.')
+            raise ValueError('method="reinforced" needs a reinforced dataset; this one has no stored targets.')
         losses: list[Tensor] = [target.loss(logits, inputs, self.args.temperature) for target in targets]
         return sum(losses[1:], losses[0])
 

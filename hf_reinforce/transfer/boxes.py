@@ -91,7 +91,7 @@ class DetectionDataset(TransferDataset):
         fields = getattr(feature, "feature", feature)
         if not isinstance(fields, Mapping) or "bbox" not in fields or not set(CATEGORY_FIELDS) & set(fields):
             raise ValueError(
-                f"The data set has no boxes: expected a column {self._objects_column!r} with bbox and category, found "
+                f"The dataset has no boxes: expected a column {self._objects_column!r} with bbox and category, found "
                 f"the columns {list(features)}; name another with --objects_column_name."
             )
         return fields

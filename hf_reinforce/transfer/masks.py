@@ -90,7 +90,7 @@ class SegmentationDataset(TransferDataset):
         for column in self._columns:
             if column not in found:
                 raise ValueError(
-                    f"The data set has no column {column!r} of images; of its columns {list(rows.features)}, "
+                    f"The dataset has no column {column!r} of images; of its columns {list(rows.features)}, "
                     f"{found or 'none'} hold images. Name them with --image_column_name and --mask_column_name."
                 )
             rows = rows.cast_column(column, Image(decode=False))

@@ -1,4 +1,4 @@
-"""Writes the golden reinforced data set of schema v1. Once written it does not change: later versions must read it.
+"""Writes the golden reinforced dataset of schema v1. Once written it does not change: later versions must read it.
 
 python tests/golden/make.py
 """

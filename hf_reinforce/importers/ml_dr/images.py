@@ -1,4 +1,4 @@
-"""The images that an import joins: their order in the original's data set, their hashes and their sizes."""
+"""The images that an import joins: their order in the original's dataset, their hashes and their sizes."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -30,7 +30,7 @@ def image_folder_order(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> list[int]:
-    """The rows of a data set in the order of torchvision's `ImageFolder`: by class, then by folder and file name.
+    """The rows of a dataset in the order of torchvision's `ImageFolder`: by class, then by folder and file name.
 
     The Hub's ImageNet appends the class to the names (`n01440764_18_n01440764.JPEG`), which would change their order;
     it is taken off.
@@ -109,9 +109,9 @@ class Join:
     """Puts rows in the place of the original's indices, and checks that the records belong to the images.
 
     Args:
-        rows: row of the data set for each index, or -1.
-        facts: of the data set's images.
-        labels: of the data set, by row; None without labels.
+        rows: row of the dataset for each index, or -1.
+        facts: of the dataset's images.
+        labels: of the dataset, by row; None without labels.
         policy: the policy of the records.
     """
 
@@ -156,7 +156,7 @@ class Join:
     def _check_crops(row: int, boxes: NDArray[Any], sizes: NDArray[Any]) -> None:
         if (boxes[:, :2] + boxes[:, 2:] > sizes).any():
             raise ValueError(
-                f"a crop reaches beyond the image that it is for (row {row} of the data set, or a partner). Either "
+                f"a crop reaches beyond the image that it is for (row {row} of the dataset, or a partner). Either "
                 "the id map does not lead to the images that were reinforced, or they have been resized since"
             )
 

@@ -1,4 +1,4 @@
-"""Imports reinforced data sets that the original implementation (apple/ml-dr) published; see `docs/import.md`."""
+"""Imports reinforced datasets that the original implementation (apple/ml-dr) published; see `docs/import.md`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ def import_ml_dr(
             one, the reinforcements of each image are put one behind the other.
         dataset: the images that were reinforced, one split.
         output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
-        id_map: for each index of the archive, the row of the data set; -1 leaves the image out. Default: the same.
+        id_map: for each index of the archive, the row of the dataset; -1 leaves the image out. Default: the same.
             See `ml_dr.images.image_folder_order`.
         policy: what the views were made with; default: as the archive's configuration says, for which a compressed
             archive has to be read twice.

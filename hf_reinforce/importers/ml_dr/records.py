@@ -45,7 +45,7 @@ def read_record(value: Any, policy: AugmentationPolicy, num_classes: int) -> tup
     """One image's record, `(index, [{"params": ..., "prob": ...}] * N)`, checked, as columns over its reinforcements.
 
     Returns:
-        The index of the image in the original's data set, and the columns.
+        The index of the image in the original's dataset, and the columns.
 
     Raises:
         ValueError: if it is no such record, or not one of this policy and so many classes.

@@ -61,7 +61,7 @@ class Import:
     Args:
         paths: archives.
         dataset: the images, not decoded.
-        rows: row of the data set for each index of the archives, or -1.
+        rows: row of the dataset for each index of the archives, or -1.
         config: what the result will say of itself, but for what the archives say: N, K, shard size.
         folder: folder of the configuration.
 
@@ -94,7 +94,7 @@ class Import:
         if (self.folder / CONFIG_FILE).exists() and (
             not path.exists() or ReinforcementConfig.load(self.folder).complete
         ):
-            raise ValueError(f"{self.folder} already holds a reinforced data set; choose another output folder.")
+            raise ValueError(f"{self.folder} already holds a reinforced dataset; choose another output folder.")
         request = {
             "archives": [[str(path.resolve()), path.stat().st_size] for path in self.paths],
             "id_map": xxhash.xxh3_64_hexdigest(self.rows.tobytes()),
@@ -164,7 +164,7 @@ class Import:
             if index != member.index:
                 raise ValueError(f"it is the record of image {index}")
             if index >= len(self.rows) or columns[schema.PARTNER_ROW].max() >= len(self.rows):
-                raise ValueError(f"it is about images beyond the {len(self.rows)} of the data set or the id map")
+                raise ValueError(f"it is about images beyond the {len(self.rows)} of the dataset or the id map")
             key = f"{archive:04d} {member.folder}"
             part = self._parts.setdefault(key, found)
             stored = next(iter(self._parts.values()))["stored_classes"]
