@@ -32,15 +32,7 @@ def example(name: str) -> str | None:
 
 def _entry(name: str) -> str:
     value = getattr(hf_reinforce, name)
-    lines = [
-        f"## `{name}`",
-        "",
-        "```python",
-        f"{name}{_signature(value)}",
-        "```",
-        "",
-        _markdown(inspect.getdoc(value)),
-    ]
+    lines = [f"## `{name}`", "", f"`{name}{_signature(value)}`", "", _markdown(inspect.getdoc(value))]
     methods = vars(value) if inspect.isclass(value) else {}
     for method, inner in methods.items():
         inner = getattr(inner, "__func__", inner)
