@@ -272,11 +272,6 @@ class ClassDistribution(Target):
         masses = np.exp(np.concatenate([value.astype(np.float64), tail[:, None]], axis=1))
         return label.astype(np.int64), masses / masses.sum(axis=1, keepdims=True)
 
-    @property
-    def largest_entropy(self) -> float:
-        """The most that the entropy of a record can be, its tail taken as one class: nats, > 0."""
-        return float(np.log(max(min(self.num_classes, self.top_k + 1), 2)))
-
     def summary(self, records: pa.StructArray) -> dict[str, float]:
         _, masses = self.masses(records)
         entropy = -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1)
