@@ -90,7 +90,9 @@ def known_words(argv: list[str], parser: Any) -> list[str]:
         similar = difflib.get_close_matches(name, sorted(known), 1)
         meant = f"did you mean {similar[0]}? " if similar else ""
         advice = f"{meant}--help lists the flags."
-        raise ValueError(f"There is no flag {name}{where}; {DROPPED.get(name[2:].replace('-', '_'), advice)}")
+        instead = DROPPED.get(name[2:].replace("-", "_"), advice)
+        instead = instead if any(flag in instead.replace(",", "").split() for flag in known) else advice
+        raise ValueError(f"There is no flag {name}{where}; {instead}")
     return words
 
 

@@ -47,7 +47,14 @@ def main() -> None:
             f"{', '.join(unknown) or args.train_size}."
         )
 
-    from hf_reinforce import load_policy, load_reinforced, load_teacher, reinforce
+    from hf_reinforce import (
+        load_policy,
+        load_reinforced,
+        load_teacher,
+        reinforce,
+        write_dataset_card,
+        write_preview,
+    )
 
     transformers.utils.logging.set_verbosity_error()
     output = Path(args.output_dir)
@@ -63,7 +70,9 @@ def main() -> None:
 
     say(f"Reinforce {args.train_size} digits: {args.num_samples} augmentations of each, seen once by the teacher")
     folder = output / "digits-plus"
-    reinforce(splits["train"], teacher, policy, folder, num_samples=args.num_samples, embed_images=True, device="cpu")
+    options = {"num_samples": args.num_samples, "embed_images": True, "device": "cpu"}
+    write_preview(reinforce(splits["train"], teacher, policy, folder, **options))
+    write_dataset_card(folder)
     teacher_accuracy = metrics["eval_accuracy"]
 
     runs = {method: [] for method in METHODS}

@@ -76,3 +76,16 @@ def test_policy_of_the_guide_is_the_one_in_the_recipes():
     (block,) = blocks(ROOT / "docs" / "guide.md", "yaml")
     text = (ROOT / "recipes" / "digits_plus" / "policy.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(block) == yaml.safe_load(text)
+
+
+@pytest.mark.slow
+def test_the_demo_makes_what_the_readme_opens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--train_size 20 --num_samples 2 --num_epochs 1 --teacher_epochs 1 --num_seeds 1"
+    monkeypatch.setattr("sys.argv", ["demo.py", *flags.split()])
+    load_recipe("demo").main()
+    namespace = {}
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert len(namespace["reinforced"]) == 20
+    assert (tmp_path / "outputs/demo/digits-plus/digits/preview.png").exists()

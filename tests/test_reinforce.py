@@ -1089,3 +1089,13 @@ def test_a_stream_whose_columns_change_their_order(data, tmp_path):
     folder = reinforce(stream, tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, top_k=2)
     assert "__url__" not in ReinforcementConfig.load(folder).source.columns
     assert sum(pq.read_metadata(path).num_rows for path in folder.glob("*.parquet")) == len(data)
+
+
+def test_what_a_larger_number_left_is_cleared_when_it_was_given_up(tmp_path):
+    policy, options = named_policy("rrc", 16), {"top_k": 2, "num_workers": 1, "device": "cpu"}
+    folder = reinforce(tiny_dataset(10), tiny_teacher(), policy, tmp_path, num_samples=1, **options)
+    given_up = folder / ".num_samples-3"
+    given_up.mkdir()
+    (given_up / "train-00000-of-00001.parquet").write_bytes(b"half of it")
+    reinforce(tiny_dataset(10), tiny_teacher(), policy, tmp_path, num_samples=2, **options)
+    assert not list(folder.glob(".num_samples-*"))

@@ -198,3 +198,10 @@ def test_dropped_flags_end_in_a_sentence_that_names_their_replacement(flag, inst
         with pytest.raises(ValueError, match=rf"There is no flag --{flag}{where}; .*--{instead}"):
             arguments.parse("", [recipe.DataArguments], recipe.training_classes, argv=argv)
     assert set(arguments.DROPPED) == set(DROPPED)
+
+
+def test_a_recipe_without_the_replacement_does_not_name_it():
+    arguments, recipe = load_recipe("arguments"), load_recipe("reinforce")
+    with pytest.raises(ValueError, match=r"There is no flag --images_on_device; .*--help") as refused:
+        arguments.parse("", [recipe.ReinforceArguments], argv=["--images_on_device", "True"])
+    assert "cache_images" not in str(refused.value)

@@ -87,7 +87,8 @@ def reinforce(
 
     Run again after an interruption, it continues with the shards that are missing; run again with a larger
     `num_samples`, it adds reinforcements to the existing ones. Under `accelerate launch` the processes share the
-    shards.
+    shards. The folder's card is not written: call `write_preview` and `write_dataset_card` afterwards, also when
+    reinforcements were added, since `load_dataset` knows a folder's rows in its cache by the card.
 
     Args:
         dataset: one split, with an image column. Its format or transform, if any, is dropped.
@@ -437,7 +438,8 @@ class Run:
         config = replace(self.config, pixels=pixels, complete=True, skipped=tuple(skipped), checksums=checksums)
         with explained_writes(self.folder):
             config.save(self.folder)
-            shutil.rmtree(self.staging)
+            for folder in self.folder.glob(".num_samples-*"):  # also of a larger N that was given up
+                shutil.rmtree(folder)
         return config
 
 

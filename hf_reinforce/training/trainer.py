@@ -77,8 +77,16 @@ class KDTrainer(ResumableTrainer):
             teacher.check_processes()
         repeats, batch = args.repeated_augmentation, args.per_device_train_batch_size
         streaming = getattr(train_dataset, "blocks", None) is not None
-        if repeats > 1 and (streaming or batch % repeats):
-            raise ValueError(f"repeated_augmentation={repeats} needs a batch size that it divides, and no streaming.")
+        if repeats > 1 and streaming:
+            raise ValueError(
+                "Rows that are streamed have an order of their own; leave out repeated_augmentation "
+                "(--repeated_augmentation 1), or streaming (--streaming False)."
+            )
+        if batch % repeats:
+            raise ValueError(
+                f"repeated_augmentation={repeats} needs a batch size that it divides, not {batch}; choose another "
+                "(--per_device_train_batch_size)."
+            )
         if args.cache_images and streaming:
             raise ValueError(
                 "Images that are streamed are not kept; leave out cache_images (--cache_images False), or streaming."
