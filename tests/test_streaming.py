@@ -361,7 +361,8 @@ def test_resuming_with_spawned_workers(stored, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [({"repeated_augmentation": 2}, "no streaming"), ({"cache_images": True}, "streamed")]
+    ("options", "expected"),
+    [({"repeated_augmentation": 2}, "--streaming False"), ({"cache_images": True}, "streamed")],
 )
 def test_what_needs_local_rows_is_refused(stored, tmp_path, options, expected):
     args = KDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
