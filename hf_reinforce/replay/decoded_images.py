@@ -31,7 +31,9 @@ class DecodedImages:
     """
 
     def __init__(self, count: int, size: Callable[[int], tuple[int, int]], decode: Callable[[int], Tensor]) -> None:
-        self._sizes = np.array([size(position) for position in range(count)], dtype=np.int64).reshape(-1, 2)
+        # One after the other: a dataset whose source was reordered finds its images once, before threads decode them.
+        headers = tqdm(range(count), desc="Reading the sizes of the images", unit="image", leave=False)
+        self._sizes = np.array([size(position) for position in headers], dtype=np.int64).reshape(-1, 2)
         self._starts = np.append(0, np.cumsum(3 * self._sizes.prod(1)))
         _check_memory(int(self._starts[-1]))
         pixels = torch.empty(int(self._starts[-1]), dtype=torch.uint8)
