@@ -1099,3 +1099,9 @@ def test_what_a_larger_number_left_is_cleared_when_it_was_given_up(tmp_path):
     (given_up / "train-00000-of-00001.parquet").write_bytes(b"half of it")
     reinforce(tiny_dataset(10), tiny_teacher(), policy, tmp_path, num_samples=2, **options)
     assert not list(folder.glob(".num_samples-*"))
+
+
+@pytest.mark.parametrize("unknown", [{"num_worker": 1}, {"temperature": 2.0}])
+def test_an_argument_that_nobody_knows_is_refused(unknown, tmp_path):
+    with pytest.raises(TypeError, match=f"keyword argument '{next(iter(unknown))}'"):
+        reinforce(tiny_dataset(5), tiny_teacher(), named_policy("rrc", 16), tmp_path, num_samples=1, **unknown)

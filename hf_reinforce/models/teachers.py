@@ -161,9 +161,10 @@ class Teacher:
 
         Raises:
             ValueError: if a setting is out of range.
+            TypeError: if there is no such setting, or the teacher knows it.
         """
-        options |= {"class_names": self.class_names, "temperature": self.temperature, "class_map": self.class_map}
-        return ClassDistribution.of(self.num_classes, **options)
+        known: dict[str, Any] = {"class_names": self.class_names, "temperature": self.temperature}
+        return ClassDistribution.of(self.num_classes, **known, class_map=self.class_map, **options)
 
     def describe(self) -> list[dict[str, Any]]:
         """What `reinforcement.json` records of each member; its licence where its own card states one."""
