@@ -368,6 +368,8 @@ def test_repeated_augmentation_shows_an_image_several_times_in_a_batch(replay, t
 def test_repeats_must_divide_the_batch(replay, trainer_of):
     with pytest.raises(ValueError, match="repeated_augmentation=3 needs a batch size that it divides"):
         trainer_of(Constant(), replay(), repeated_augmentation=3)
+    with pytest.raises(ValueError, match="repeats must lie between 1"):
+        trainer_of(Constant(), replay(), repeated_augmentation=0).train()
 
 
 # -- resuming -----------------------------------------------------------------------------------------------------

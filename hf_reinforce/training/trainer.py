@@ -82,7 +82,7 @@ class KDTrainer(ResumableTrainer):
                 "Rows that are streamed have an order of their own; leave out repeated_augmentation "
                 "(--repeated_augmentation 1), or streaming (--streaming False)."
             )
-        if batch % repeats:
+        if repeats > 1 and batch % repeats:
             raise ValueError(
                 f"repeated_augmentation={repeats} needs a batch size that it divides, not {batch}; choose another "
                 "(--per_device_train_batch_size)."
@@ -156,10 +156,9 @@ class KDTrainer(ResumableTrainer):
         return share * own + (1 - share) * other
 
     def _distillation_loss(self, logits: Tensor, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        if self.args.method == "online":
-            target = self._online_target
-            loss: Tensor = target.loss(logits, target.exact(self.teacher(images)), self.args.temperature)  # type: ignore
-            return loss
+        target = self._online_target
+        if self.args.method == "online" and self.teacher is not None and target is not None:
+            return target.loss(logits, target.exact(self.teacher(images)), self.args.temperature)
         targets = getattr(self.train_dataset, "targets", ())
         if not targets:
             raise ValueError('method="reinforced" needs a reinforced dataset; this one has no stored targets.')
