@@ -1,3 +1,7 @@
+"""What holds for every operation, and each against torchvision's; the distributions by Kolmogorov-Smirnov tests."""
+
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -31,11 +35,9 @@ from hf_reinforce.augmentations import (
 from hf_reinforce.augmentations.rand_augment import OPERATIONS, SIGNED, magnitude_of
 from hf_reinforce.randomness import params_generator
 
-HEIGHT, WIDTH = 140, 200
+HEIGHT, WIDTH, MIX_SIZE = 140, 200, 24
 VIEWS = [name for name, cls in AUGMENTATIONS.items() if issubclass(cls, ViewAugmentation)]
 MIXES = [name for name in AUGMENTATIONS if name not in VIEWS]
-STORED = [name for name, cls in AUGMENTATIONS.items() if cls.field is not None]
-MIX_SIZE = 24
 
 
 @pytest.fixture
@@ -47,245 +49,164 @@ def draw(operation, count, seed=0, height=HEIGHT, width=WIDTH):
     return [operation.sample(params_generator(seed, row, 0), height, width) for row in range(count)]
 
 
-def random_batch(seed, size=MIX_SIZE, batch=6):
-    return torch.rand((batch, 3, size, size), generator=torch.Generator().manual_seed(seed))
+def applied(operation, count, height, width):
+    """Parameters of views that the operation changes."""
+    drawn = draw(operation, count, height=height, width=width)
+    return drawn[:1] if operation.field is None else [params for params in drawn if params is not None]
+
+
+def batches(size=MIX_SIZE, batch=30, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand((batch, 3, size, size), generator=generator).to(dtype) for _ in range(2)]
 
 
 # --- What holds for every augmentation
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_key_is_the_name_of_the_operation(name):
-    assert AUGMENTATIONS[name].name == name
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_params_round_trip_through_parquet(through_parquet, name):
+def test_params_depend_on_the_key_alone_and_survive_parquet(through_parquet, name):
     operation = AUGMENTATIONS[name]()
-    rows = [{"params": params} for params in [None, *draw(operation, 30)]]
-    features = Features({"params": operation.feature})
-    read = through_parquet(rows, features)
-    assert read.features == features
-    assert list(read) == rows
-    assert any(row["params"] is not None for row in rows)
-
-
-@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name not in STORED])
-def test_operations_without_a_field_have_nothing_to_store(name):
-    operation = AUGMENTATIONS[name]()
-    assert operation.feature is None
-    assert set(draw(operation, 5)) == {None}
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_params_depend_on_the_key_alone(name):
-    operation = AUGMENTATIONS[name]()
-    first = draw(operation, 40)
-    assert draw(operation, 40) == first
-    if all(params == first[0] for params in first):  # a deterministic operation leaves the generator alone
+    assert operation.name == name
+    drawn = draw(operation, 40)
+    assert draw(operation, 40) == drawn
+    if all(params == drawn[0] for params in drawn):  # a deterministic operation leaves the generator alone
         rng = params_generator(0, 0, 0)
         operation.sample(rng, HEIGHT, WIDTH)
         assert rng.random() == params_generator(0, 0, 0).random()
     else:
-        assert draw(operation, 40, seed=1) != first
+        assert draw(operation, 40, seed=1) != drawn
+    if operation.field is None:
+        assert operation.feature is None and set(drawn) == {None}
+        return
+    rows, features = [{"params": params} for params in [None, *drawn]], Features({"params": operation.feature})
+    read = through_parquet(rows, features)
+    assert read.features == features and list(read) == rows
+    assert any(params is not None for params in drawn)
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_views_after_a_round_trip_have_identical_pixels(through_parquet, image, name):
+@pytest.mark.parametrize("name", [name for name, cls in AUGMENTATIONS.items() if cls.field is not None])
+def test_words_and_bins(through_parquet, name):
     operation = AUGMENTATIONS[name]()
-    drawn = [params for params in draw(operation, 40) if params is not None][:6] or [None]
-    read = drawn
-    if operation.field is not None:
-        rows = [{"params": params} for params in drawn]
-        read = [row["params"] for row in through_parquet(rows, Features({"params": operation.feature}))]
-    for before, after in zip(drawn, read, strict=True):
-        assert torch.equal(operation.apply(image, before), operation.apply(image, after))
+    assert len(operation.describe()) > 15 and operation.name not in operation.describe()
+    drawn = [None, *draw(operation, 60)]
+    assert {type(operation.caption(params)) for params in drawn if params is not None} == {str}
+    stored = through_parquet([{"params": params} for params in drawn], Features({"params": operation.feature}))
+    bins = list(operation.bins(stored.data.column("params").combine_chunks(), HEIGHT))
+    assert all(len(views) == len(drawn) and views.dtype == bool for _, _, views in bins)
+    if operation.stage != "crop" and name != "rand_augment":  # each view has one strength
+        assert np.sum([views for _, _, views in bins], axis=0).tolist() == [1] * len(drawn)
+        assert bins[0][2].tolist() == [params in (None, False) for params in drawn]
 
 
-@pytest.mark.parametrize("layout", ["channels last", "contiguous", "cropped"])
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (1, 1), (1, 60), (60, 1), (2, 3), (31, 33)])
 @pytest.mark.parametrize("name", VIEWS)
-def test_views_are_uint8_of_the_stated_size_and_the_input_is_not_changed(image, name, layout):
-    operation = AUGMENTATIONS[name]()
-    if layout == "contiguous":
-        image = image.contiguous()
-    elif layout == "cropped":
-        image = image[:, 10:120, 20:170]
-    height, width = image.shape[1:]
-    before = image.clone()
-    drawn = draw(operation, 20, height=height, width=width)
-    for params in [params for params in drawn if params is not None or operation.field is None]:
-        view = operation.apply(image, params)
-        assert view.dtype == torch.uint8
-        expected = {
-            "resize": lambda: operation.output_size(height, width),
-            "crop": lambda: (operation.size, operation.size),
-            "image": lambda: (height, width),
-        }[operation.stage]()
-        assert view.shape == (3, *expected)
-        assert torch.equal(image, before)
+def test_views_are_uint8_of_the_stated_size_whatever_the_layout_of_the_image(photo, name, size):
+    operation, height, width = AUGMENTATIONS[name](), *size
+    planar = F.pil_to_tensor(photo.resize((width, height)))
+    layouts = [planar, planar.permute(1, 2, 0).contiguous().permute(2, 0, 1), F.pad(planar, [3])[:, 3:-3, 3:-3]]
+    expected = {"resize": lambda: operation.output_size(*size), "crop": lambda: (operation.size,) * 2}
+    for params in applied(operation, 12, *size):
+        views = [operation.apply(layout, params) for layout in layouts]
+        assert views[0].dtype == torch.uint8
+        assert views[0].shape == (3, *expected.get(operation.stage, lambda: size)())
+        assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
+        assert all(torch.equal(layout, F.pil_to_tensor(photo.resize((width, height)))) for layout in layouts)
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_views_do_not_depend_on_the_memory_layout(image, name):
-    operation = AUGMENTATIONS[name]()
-    for params in [params for params in draw(operation, 12) if params is not None or operation.field is None]:
-        assert torch.equal(operation.apply(image, params), operation.apply(image.contiguous(), params))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 60), (60, 1), (2, 3), (31, 33)])
-@pytest.mark.parametrize("name", VIEWS)
-def test_views_of_tiny_and_narrow_images(name, size):
-    operation = AUGMENTATIONS[name]()
-    tiny = torch.full((*size, 3), 77, dtype=torch.uint8).permute(2, 0, 1)
-    for params in draw(operation, 4 if operation.field is not None else 1, height=size[0], width=size[1]):
-        if params is not None or operation.field is None:
-            view = operation.apply(tiny, params)
-            assert view.dtype == torch.uint8 and view.shape[0] == 3 and view.numel() >= tiny.numel()
-            if isinstance(operation, (Resize, RandomResizedCrop, HorizontalFlip)):
-                assert (view == 77).all()
-
-
+@pytest.mark.parametrize("size", [32, 100, 333])
 @pytest.mark.parametrize("name", [name for name in VIEWS if AUGMENTATIONS[name].stage == "crop"])
-@pytest.mark.parametrize("size", [32, 96, 100, 333])
 def test_crops_replay_at_another_size(image, name, size):
     operation = AUGMENTATIONS[name]()
-    params = draw(operation, 1)[0]
-    view = operation.apply(image, params, size / operation.size)
-    assert view.shape == (3, size, size)
+    (params,) = draw(operation, 1)
     expected = F.resize(images.crop(image, params).contiguous(), [size, size], antialias=True)
-    assert torch.equal(view, expected)
+    assert torch.equal(operation.apply(image, params, size / operation.size), expected)
 
 
 @pytest.mark.parametrize("name", MIXES)
-def test_mixes_of_none_change_nothing(name):
-    operation = AUGMENTATIONS[name]()
-    own, partners = random_batch(0), random_batch(1)
-    neutral = operation.collate([None] * len(own))
-    assert neutral.shape[0] == len(own)
-    assert torch.equal(operation.apply(own, partners, neutral), own)
-    assert torch.equal(operation.own_share(neutral, MIX_SIZE), torch.ones(len(own)))
-
-
-@pytest.mark.parametrize("name", MIXES)
-def test_mixes_apply_each_samples_own_params_and_change_no_input(name):
+def test_mixes_apply_each_samples_own_params_and_none_changes_nothing(name):
     operation = AUGMENTATIONS[name](p=0.7)
-    own, partners = random_batch(0, batch=30), random_batch(1, batch=30)
+    own, partners = batches()
     before = own.clone(), partners.clone()
     drawn = draw(operation, 30, height=MIX_SIZE, width=MIX_SIZE)
-    assert None in drawn
-    mixed = operation.apply(own, partners, operation.collate(drawn))
-    assert mixed.shape == own.shape and mixed.dtype == torch.float32
-    assert not torch.equal(mixed, own)
+    collated = operation.collate(drawn)
+    mixed, shares = operation.apply(own, partners, collated), operation.own_share(collated, MIX_SIZE)
+    assert shares.dtype == torch.float32 and shares.std() > 0.1
+    weight = operation.apply(torch.ones_like(own), torch.zeros_like(own), collated)
+    torch.testing.assert_close(shares, weight.mean((1, 2, 3)))
     for row, params in enumerate(drawn):
         alone = operation.apply(own[row : row + 1], partners[row : row + 1], operation.collate([params]))
-        torch.testing.assert_close(mixed[row], alone[0], atol=0, rtol=0)
-    assert torch.equal(own, before[0]) and torch.equal(partners, before[1])
+        assert torch.equal(mixed[row], alone[0])
+        assert torch.equal(mixed[row], own[row]) == (params is None) == (shares[row] == 1)
+    assert torch.equal(own, before[0]) and torch.equal(partners, before[1]) and None in drawn
+    assert operation.apply(*batches(dtype=torch.bfloat16), collated).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", MIXES)
-def test_own_share_is_the_share_of_the_own_pixels(name):
-    operation = AUGMENTATIONS[name](p=0.9)
-    params = operation.collate(draw(operation, 40, height=MIX_SIZE, width=MIX_SIZE))
-    shape = (40, 3, MIX_SIZE, MIX_SIZE)
-    mixed = operation.apply(torch.ones(shape), torch.zeros(shape), params)
-    share = operation.own_share(params, MIX_SIZE)
-    torch.testing.assert_close(share, mixed.mean((1, 2, 3)))
-    assert share.dtype == torch.float32 and share.std() > 0.1
+@pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("cls", [HorizontalFlip, RandomErasing, MixUp, CutMix])
+def test_operations_are_applied_with_their_probability(cls, p):
+    count = sum(params not in (None, False) for params in draw(cls(p=p), 2000, seed=5))
+    assert count == pytest.approx(2000 * p, abs=4 * (2000 * p * (1 - p)) ** 0.5)
 
 
-@pytest.mark.parametrize("name", [name for name, cls in AUGMENTATIONS.items() if hasattr(cls, "p")])
-@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
-def test_probability_out_of_range_raises(name, p):
-    with pytest.raises(ValueError, match=rf"{name}: p must lie in \[0, 1\]"):
-        AUGMENTATIONS[name](p=p)
+OPTIONS = {
+    "p": ([-0.1, 1.1, float("nan"), True, "often"], "a number from 0 to 1"),
+    "size": ([0, 2**15, 2.5, "large"], "a whole number from 1 to 32767"),
+    "interpolation": (["bilinearr", None], "'bilinear' or 'bicubic'"),
+    "scale": ([(0.0, 1.0), (0.5, 0.1), (0.5, 1.1), (0.1, 0.2, 0.3), 0.5], "two ascending numbers, each a number from"),
+    "ratio": ([(0.0, 1.0), (1.0,), (1.0, float("inf"))], "two ascending numbers, each a number from 1e-06"),
+    "padding": ([-1, 1000], "(a whole number from 0|at most the size)"),
+    "num_ops": ([0, 1.5], "a whole number from 1"),
+    "magnitude": ([-1, 31], "a whole number from 0 to 30"),
+    "alpha": ([0.0, -1.0, 1e-320], "a number from 1e-06 to 32767"),
+}
 
 
-@pytest.mark.parametrize("name", [name for name, cls in AUGMENTATIONS.items() if hasattr(cls, "size")])
-@pytest.mark.parametrize("size", [0, 2**15])
-def test_size_that_no_box_can_hold_raises(name, size):
-    with pytest.raises(ValueError, match=rf"{name}.*size"):
-        AUGMENTATIONS[name](size=size)
-
-
-@pytest.mark.parametrize("name", [name for name, cls in AUGMENTATIONS.items() if hasattr(cls, "interpolation")])
-def test_unknown_interpolation_raises(name):
-    with pytest.raises(ValueError, match=rf"{name}.*interpolation"):
-        AUGMENTATIONS[name](interpolation="bilinearr")
-
-
-@pytest.mark.parametrize(
-    ("cls", "options", "message"),
-    [
-        (RandomResizedCrop, {"scale": (0.0, 1.0)}, "scale must be two ascending numbers"),
-        (RandomResizedCrop, {"scale": (0.5, 0.1)}, "scale must be two ascending numbers"),
-        (RandomResizedCrop, {"scale": (0.5, 1.1)}, "scale must be two ascending numbers"),
-        (RandomResizedCrop, {"ratio": (1.0,)}, "ratio must be two ascending numbers"),
-        (RandomErasing, {"ratio": (0.0, 1.0)}, "ratio must be two ascending numbers"),
-        (RandomErasing, {"scale": (0.1, 0.2, 0.3)}, "scale must be two ascending numbers"),
-        (RandomCrop, {"padding": -1}, "padding must lie between 0 and the size"),
-        (RandAugment, {"num_ops": 0}, "num_ops must be >= 1"),
-        (RandAugment, {"magnitude": 31}, r"magnitude in \[0, 30\]"),
-        (RandAugment, {"magnitude": -1}, r"magnitude in \[0, 30\]"),
-        (MixUp, {"alpha": 0.0}, "alpha must be > 0"),
-        (CutMix, {"alpha": -1.0}, "alpha must be > 0"),
-    ],
-)
-def test_options_out_of_range_raise(cls, options, message):
-    with pytest.raises(ValueError, match=f"{cls.name}: .*{message}"):
-        cls(**options)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_options_out_of_range_raise(name):
+    for option in fields(AUGMENTATIONS[name]):
+        wrong, message = OPTIONS[option.name]
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"{name}: {option.name} must be {message}"):
+                AUGMENTATIONS[name](**{option.name: value})
 
 
 # --- Each operation against torchvision
 
 
-@pytest.mark.parametrize("size", [2, 31, 100, 139, 140, 141, 199, 224, 256])
+@pytest.mark.parametrize("size", [2, 31, 139, 140, 141, 199, 224])
 def test_resize_equals_torchvision(image, size):
     for source in (image, image.transpose(1, 2)):
-        resized = Resize(size).apply(source, None)
-        assert torch.equal(resized, v2.Resize(size, antialias=True)(source.contiguous()))
-        assert Resize(size).output_size(*source.shape[1:]) == tuple(resized.shape[1:])
+        assert torch.equal(Resize(size).apply(source, None), v2.Resize(size, antialias=True)(source.contiguous()))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [32, 96, 224])
+@pytest.mark.parametrize("size", [32, 224])
 def test_random_resized_crop_pixels_equal_torchvision(image, size, interpolation):
     operation = RandomResizedCrop(size, interpolation=interpolation)
+    mode = InterpolationMode(interpolation)
     for box in draw(operation, 8):
-        expected = F.resized_crop(
-            image.contiguous(),
-            **box,
-            size=[size, size],
-            interpolation=InterpolationMode(interpolation),
-            antialias=True,
-        )
-        assert torch.equal(operation.apply(image, box), expected)
-
-
-def describe_boxes(boxes, height, width):
-    """[n, 4] boxes -> statistics whose distributions are compared."""
-    top, left, box_height, box_width = np.array(boxes, dtype=float).T
-    return {
-        "height": box_height,
-        "width": box_width,
-        "area": box_height * box_width,
-        "ratio": box_width / box_height,
-        "top": top,
-        "left": left,
-        "bottom": height - top - box_height,
-        "right": width - left - box_width,
-    }
-
-
-def assert_same_distribution(ours, theirs, height, width):
-    ours, theirs = (describe_boxes(boxes, height, width) for boxes in (ours, theirs))
-    for name, values in ours.items():
-        assert ks_2samp(values, theirs[name]).pvalue > 0.002, name
-        tolerance = 5 * np.sqrt((values.var() + theirs[name].var()) / len(values)) + 1e-9
-        assert abs(values.mean() - theirs[name].mean()) < tolerance, name
+        cut = F.resized_crop(image.contiguous(), **box, size=[size, size], interpolation=mode, antialias=True)
+        assert torch.equal(operation.apply(image, box), cut)
 
 
 def values_of(box):
     return [box["top"], box["left"], box["height"], box["width"]]
+
+
+def assert_same_distribution(ours, theirs, height, width):
+    """Compares boxes [n, 4]: top, left, height, width."""
+
+    def described(boxes):
+        top, left, box_height, box_width = np.array(boxes, dtype=float).T
+        sides = {"height": box_height, "width": box_width, "area": box_height * box_width}
+        places = {"top": top, "left": left, "bottom": height - top - box_height, "right": width - left - box_width}
+        return {**sides, **places, "ratio": box_width / np.maximum(box_height, 1e-9)}
+
+    theirs = described(theirs)
+    for name, values in described(ours).items():
+        assert ks_2samp(values, theirs[name]).pvalue > 0.002, name
+        tolerance = 5 * np.sqrt((values.var() + theirs[name].var()) / len(values)) + 1e-9
+        assert abs(values.mean() - theirs[name].mean()) < tolerance, name
 
 
 @pytest.mark.parametrize(
@@ -298,68 +219,57 @@ def values_of(box):
     ],
 )
 def test_random_resized_crop_boxes_are_distributed_as_torchvisions(height, width, options):
-    operation = RandomResizedCrop(**options)
-    ours = [values_of(box) for box in draw(operation, 3000, height=height, width=width)]
+    operation, blank = RandomResizedCrop(**options), torch.empty(3, height, width)
     torch.manual_seed(0)
-    blank = torch.empty(3, height, width)
-    theirs = [
-        TorchvisionRandomResizedCrop.get_params(blank, list(operation.scale), list(operation.ratio))
-        for _ in range(3000)
-    ]
+    bounds = list(operation.scale), list(operation.ratio)
+    theirs = [TorchvisionRandomResizedCrop.get_params(blank, *bounds) for _ in range(3000)]
+    ours = [values_of(box) for box in draw(operation, 3000, height=height, width=width)]
     assert_same_distribution(ours, theirs, height, width)
 
 
-@pytest.mark.parametrize(("height", "width"), [(10, 500), (500, 10), (3, 50), (50, 3), (7, 1000)])
+@pytest.mark.parametrize(("height", "width"), [(10, 500), (500, 10), (3, 50), (50, 3)])
 def test_random_resized_crop_of_narrow_images_takes_torchvisions_central_box(height, width):
     operation = RandomResizedCrop(scale=(0.9, 1.0))  # never fits, so all ten tries fail
-    expected = TorchvisionRandomResizedCrop.get_params(
-        torch.empty(3, height, width), [0.9, 1.0], list(operation.ratio)
-    )
+    blank = torch.empty(3, height, width)
+    expected = TorchvisionRandomResizedCrop.get_params(blank, [0.9, 1.0], list(operation.ratio))
     assert {tuple(values_of(box)) for box in draw(operation, 5, height=height, width=width)} == {expected}
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 1000))
-def test_random_resized_crop_boxes_lie_inside(height, width, row):
-    box = RandomResizedCrop().sample(params_generator(0, row, 0), height, width)
-    assert box["top"] >= 0 and box["left"] >= 0 and box["height"] > 0 and box["width"] > 0
-    assert box["top"] + box["height"] <= height and box["left"] + box["width"] <= width
+def test_drawn_boxes_lie_inside(height, width, row):
+    for operation in (RandomResizedCrop(), RandomErasing(p=1.0), CutMix(p=1.0)):
+        box = operation.sample(params_generator(0, row, 0), height, width)
+        if box is not None:
+            assert 0 <= box["top"] <= box["top"] + box["height"] <= height
+            assert 0 <= box["left"] <= box["left"] + box["width"] <= width
+            assert box["height"] * box["width"] > 0 or isinstance(operation, CutMix)
 
 
-@pytest.mark.parametrize("size", [32, 100, 139, 140, 141, 170, 200, 201, 223, 224, 301])
+@pytest.mark.parametrize("size", [32, 139, 140, 141, 170, 201, 223, 301])
 def test_center_crop_equals_torchvision(image, size):
     for source in (image, image.transpose(1, 2)):
         box = CenterCrop(size).sample(params_generator(0, 0, 0), *source.shape[1:])
         assert torch.equal(CenterCrop(size).apply(source, box), F.center_crop(source.contiguous(), [size, size]))
 
 
-@pytest.mark.parametrize(("size", "padding"), [(96, 0), (32, 4), (140, 10), (150, 8), (224, 60)])
+@pytest.mark.parametrize(("size", "padding"), [(96, 0), (32, 4), (150, 8), (224, 60)])
 def test_random_crop_equals_torchvision(image, size, padding):
-    operation = RandomCrop(size, padding)
     padded = F.pad(image.contiguous(), [padding])
-    for box in draw(operation, 20):
-        assert box["top"] + padding >= 0 and box["left"] + padding >= 0
-        expected = F.crop(padded, box["top"] + padding, box["left"] + padding, size, size)
-        assert expected.shape[1:] == (size, size)
-        assert box["top"] + padding + size <= padded.shape[1] and box["left"] + padding + size <= padded.shape[2]
-        assert torch.equal(operation.apply(image, box), expected)
+    for box in draw(RandomCrop(size, padding), 20):
+        top, left = box["top"] + padding, box["left"] + padding
+        assert min(top, left) >= 0 and top + size <= padded.shape[1] and left + size <= padded.shape[2]
+        assert torch.equal(RandomCrop(size, padding).apply(image, box), F.crop(padded, top, left, size, size))
 
 
-def test_random_crop_draws_every_offset_equally_often():
+def test_random_crop_draws_every_offset_equally_often_and_centres_what_is_too_small(image):
     boxes = draw(RandomCrop(32, 4), 9000, height=32, width=32)
-    for side in ("top", "left"):
-        offsets, counts = np.unique([box[side] for box in boxes], return_counts=True)
-        assert offsets.tolist() == list(range(-4, 5))
-        np.testing.assert_allclose(counts, 1000, rtol=0.15)
-    correlation = np.corrcoef([box["top"] for box in boxes], [box["left"] for box in boxes])[0, 1]
-    assert abs(correlation) < 0.05
-
-
-def test_random_crop_centres_an_image_that_is_too_small(image):
-    operation = RandomCrop(300, 4)
-    box = draw(operation, 1)[0]
-    view = operation.apply(image, box)
-    assert torch.equal(view[:, 80:220, 50:250], image)
-    assert int(view.sum()) == int(image.sum())
+    offsets = np.array([[box["top"], box["left"]] for box in boxes])
+    for side in offsets.T:
+        assert np.unique(side).tolist() == list(range(-4, 5))
+        np.testing.assert_allclose(np.bincount(side + 4), 1000, rtol=0.15)
+    assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.05
+    view = RandomCrop(300, 4).apply(image, draw(RandomCrop(300, 4), 1)[0])
+    assert torch.equal(view[:, 80:220, 50:250], image) and int(view.sum()) == int(image.sum())
 
 
 def test_horizontal_flip_mirrors(image, photo):
@@ -367,47 +277,29 @@ def test_horizontal_flip_mirrors(image, photo):
     assert torch.equal(HorizontalFlip().apply(image, False), image)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
-@pytest.mark.parametrize("cls", [HorizontalFlip, RandomErasing, MixUp, CutMix])
-def test_operations_are_applied_with_their_probability(cls, p):
-    applied = sum(params not in (None, False) for params in draw(cls(p=p), 2000, seed=5))
-    assert applied == pytest.approx(2000 * p, abs=4 * (2000 * p * (1 - p)) ** 0.5)
-
-
 @pytest.mark.parametrize(
     ("height", "width", "options"),
-    [(224, 224, {}), (32, 32, {}), (60, 200, {}), (96, 96, {"scale": (0.3, 0.9), "ratio": (0.3, 1.0)})],
+    [(32, 32, {}), (60, 200, {}), (96, 96, {"scale": (0.3, 0.9), "ratio": (0.3, 1.0)})],
 )
 def test_random_erasing_boxes_are_distributed_as_torchvisions(height, width, options):
-    operation = RandomErasing(p=1.0, **options)
+    operation, blank = RandomErasing(p=1.0, **options), torch.zeros(1, height, width)
     ours = [values_of(box) for box in draw(operation, 3000, height=height, width=width) if box is not None]
     torch.manual_seed(0)
-    blank = torch.zeros(1, height, width)
-    theirs = [
-        TorchvisionRandomErasing.get_params(blank, operation.scale, operation.ratio, [0.0])[:4] for _ in range(3000)
-    ]
+    bounds = operation.scale, operation.ratio, [0.0]
+    theirs = [TorchvisionRandomErasing.get_params(blank, *bounds)[:4] for _ in range(3000)]
     theirs = [box for box in theirs if box != (0, 0, height, width)]  # torchvision's word for "no box found"
     assert len(ours) == pytest.approx(len(theirs), abs=30)
     count = min(len(ours), len(theirs))
     assert_same_distribution(ours[:count], theirs[:count], height, width)
 
 
-def test_random_erasing_pixels_equal_torchvision(image):
-    operation = RandomErasing(p=1.0)
-    for box in draw(operation, 10):
-        expected = F.erase(image.contiguous(), box["top"], box["left"], box["height"], box["width"], torch.zeros(1))
-        assert torch.equal(operation.apply(image, box), expected)
-
-
-@pytest.mark.parametrize("scale", [0.25, 0.5, 2.0, 3.0])
-def test_random_erasing_scales_with_the_view(scale):
-    box = {"top": 8, "left": 16, "height": 24, "width": 40}
-    side = round(96 * scale)
-    view = torch.full((3, side, side), 200, dtype=torch.uint8)
-    expected = view.clone()
-    top, left, bottom, right = (round(edge * scale) for edge in (8, 16, 32, 56))
-    expected[:, top:bottom, left:right] = 0
-    assert torch.equal(RandomErasing().apply(view, box, scale), expected)
+@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
+def test_random_erasing_pixels_equal_torchvision_and_scale_with_the_view(image, scale):
+    for box in draw(RandomErasing(p=1.0), 10, height=40, width=40):
+        scaled = images.scale_box(box, scale)
+        expected = F.erase(image.contiguous(), *values_of(scaled), torch.zeros(1))
+        assert torch.equal(RandomErasing().apply(image, box, scale), expected)
+        assert scaled["top"] + scaled["height"] == round((box["top"] + box["height"]) * scale)
 
 
 # --- RandAugment
@@ -418,195 +310,14 @@ def rand_augment(image, *steps, scale=1.0):
     return images.to_pil(RandAugment(len(steps)).apply(image, params, scale))
 
 
-@pytest.mark.parametrize("level", [0, 3, 9, 17, 30])
-@pytest.mark.parametrize("op", OPERATIONS)
-def test_each_rand_augment_operation_equals_torchvision(photo, op, level):
-    dull = photo.point(lambda value: 20 + value * 7 // 10)  # without black and white, which AutoContrast would keep
-    magnitude = float(np.float32(magnitude_of(op, level, WIDTH)))
-    for signed in (magnitude, -magnitude) if op in SIGNED else (magnitude,):
-        expected = _apply_op(dull, op, signed, InterpolationMode.NEAREST, None)
-        assert rand_augment(images.from_pil(dull), (op, signed)).tobytes() == expected.tobytes()
-        if level == 9 and op != "Identity":
-            assert expected.tobytes() != dull.tobytes()
+def pillow(picture, op, magnitude):
+    return _apply_op(picture, op, magnitude, InterpolationMode.NEAREST, None)
 
 
-def test_rand_augment_applies_its_operations_in_order(image, photo):
-    steps = [("Rotate", -9.0), ("Solarize", 178.5), ("TranslateY", 20.0)]
-    expected = photo
-    for op, magnitude in steps:
-        expected = _apply_op(expected, op, magnitude, InterpolationMode.NEAREST, None)
-    assert rand_augment(image, *steps).tobytes() == expected.tobytes()
-    assert rand_augment(image, *reversed(steps)).tobytes() != expected.tobytes()
-
-
-@pytest.mark.parametrize("size", [32, 96, 224, 331])
-def test_magnitudes_equal_torchvisions(size):
-    space = TorchvisionRandAugment()._augmentation_space(31, (size, size))
-    for op, (magnitudes, signed) in space.items():
-        assert (op in SIGNED) == signed
-        for level in range(31):
-            expected = float(magnitudes[level]) if magnitudes.ndim else float(magnitudes)
-            assert magnitude_of(op, level, size) == pytest.approx(expected, rel=1e-5, abs=1e-4)
-            if op in ("Posterize", "TranslateX", "TranslateY"):
-                assert int(np.float32(magnitude_of(op, level, size))) == int(expected)
-
-
-@pytest.mark.parametrize(
-    ("op", "expected"),
-    [
-        ("Identity", 0.0),
-        ("ShearX", 0.09),
-        ("ShearY", 0.09),
-        ("TranslateX", 30.453),
-        ("TranslateY", 30.453),
-        ("Rotate", 9.0),
-        ("Brightness", 0.27),
-        ("Color", 0.27),
-        ("Contrast", 0.27),
-        ("Sharpness", 0.27),
-        ("Posterize", 7.0),
-        ("Solarize", 178.5),
-        ("AutoContrast", 0.0),
-        ("Equalize", 0.0),
-    ],
-)
-def test_magnitudes_of_the_paper_at_224_pixels(op, expected):
-    assert magnitude_of(op, 9, 224) == pytest.approx(expected, abs=5e-4)
-
-
-def test_rand_augment_draws_operations_and_signs_uniformly():
-    steps = [step for params in draw(RandAugment(), 7000) for step in params]
-    ops = np.array([step["op"] for step in steps])
-    np.testing.assert_allclose(np.bincount(ops, minlength=14), 1000, rtol=0.15)
-    for index, op in enumerate(OPERATIONS):
-        signs = np.sign([step["magnitude"] for step in steps if step["op"] == index])
-        if op in SIGNED:
-            assert abs(signs.mean()) < 0.12 and set(signs) == {-1.0, 1.0}
-        else:
-            assert -1.0 not in signs
-    first, second = ops.reshape(-1, 2).T
-    assert np.mean(first == second) == pytest.approx(1 / 14, abs=0.02)
-
-
-@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_rand_augment_applies_each_operation_with_its_own_probability(p):
-    ops = np.array([[step["op"] for step in params] for params in draw(RandAugment(p=p), 4000)])
-    changed = ops != OPERATIONS.index("Identity")
-    share = p * 13 / 14
-    np.testing.assert_allclose(changed.mean(0), share, atol=0.03)
-    assert changed.all(1).mean() == pytest.approx(share**2, abs=0.03)
-    identities = [step for params in draw(RandAugment(p=p), 100) for step in params if step["op"] == 0]
-    assert identities and all(step["magnitude"] == 0.0 for step in identities)
-
-
-@pytest.mark.parametrize("num_ops", [1, 2, 5])
-def test_rand_augment_draws_num_ops_operations_of_its_magnitude(num_ops):
-    for params in draw(RandAugment(num_ops, magnitude=20), 50):
-        assert len(params) == num_ops
-        for step in params:
-            expected = magnitude_of(OPERATIONS[step["op"]], 20, WIDTH)
-            assert abs(step["magnitude"]) == np.float32(expected)
-
-
-@pytest.mark.parametrize("scale", [0.5, 2.0])
-@pytest.mark.parametrize("op", OPERATIONS)
-def test_only_translations_scale_with_the_view(image, photo, op, scale):
-    magnitude = magnitude_of(op, 9, 224)
-    replayed = magnitude * scale if op.startswith("Translate") else magnitude
-    expected = _apply_op(photo, op, replayed, InterpolationMode.NEAREST, None)
-    assert rand_augment(image, (op, magnitude), scale=scale).tobytes() == expected.tobytes()
-
-
-def test_translation_moves_by_a_number_of_pixels_in_its_direction(image):
-    moved = images.from_pil(rand_augment(image, ("TranslateX", 30.453)))
-    assert torch.equal(moved[:, :, 30:], image[:, :, :-30]) and not moved[:, :, :30].any()
-    moved = images.from_pil(rand_augment(image, ("TranslateY", -12.9)))
-    assert torch.equal(moved[:, :-12], image[:, 12:]) and not moved[:, -12:].any()
-
-
-# --- MixUp and CutMix
-
-
-def test_mixup_equals_the_formula_of_each_sample():
-    operation = MixUp(p=0.8)
-    own, partners = random_batch(0, batch=20), random_batch(1, batch=20)
-    drawn = draw(operation, 20)
-    mixed = operation.apply(own, partners, operation.collate(drawn)).numpy()
-    for row, params in enumerate(drawn):
-        lam = 1.0 if params is None else params["lam"]
-        expected = lam * own[row].double().numpy() + (1.0 - lam) * partners[row].double().numpy()
-        np.testing.assert_allclose(mixed[row], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
-def test_mixup_draws_lam_from_a_beta_distribution(alpha):
-    lams = [params["lam"] for params in draw(MixUp(alpha=alpha, p=1.0), 2000)]
-    assert kstest(lams, "beta", args=(alpha, alpha)).pvalue > 0.01
-
-
-def test_cutmix_equals_pasting_each_samples_box():
-    operation = CutMix(p=0.8)
-    own, partners = random_batch(0, batch=20), random_batch(1, batch=20)
-    drawn = draw(operation, 20, height=MIX_SIZE, width=MIX_SIZE)
-    mixed = operation.apply(own, partners, operation.collate(drawn))
-    shares = operation.own_share(operation.collate(drawn), MIX_SIZE)
-    for row, box in enumerate(drawn):
-        expected = own[row].numpy().copy()
-        if box is not None:
-            rows = slice(box["top"], box["top"] + box["height"])
-            columns = slice(box["left"], box["left"] + box["width"])
-            expected[:, rows, columns] = partners[row].numpy()[:, rows, columns]
-        np.testing.assert_array_equal(mixed[row].numpy(), expected)
-        area = 0 if box is None else box["height"] * box["width"]
-        assert float(shares[row]) == pytest.approx(1 - area / MIX_SIZE**2, abs=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_cutmix_boxes_are_distributed_as_torchvisions(alpha):
-    size, count = 64, 3000
-    ours = [values_of(box) for box in draw(CutMix(alpha=alpha, p=1.0), count, height=size, width=size)]
-    torch.manual_seed(0)
-    theirs, transform = [], v2.CutMix(alpha=alpha, num_classes=2)
-    blank = torch.empty(2, 3, size, size)
-    for _ in range(count):
-        left, top, right, bottom = transform.make_params([blank])["box"]
-        theirs.append((top, left, bottom - top, right - left))
-    names = ("height", "width", "top", "left")
-    for name, column in zip(names, (2, 3, 0, 1), strict=True):
-        assert ks_2samp(np.array(ours)[:, column], np.array(theirs)[:, column]).pvalue > 0.002, name
-    areas = [np.array(boxes)[:, 2] * np.array(boxes)[:, 3] for boxes in (ours, theirs)]
-    assert ks_2samp(*areas).pvalue > 0.002
-
-
-@given(st.integers(1, 300), st.integers(0, 1000))
-def test_cutmix_boxes_lie_inside(size, row):
-    box = CutMix(p=1.0).sample(params_generator(0, row, 0), size, size)
-    assert 0 <= box["top"] <= box["top"] + box["height"] <= size
-    assert 0 <= box["left"] <= box["left"] + box["width"] <= size
-
-
-@pytest.mark.parametrize("size", [12, 36, 48, 84])
-def test_cutmix_scales_with_the_view_as_other_boxes_do(size):
-    box = {"top": 3, "left": 5, "height": 7, "width": 10}
-    own, partners = random_batch(0, size, batch=1), random_batch(1, size, batch=1)
-    scale = size / MIX_SIZE
-    mixed = CutMix().apply(own, partners, CutMix().collate([box]), scale)
-    scaled = images.scale_box(box, scale)
-    pasted = torch.zeros(size, size, dtype=torch.bool)
-    pasted[scaled["top"] : scaled["top"] + scaled["height"], scaled["left"] : scaled["left"] + scaled["width"]] = True
-    assert torch.equal(mixed[0], torch.where(pasted, partners[0], own[0]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", MIXES)
-def test_mixes_keep_the_dtype(name, dtype):
-    operation = AUGMENTATIONS[name](p=1.0)
-    params = operation.collate(draw(operation, 6, height=MIX_SIZE, width=MIX_SIZE))
-    assert operation.apply(random_batch(0).to(dtype), random_batch(1).to(dtype), params).dtype == dtype
-
-
-def odd_pictures():
-    """Pictures of few pixels, noisy, flat, gray, of few colours, and flat in one channel."""
+def pictures(photo):
+    """A photo without black and white, which AutoContrast would keep; and of few pixels: noise, few colours, flat,
+    flat in one channel, gray."""
+    yield photo.resize((100, 70)).point(lambda value: 20 + value * 7 // 10)
     rng = np.random.default_rng(0)
     for size in ((1, 1), (2, 5), (3, 3), (5, 2), (33, 57)):
         noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -618,23 +329,25 @@ def odd_pictures():
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_every_magnitude_has_the_pixels_of_pillow(op):
-    for picture in odd_pictures():
+def test_every_magnitude_has_the_pixels_of_torchvision(photo, op):
+    for picture in pictures(photo):
         for level in range(31) if magnitude_of(op, 0, 9) or magnitude_of(op, 30, 9) else (0,):
             magnitude = float(np.float32(magnitude_of(op, level, picture.width)))
             for signed in (magnitude, -magnitude) if op in SIGNED else (magnitude,):
-                expected = _apply_op(picture, op, signed, InterpolationMode.NEAREST, None)
-                assert rand_augment(images.from_pil(picture), (op, signed)).tobytes() == expected.tobytes(), level
+                found = rand_augment(images.from_pil(picture), (op, signed))
+                assert found.tobytes() == pillow(picture, op, signed).tobytes(), level
+            if picture.width == 100 and level == 9 and op != "Identity":
+                assert found.tobytes() != picture.tobytes()
 
 
-def test_any_sequence_of_operations_has_the_pixels_of_pillow(photo):
+def test_any_sequence_of_operations_has_the_pixels_of_torchvision(photo):
     rng, photo = np.random.default_rng(0), photo.resize((45, 31))
     image = images.from_pil(photo)
     for _ in range(150):
         steps, expected = [], photo
         for op in rng.choice(OPERATIONS, 4):
             steps.append((str(op), float(np.float32(magnitude_of(str(op), int(rng.integers(31)), 45)))))
-            expected = _apply_op(expected, *steps[-1], InterpolationMode.NEAREST, None)
+            expected = pillow(expected, *steps[-1])
         assert rand_augment(image, *steps).tobytes() == expected.tobytes(), steps
     assert torch.equal(image, images.from_pil(photo)), "the input is not changed"
 
@@ -644,3 +357,92 @@ def test_blending_equals_pillows_for_all_pairs_of_values(factor):
     first, second = np.mgrid[:256, :256].astype(np.uint8)
     expected = Image.blend(Image.fromarray(first), Image.fromarray(second), float(np.float32(factor)))
     np.testing.assert_array_equal(photometric._blend(first, second, float(np.float32(factor))), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [32, 224, 331])
+def test_magnitudes_equal_torchvisions(size):
+    for op, (magnitudes, signed) in TorchvisionRandAugment()._augmentation_space(31, (size, size)).items():
+        assert (op in SIGNED) == signed
+        for level in range(31):
+            expected = float(magnitudes[level]) if magnitudes.ndim else float(magnitudes)
+            assert magnitude_of(op, level, size) == pytest.approx(expected, rel=1e-5, abs=1e-4)
+            if op in ("Posterize", "TranslateX", "TranslateY"):
+                assert int(np.float32(magnitude_of(op, level, size))) == int(expected)
+
+
+def test_magnitudes_of_the_paper_at_224_pixels():
+    expected = [0.0, 0.09, 0.09, 30.453, 30.453, 9.0, 0.27, 0.27, 0.27, 0.27, 7.0, 178.5, 0.0, 0.0]
+    assert [magnitude_of(op, 9, 224) for op in OPERATIONS] == pytest.approx(expected, abs=5e-4)
+
+
+def test_rand_augment_draws_operations_and_signs_uniformly():
+    steps = [step for params in draw(RandAugment(), 7000) for step in params]
+    ops = np.array([step["op"] for step in steps])
+    np.testing.assert_allclose(np.bincount(ops, minlength=14), 1000, rtol=0.15)
+    for index, op in enumerate(OPERATIONS):
+        signs = np.sign([step["magnitude"] for step in steps if step["op"] == index])
+        assert (set(signs) == {-1.0, 1.0} and abs(signs.mean()) < 0.12) if op in SIGNED else -1.0 not in signs
+    first, second = ops.reshape(-1, 2).T
+    assert np.mean(first == second) == pytest.approx(1 / 14, abs=0.02)
+
+
+@pytest.mark.parametrize(("num_ops", "p"), [(1, 1.0), (2, 0.0), (5, 0.3)])
+def test_rand_augment_applies_each_of_num_ops_operations_with_its_own_probability(num_ops, p):
+    drawn = draw(RandAugment(num_ops, magnitude=20, p=p), 3000)
+    ops = np.array([[step["op"] for step in params] for params in drawn])
+    assert ops.shape == (3000, num_ops)
+    np.testing.assert_allclose((ops != 0).mean(0), p * 13 / 14, atol=0.03)
+    assert (ops != 0).all(1).mean() == pytest.approx((p * 13 / 14) ** num_ops, abs=0.03)
+    for step in (step for params in drawn[:100] for step in params):
+        assert abs(step["magnitude"]) == np.float32(magnitude_of(OPERATIONS[step["op"]], 20, WIDTH))
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_only_translations_scale_with_the_view(image, photo, op, scale):
+    magnitude = magnitude_of(op, 9, 224)
+    expected = pillow(photo, op, magnitude * scale if op.startswith("Translate") else magnitude)
+    assert rand_augment(image, (op, magnitude), scale=scale).tobytes() == expected.tobytes()
+
+
+# --- MixUp and CutMix
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_mixup_equals_the_formula_with_lam_from_a_beta_distribution(alpha):
+    drawn = draw(MixUp(alpha=alpha, p=1.0), 2000)
+    assert kstest([params["lam"] for params in drawn], "beta", args=(alpha, alpha)).pvalue > 0.01
+    own, partners = batches()
+    mixed = MixUp().apply(own, partners, MixUp().collate(drawn[:30])).numpy()
+    for row, params in enumerate(drawn[:30]):
+        expected = params["lam"] * own[row].double() + (1.0 - params["lam"]) * partners[row].double()
+        np.testing.assert_allclose(mixed[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5, 3.5])
+def test_cutmix_equals_pasting_each_samples_box_scaled_with_the_view(scale):
+    own, partners = batches(round(MIX_SIZE * scale), batch=20)
+    drawn = draw(CutMix(p=1.0), 20, height=MIX_SIZE, width=MIX_SIZE)
+    collated = CutMix().collate(drawn)
+    mixed, shares = CutMix().apply(own, partners, collated, scale), CutMix().own_share(collated, MIX_SIZE)
+    for row, box in enumerate(drawn):
+        top, left, height, width = values_of(images.scale_box(box, scale))
+        expected = own[row].clone()
+        expected[:, top : top + height, left : left + width] = partners[
+            row, :, top : top + height, left : left + width
+        ]
+        assert torch.equal(mixed[row], expected)
+        assert float(shares[row]) == pytest.approx(1 - box["height"] * box["width"] / MIX_SIZE**2, abs=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_cutmix_boxes_are_distributed_as_torchvisions(alpha):
+    size, transform, blank = 64, v2.CutMix(alpha=alpha, num_classes=2), torch.empty(2, 3, 64, 64)
+    torch.manual_seed(0)
+    edges = np.array([transform.make_params([blank])["box"] for _ in range(3000)])  # left, top, right, bottom
+    theirs = edges[:, [1, 0, 3, 2]] - np.pad(edges[:, [1, 0]], ((0, 0), (2, 0)))
+    boxes = draw(CutMix(alpha=alpha, p=1.0), 3000, height=size, width=size)
+    ours = np.array([values_of(box) for box in boxes])
+    for name, values in {"top": 0, "left": 1, "height": 2, "width": 3}.items():
+        assert ks_2samp(ours[:, values], theirs[:, values]).pvalue > 0.002, name
+    assert ks_2samp(*(found[:, 2] * found[:, 3] for found in (ours, theirs))).pvalue > 0.002

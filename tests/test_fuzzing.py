@@ -21,8 +21,8 @@ from tiny import tiny_dataset, tiny_teacher
 
 from hf_reinforce import ReinforcementConfig, reinforce
 from hf_reinforce.augmentations import AUGMENTATIONS
-from hf_reinforce.augmentations.documents import read_document, read_operation
-from hf_reinforce.augmentations.policies import AugmentationPolicy, load_policy, named_policy
+from hf_reinforce.augmentations.documents import read_document
+from hf_reinforce.augmentations.policies import AugmentationPolicy, load_policy, named_policy, read_operation
 from hf_reinforce.importers.ml_dr.config import TRANSFORMS, policy_of, read_config
 from hf_reinforce.importers.ml_dr.records import read_record
 from hf_reinforce.importers.ml_dr.unpickling import Member, read_members, safe_load
@@ -125,9 +125,7 @@ def test_operations_that_are_read_can_be_drawn(name, data):
     options = {}
     for key in data.draw(st.lists(st.sampled_from(sorted(kinds)), unique=True, max_size=3)) if kinds else []:
         number = st.one_of(st.floats(0, 4), st.integers(0, 40), st.sampled_from(NUMBERS))
-        options[key] = data.draw(
-            st.lists(number, min_size=2, max_size=2) if kinds[key] == tuple[float, float] else number
-        )
+        options[key] = data.draw(st.lists(number, min_size=2, max_size=2) if "tuple" in str(kinds[key]) else number)
     operation = refusal(read_operation, {name: options})
     if not isinstance(operation, ValueError) and operation.stage != "resize":
         for seed in range(3):

@@ -3,7 +3,7 @@
 from hf_reinforce.augmentations.base import Augmentation, Crop, MixAugmentation, Params, ViewAugmentation
 from hf_reinforce.augmentations.center_crop import CenterCrop
 from hf_reinforce.augmentations.cutmix import CutMix
-from hf_reinforce.augmentations.evaluation_view import EvaluationView, evaluation_operations
+from hf_reinforce.augmentations.evaluation_view import EvaluationView
 from hf_reinforce.augmentations.horizontal_flip import HorizontalFlip
 from hf_reinforce.augmentations.mixup import MixUp
 from hf_reinforce.augmentations.rand_augment import RandAugment
@@ -13,18 +13,15 @@ from hf_reinforce.augmentations.random_resized_crop import RandomResizedCrop
 from hf_reinforce.augmentations.resize import Resize
 
 AUGMENTATIONS: dict[str, type[ViewAugmentation] | type[MixAugmentation]] = {
-    cls.name: cls
-    for cls in (
-        Resize,
-        RandomResizedCrop,
-        RandomCrop,
-        CenterCrop,
-        HorizontalFlip,
-        RandAugment,
-        RandomErasing,
-        MixUp,
-        CutMix,
-    )
+    "resize": Resize,
+    "random_resized_crop": RandomResizedCrop,
+    "random_crop": RandomCrop,
+    "center_crop": CenterCrop,
+    "horizontal_flip": HorizontalFlip,
+    "rand_augment": RandAugment,
+    "random_erasing": RandomErasing,
+    "mixup": MixUp,
+    "cutmix": CutMix,
 }
 
 __all__ = [
@@ -44,5 +41,4 @@ __all__ = [
     "RandomResizedCrop",
     "Resize",
     "ViewAugmentation",
-    "evaluation_operations",
 ]

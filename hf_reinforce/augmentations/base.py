@@ -1,21 +1,22 @@
 """What an augmentation is: random parameters apart from their application.
 
 `sample` draws parameters and looks at no pixels; `apply` changes pixels and draws nothing. The parameters are plain
-Python values that survive Arrow exactly, so that applying them again gives the same pixels.
+Python values that survive Arrow exactly, so that applying them again gives the same pixels. What an option may be is
+the type of its field, and checked here.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from fractions import Fraction
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_reinforce import schema
-from hf_reinforce.schema import MAX_IMAGE_SIDE
+from hf_reinforce import images, schema
+from hf_reinforce.augmentations.documents import shortened
 
 Params = Any
 """Parameters of one operation: a bool, a number, a dict or a list of dicts; None where it was not applied."""
@@ -25,6 +26,44 @@ Bin = tuple[str, str, Mask]
 """Name of an operation, a strength in words, and which of T views had it: bool [T]."""
 
 Stage = Literal["resize", "crop", "image", "mix"]
+Encoding = Literal["DICTIONARY", "BYTE_STREAM_SPLIT"]
+
+
+class Option(NamedTuple):
+    """What an option of an operation may be, in words and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def number(low: float, high: float = schema.MAX_IMAGE_SIDE, whole: bool = False) -> Option:
+    """An option that is a number from `low` to `high`; True and False are none."""
+    kinds = int if whole else (int, float)
+    words = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
+    return Option(words, lambda value: isinstance(value, kinds) and type(value) is not bool and low <= value <= high)
+
+
+def _ascending(one: Option) -> Option:
+    def fits(value: Any) -> bool:
+        return type(value) is tuple and len(value) == 2 and all(map(one.fits, value)) and value[0] <= value[1]
+
+    return Option(f"two ascending numbers, each {one.words}", fits)
+
+
+_LEAST = 1e-6  # of what must not be 0
+
+Probability = Annotated[float, number(0, 1)]
+Size = Annotated[int, number(1, whole=True)]
+Positive = Annotated[float, number(_LEAST)]
+Interpolation = Annotated[str, Option("'bilinear' or 'bicubic'", lambda value: value in ("bilinear", "bicubic"))]
+Shares = Annotated[tuple[float, float], _ascending(number(_LEAST, 1))]
+Ratios = Annotated[tuple[float, float], _ascending(number(_LEAST))]
+_PLAIN = {
+    bool: Option("true or false", lambda value: type(value) is bool),
+    int: number(-schema.MAX_IMAGE_SIDE, whole=True),
+    float: number(-schema.MAX_IMAGE_SIDE),
+    str: Option("a text", lambda value: isinstance(value, str)),
+}
 
 
 @dataclass(frozen=True)
@@ -34,23 +73,36 @@ class Augmentation:
     Attributes:
         name: key of the operation in a policy file.
         field: field of `augmentation_params` that holds its parameters; None when there is nothing to store.
+        stored: the `datasets` feature of its parameters, for all options alike.
         stage: where it may stand in a policy: `resize`, then exactly one `crop`, then `image`, then `mix`.
         encoding: of its parameters in Parquet: a dictionary where few values recur, else numbers split into bytes.
+
+    Raises:
+        ValueError: for an option that is not what its type allows.
     """
 
     name: ClassVar[str]
-    field: ClassVar[str | None]
-    stage: ClassVar[Stage]
-    encoding: ClassVar[Literal["DICTIONARY", "BYTE_STREAM_SPLIT"]] = "DICTIONARY"
+    field: ClassVar[str | None] = None
+    stored: ClassVar[Any] = None
+    stage: ClassVar[Stage] = "image"
+    encoding: ClassVar[Encoding] = "DICTIONARY"
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value: Any = getattr(self, option.name)
+            kind = next(iter(getattr(option.type, "__metadata__", ())), _PLAIN.get(option.type))  # type: ignore[arg-type]
+            if kind is not None and not kind.fits(value):
+                found = shortened(list(value) if isinstance(value, tuple) else value)
+                raise ValueError(f"{self.name}: {option.name} must be {kind.words}, not {found}.")
 
     @property
     def feature(self) -> Any:
         """The `datasets` feature of the parameters."""
-        raise NotImplementedError
+        return self.stored
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         """Draws parameters for an image of `height` x `width` pixels; None where the operation is not applied."""
-        raise NotImplementedError
+        return None
 
     def describe(self) -> str:
         """The operation with its options, in a phrase for cards."""
@@ -78,10 +130,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ViewAugmentation(Augmentation):
-    """An operation on one image.
-
-    Attributes: as `Augmentation`.
-    """
+    """An operation on one image."""
 
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
         """Applies parameters to a uint8 image [3, H, W] without changing it in place.
@@ -96,21 +145,22 @@ class ViewAugmentation(Augmentation):
 
 @dataclass(frozen=True)
 class Crop(ViewAugmentation):
-    """The operation that makes a square view: a box of the image, in pixels of what it sees.
+    """The operation that makes a square view: a box of the image, in pixels of what it sees, resized where needed.
 
     Args:
         size: side of the view in pixels.
     """
 
-    size: int = 224
+    size: Size = 224
 
     field: ClassVar[str] = "crop"
+    stored: ClassVar[Any] = schema.BOX
     stage: ClassVar[Stage] = "crop"
-    encoding: ClassVar[Literal["DICTIONARY", "BYTE_STREAM_SPLIT"]] = "BYTE_STREAM_SPLIT"
+    encoding: ClassVar[Encoding] = "BYTE_STREAM_SPLIT"
 
-    @property
-    def feature(self) -> Any:
-        return schema.BOX
+    def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
+        side = round(self.size * scale)
+        return images.resize(images.crop(image, params), side, side)
 
     def caption(self, params: Params) -> str:
         return ""  # the box is drawn
@@ -121,10 +171,7 @@ class Crop(ViewAugmentation):
 
 @dataclass(frozen=True)
 class MixAugmentation(Augmentation):
-    """An operation on an image and its partner, applied to whole batches on the device.
-
-    Attributes: as `Augmentation`.
-    """
+    """An operation on an image and its partner, applied to whole batches on the device."""
 
     field: ClassVar[str]
     stage: ClassVar[Stage] = "mix"
@@ -147,39 +194,23 @@ def uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
-def check_probability(owner: str, p: float) -> None:
-    """Raises a ValueError unless 0 <= p <= 1."""
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{owner}: p must lie in [0, 1], not {p}.")
+def random_sides(rng: np.random.Generator, area: int, scale: Shares, ratio: Ratios) -> tuple[int, int]:
+    """Sides of a box whose area is a random share of `area`, and whose first side / second side lies in `ratio`."""
+    drawn = area * uniform(rng, *scale)
+    quotient = math.exp(uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(drawn * quotient)), round(math.sqrt(drawn / quotient))
 
 
-def check_range(owner: str, what: str, bounds: tuple[float, float], low: float, high: float) -> None:
-    """Raises a ValueError unless `low < bounds[0] <= bounds[1] <= high`."""
-    if len(bounds) != 2 or not low < bounds[0] <= bounds[1] <= high:
-        raise ValueError(f"{owner}: {what} must be two ascending numbers in ({low}, {high}], not {list(bounds)}.")
+def placed(rng: np.random.Generator, height: int, width: int, box_height: int, box_width: int) -> images.Box:
+    """A box of these sides anywhere inside of `height` x `width` pixels."""
+    top = int(rng.integers(0, height - box_height + 1))
+    left = int(rng.integers(0, width - box_width + 1))
+    return {"top": top, "left": left, "height": box_height, "width": box_width}
 
 
-def check_size(owner: str, size: int) -> None:
-    """Raises a ValueError unless a size is an integer between 1 and what a stored box can hold."""
-    if not isinstance(size, int) or not 1 <= size <= MAX_IMAGE_SIDE:
-        raise ValueError(f"{owner}: size must be an integer from 1 to {MAX_IMAGE_SIDE}, not {size!r}.")
-
-
-def check_interpolation(owner: str, interpolation: str) -> None:
-    """Raises a ValueError for an interpolation other than bilinear and bicubic."""
-    if interpolation not in ("bilinear", "bicubic"):
-        raise ValueError(f"{owner}: interpolation must be 'bilinear' or 'bicubic', not {interpolation!r}.")
-
-
-def in_percent(value: float) -> str:
-    """A share in words."""
-    return f"{100 * value:.3g} %"
-
-
-def in_fractions(value: float) -> str:
-    """A ratio in words, `4/3` rather than `1.33333`."""
-    fraction = Fraction(value).limit_denominator(10)
-    return str(fraction) if abs(float(fraction) - value) < 1e-6 else f"{value:g}"
+def in_percent(span: Shares) -> str:
+    """A range of shares in words."""
+    return f"{100 * span[0]:.3g} % to {100 * span[1]:.3g} %"
 
 
 def chance(p: float) -> str:
@@ -192,8 +223,9 @@ def _title(name: str) -> str:
 
 
 def valid(params: pa.Array) -> Mask:
-    """Which views an operation was applied to: bool [T]."""
-    return np.asarray(params.is_valid().to_numpy(zero_copy_only=False))
+    """Which of T views an operation was applied to, bool [T]: those with parameters, none of which is `false`."""
+    applied = params.fill_null(False) if pa.types.is_boolean(params.type) else params.is_valid()
+    return np.asarray(applied.to_numpy(zero_copy_only=False))
 
 
 def numbers(params: pa.StructArray, name: str) -> NDArray[np.float64]:
@@ -206,16 +238,9 @@ def area(boxes: pa.StructArray) -> NDArray[np.float64]:
     return numbers(boxes, "height") * numbers(boxes, "width")
 
 
-def ranges(name: str, words: str, applied: Mask, shares: NDArray[np.float64], *edges: float) -> Iterator[Bin]:
-    """Bins of shares between 0 and 1, "none" first.
-
-    Args:
-        name: of the operation.
-        words: what a share is of.
-        applied: which views it was applied to: bool [T].
-        shares: of each view, [T].
-        edges: where a bin ends, ascending, the last below 1.
-    """
+def ranges(name: str, words: str, params: pa.Array, shares: NDArray[np.float64], *edges: float) -> Iterator[Bin]:
+    """Bins of T shares between 0 and 1 of something (`words`), "none" first; they end at the ascending edges and 1."""
+    applied = valid(params)
     yield name, "none", ~applied
     for low, high in zip((0.0, *edges), (*edges, 1.0), strict=True):
         inside = applied & ((shares > low) | (low == 0)) & ((shares <= high) | (high == 1))

@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_reinforce import schema
-from hf_reinforce.augmentations.base import (
-    Bin,
-    MixAugmentation,
-    Params,
-    area,
-    chance,
-    check_probability,
-    ranges,
-    valid,
-)
+from hf_reinforce.augmentations.base import Bin, MixAugmentation, Params, Positive, Probability, area, chance, ranges
 
 
 @dataclass(frozen=True)
@@ -32,34 +23,19 @@ class CutMix(MixAugmentation):
         p: probability that an image is mixed.
     """
 
-    alpha: float = 1.0
-    p: float = 0.5
+    alpha: Positive = 1.0
+    p: Probability = 0.5
 
     name: ClassVar[str] = "cutmix"
     field: ClassVar[str] = "cutmix"
-
-    def __post_init__(self) -> None:
-        check_probability(self.name, self.p)
-        if self.alpha <= 0:
-            raise ValueError(f"{self.name}: alpha must be > 0, not {self.alpha}.")
-
-    @property
-    def feature(self) -> Any:
-        return schema.BOX
+    stored: ClassVar[Any] = schema.BOX
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         if rng.random() >= self.p:
             return None
         share = math.sqrt(1.0 - rng.beta(self.alpha, self.alpha))
-        top, bottom = self._interval(rng, height, share)
-        left, right = self._interval(rng, width, share)
+        (top, bottom), (left, right) = (self._interval(rng, side, share) for side in (height, width))
         return {"top": top, "left": left, "height": bottom - top, "width": right - left}
-
-    def describe(self) -> str:
-        return f"CutMix: a box of another image, area from Beta({self.alpha:g}, {self.alpha:g}){chance(self.p)}"
-
-    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
-        return ranges("cutmix", "of the view", valid(params), area(params) / size**2, 0.25, 0.5, 0.75)
 
     @staticmethod
     def _interval(rng: np.random.Generator, side: int, share: float) -> tuple[int, int]:
@@ -68,13 +44,9 @@ class CutMix(MixAugmentation):
 
     def collate(self, params: list[Params | None]) -> Tensor:
         """int64 [B, 4]: top, left, bottom, right."""
-        boxes = [
-            (0, 0, 0, 0)
-            if box is None
-            else (box["top"], box["left"], box["top"] + box["height"], box["left"] + box["width"])
-            for box in params
-        ]
-        return torch.tensor(boxes, dtype=torch.int64)
+        boxes = [[0] * 4 if box is None else [box[side] for side in schema.BOX] for box in params]
+        top, left, height, width = torch.tensor(boxes, dtype=torch.int64).unbind(1)
+        return torch.stack([top, left, top + height, left + width], 1)
 
     def apply(self, images: Tensor, partners: Tensor, params: Tensor, scale: float = 1.0) -> Tensor:
         edges = (params * scale).round().view(-1, 4, 1, 1)
@@ -86,3 +58,9 @@ class CutMix(MixAugmentation):
     def own_share(self, params: Tensor, size: int) -> Tensor:
         area = (params[:, 2] - params[:, 0]) * (params[:, 3] - params[:, 1])
         return 1.0 - area / size**2
+
+    def describe(self) -> str:
+        return f"CutMix: a box of another image, area from Beta({self.alpha:g}, {self.alpha:g}){chance(self.p)}"
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        return ranges("cutmix", "of the view", params, area(params) / size**2, 0.25, 0.5, 0.75)

@@ -1,15 +1,13 @@
 """EvaluationView: frames a photo as timm or transformers do where that isn't `Resize` and `CenterCrop`."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from hf_reinforce import images
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_size
-from hf_reinforce.augmentations.center_crop import CenterCrop
-from hf_reinforce.augmentations.resize import Resize
+from hf_reinforce.augmentations.base import Params, Size, Stage, ViewAugmentation
+from hf_reinforce.augmentations.center_crop import central_offset
 
 CROP_MODES = ("center", "squash", "border", "crop", "crop_first")
 CROP_ROUNDINGS = ("even", "down", "nearest")
@@ -31,7 +29,7 @@ class EvaluationView(ViewAugmentation):
         fill: colour of the margin.
     """
 
-    size: int = 224
+    size: Size = 224
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
     crop_mode: str = "center"
@@ -39,26 +37,17 @@ class EvaluationView(ViewAugmentation):
     fill: tuple[int, ...] = (0, 0, 0)
 
     name: ClassVar[str] = "evaluation_view"
-    field: ClassVar[str | None] = None
     stage: ClassVar[Stage] = "crop"
 
-    def __post_init__(self) -> None:
-        check_size(self.name, self.size)
-
-    @property
-    def feature(self) -> Any:
-        return None
-
-    def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
-        return None
-
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
+        side, interpolation = self.size, self.interpolation
         if self.crop_mode == "crop_first":
-            image = self._cut(image, int(self.crop_pct * min(image.shape[-2:])))
-            return images.resize(image, round(self.size * scale), round(self.size * scale), self.interpolation)
-        if self.crop_mode != "crop":
-            image = images.resize(image, *self._resized(*image.shape[-2:]), self.interpolation)
-        return images.resize(self._cut(image, self.size), round(self.size * scale), round(self.size * scale))
+            side = int(self.crop_pct * min(image.shape[-2:]))
+        else:
+            if self.crop_mode != "crop":
+                image = images.resize(image, *self._resized(*image.shape[-2:]), interpolation)
+            interpolation = "bilinear"
+        return images.resize(self._cut(image, side), round(self.size * scale), round(self.size * scale), interpolation)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         side = int(self.size / self.crop_pct)
@@ -72,28 +61,11 @@ class EvaluationView(ViewAugmentation):
         return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
 
     def _cut(self, image: Tensor, side: int) -> Tensor:
-        top, left = (self._offset(length, side) for length in image.shape[-2:])
+        down = self.crop_rounding != "even"
+        top, left = (
+            (length - side) // 2 if down and length >= side else central_offset(length, side)
+            for length in image.shape[-2:]
+        )
         # Outside of the image `crop` is black: with shifted colours, and uint8 wraps around, that is `fill`.
         fill = image.new_tensor(self.fill).view(3, 1, 1)
         return images.crop(image - fill, {"top": top, "left": left, "height": side, "width": side}) + fill
-
-    def _offset(self, length: int, side: int) -> int:
-        if length < side:
-            return -((side - length) // 2)
-        return round((length - side) / 2) if self.crop_rounding == "even" else (length - side) // 2
-
-
-def evaluation_operations(
-    image_size: int, crop_pct: float = 1.0, interpolation: str = "bilinear", **framing: Any
-) -> tuple[ViewAugmentation, ...]:
-    """What makes the view of evaluation: shorter side to `image_size / crop_pct`, then the central square.
-
-    Args:
-        image_size: side of the view in pixels.
-        crop_pct: share of the shorter side that is seen.
-        interpolation: one of `images.INTERPOLATIONS`.
-        framing: `crop_mode`, `crop_rounding` and `fill` of `EvaluationView`, for networks that want it otherwise.
-    """
-    if framing or interpolation not in ("bilinear", "bicubic"):
-        return (EvaluationView(image_size, crop_pct, interpolation, **framing),)
-    return Resize(int(image_size / crop_pct), interpolation), CenterCrop(image_size)

@@ -14,11 +14,11 @@ from hf_reinforce.augmentations.base import (
     Bin,
     MixAugmentation,
     Params,
+    Positive,
+    Probability,
     chance,
-    check_probability,
     numbers,
     ranges,
-    valid,
 )
 
 
@@ -34,31 +34,17 @@ class MixUp(MixAugmentation):
         p: probability that an image is mixed.
     """
 
-    alpha: float = 1.0
-    p: float = 0.5
+    alpha: Positive = 1.0
+    p: Probability = 0.5
 
     name: ClassVar[str] = "mixup"
     field: ClassVar[str] = "mixup"
-
-    def __post_init__(self) -> None:
-        check_probability(self.name, self.p)
-        if self.alpha <= 0:
-            raise ValueError(f"{self.name}: alpha must be > 0, not {self.alpha}.")
-
-    @property
-    def feature(self) -> Any:
-        return {"lam": Value("float32")}
+    stored: ClassVar[Any] = {"lam": Value("float32")}
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         if rng.random() >= self.p:
             return None
         return {"lam": float(np.float32(rng.beta(self.alpha, self.alpha)))}
-
-    def describe(self) -> str:
-        return f"MixUp with another image, weight from Beta({self.alpha:g}, {self.alpha:g}){chance(self.p)}"
-
-    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
-        return ranges("mixup", "own image", valid(params), numbers(params, "lam"), 0.25, 0.5, 0.75)
 
     def collate(self, params: list[Params | None]) -> Tensor:
         return torch.tensor([1.0 if item is None else item["lam"] for item in params])
@@ -69,3 +55,9 @@ class MixUp(MixAugmentation):
 
     def own_share(self, params: Tensor, size: int) -> Tensor:
         return params
+
+    def describe(self) -> str:
+        return f"MixUp with another image, weight from Beta({self.alpha:g}, {self.alpha:g}){chance(self.p)}"
+
+    def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
+        return ranges("mixup", "own image", params, numbers(params, "lam"), 0.25, 0.5, 0.75)

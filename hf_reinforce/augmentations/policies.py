@@ -5,8 +5,8 @@ applied again as often as wanted; `AugmentationPolicy.apply` is the code that bo
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ from torch import Tensor
 
 from hf_reinforce import images, schema
 from hf_reinforce.augmentations import (
+    AUGMENTATIONS,
+    CenterCrop,
+    Crop,
     CutMix,
+    EvaluationView,
     HorizontalFlip,
     MixAugmentation,
     MixUp,
@@ -26,14 +30,10 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
     ViewAugmentation,
-    evaluation_operations,
 )
-from hf_reinforce.augmentations.documents import read_document, read_operation, shortened
+from hf_reinforce.augmentations.documents import read_document, shortened
 from hf_reinforce.images import ImageError
 from hf_reinforce.randomness import params_generator
-
-_STAGES = ("resize", "crop", "image", "mix")
-_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,13 @@ class AugmentationPolicy:
     operations: tuple[ViewAugmentation | MixAugmentation, ...]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name) or len(self.name) > _LONGEST_NAME:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name):
             raise ValueError(
-                f"A policy's name makes a folder: at most {_LONGEST_NAME} letters, digits, '_', '-' and '.', not "
+                "A policy's name makes a folder: at most 100 letters, digits, '_', '-' and '.', not "
                 f"{shortened(self.name)}."
             )
-        stages = [_STAGES.index(operation.stage) for operation in self.operations]
         names = [operation.name for operation in self.operations]
-        if stages != sorted(stages) or stages.count(_STAGES.index("crop")) != 1 or stages.count(0) > 1:
+        if not re.fullmatch("(resize )?(crop )(image )*(mix )*", "".join(f"{op.stage} " for op in self.operations)):
             raise ValueError(
                 f"Policy {self.name!r} must be at most one resize, exactly one crop, operations on the view and then "
                 f"mixing operations, in this order; found {names}."
@@ -89,7 +88,7 @@ class AugmentationPolicy:
     @cached_property
     def image_size(self) -> int:
         """Side of a view in pixels."""
-        return int(next(op.size for op in self.view_operations if op.stage == "crop"))  # type: ignore[attr-defined]
+        return next(op.size for op in self.view_operations if isinstance(op, (Crop, EvaluationView)))
 
     @property
     def feature(self) -> dict[str, Any]:
@@ -212,41 +211,41 @@ class AugmentationPolicy:
         Raises:
             ValueError: for an unknown key, operation or option, or a value that an operation refuses.
         """
-        if not isinstance(data, Mapping) or set(data) != {"name", "operations"}:
-            found = shortened(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(f"A policy has the keys 'name' and 'operations'; found {found}.")
-        if not isinstance(data["name"], str):
-            raise ValueError(f"A policy's 'name' must be a text, not {shortened(data['name'])}.")
-        if not isinstance(data["operations"], list):
-            raise ValueError("A policy's 'operations' must be a list such as [{horizontal_flip: {p: 0.5}}].")
+        keys = set(data) if isinstance(data, Mapping) else set()
+        if keys != {"name", "operations"} or not isinstance(data["name"], str) or type(data["operations"]) is not list:
+            raise ValueError(f"A policy is {{name: TEXT, operations: [OPERATION, ...]}}; found {shortened(data)}.")
         return cls(data["name"], tuple(read_operation(item) for item in data["operations"]))
 
 
-def _photo_crop(size: int) -> list[ViewAugmentation]:
-    return [RandomResizedCrop(size), HorizontalFlip()]
+def read_operation(item: Any) -> ViewAugmentation | MixAugmentation:
+    """The operation that `{name: {option: value}}` or a name alone stands for.
+
+    Raises:
+        ValueError: as `AugmentationPolicy.from_dict`.
+    """
+    item = {item: None} if isinstance(item, str) else item
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise ValueError(f"An operation is written as {{name: {{option: value}}}}; found {shortened(item)}.")
+    ((name, options),) = item.items()
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"Unknown operation {shortened(name)}. Known operations: {', '.join(AUGMENTATIONS)}.")
+    options = {} if options is None else options
+    known = sorted(option.name for option in fields(AUGMENTATIONS[name]))
+    if not isinstance(options, Mapping) or not set(options) <= set(known):
+        raise ValueError(f"Operation {name!r} takes the options {known}; found {shortened(options)}.")
+    return AUGMENTATIONS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
-def _small_crop(size: int) -> list[ViewAugmentation]:
-    # The paper enlarges CIFAR to 224 and pads by 16 there; at 32 pixels the usual 4 play the same part.
-    if size <= 64:
-        return [Resize(size), RandomCrop(size, padding=size // 8), HorizontalFlip()]
-    return [Resize(size), RandomCrop(size, padding=size // 14), HorizontalFlip()]
-
-
-_RANDAUG: list[ViewAugmentation] = [RandAugment(), RandomErasing()]
-_MIXING: list[MixAugmentation] = [MixUp(), CutMix()]
-_NAMED: dict[str, tuple[Callable[[int], list[ViewAugmentation]], list[Any]]] = {
-    "rrc": (_photo_crop, []),
-    "mixing": (_photo_crop, _MIXING),
-    "randaug": (_photo_crop, _RANDAUG),
-    "mixing_randaug": (_photo_crop, [*_RANDAUG, *_MIXING]),
-    "small_crop": (_small_crop, []),
-    "small_mixing": (_small_crop, _MIXING),
-    "small_randaug": (_small_crop, _RANDAUG),
-    "small_mixing_randaug": (_small_crop, [*_RANDAUG, *_MIXING]),
-}
-
-POLICY_NAMES = tuple(_NAMED)
+POLICY_NAMES = (
+    "rrc",
+    "mixing",
+    "randaug",
+    "mixing_randaug",
+    "small_crop",
+    "small_mixing",
+    "small_randaug",
+    "small_mixing_randaug",
+)
 """Named policies. `small_*` crops with padding instead of by area: CIFAR at its own 32 pixels, or enlarged to 224."""
 
 
@@ -260,12 +259,19 @@ def named_policy(name: str, image_size: int) -> AugmentationPolicy:
     Raises:
         ValueError: for an unknown name or a size below 1.
     """
-    if name not in _NAMED:
+    if name not in POLICY_NAMES:
         raise ValueError(f"Unknown policy {name!r}. Named policies: {', '.join(POLICY_NAMES)}; or give a YAML file.")
-    if image_size < 1:
-        raise ValueError(f"image_size must be >= 1, not {image_size}.")
-    crop, further = _NAMED[name]
-    return AugmentationPolicy(name, (*crop(image_size), *further))
+    operations: list[ViewAugmentation | MixAugmentation] = [RandomResizedCrop(image_size)]
+    if name.startswith("small_"):
+        # The paper enlarges CIFAR to 224 and pads by 16 there; at 32 pixels the usual 4 play the same part.
+        padding = image_size // (8 if image_size <= 64 else 14)
+        operations = [Resize(image_size), RandomCrop(image_size, padding)]
+    operations.append(HorizontalFlip())
+    if "randaug" in name:
+        operations += [RandAugment(), RandomErasing()]
+    if "mixing" in name:
+        operations += [MixUp(), CutMix()]
+    return AugmentationPolicy(name, tuple(operations))
 
 
 def load_policy(name_or_path: str, image_size: int = 224) -> AugmentationPolicy:
@@ -311,4 +317,7 @@ def evaluation_policy(
         images = load_source("uoft-cs/cifar100", split="test")
         dataset = AugmentedDataset(ImageSource.of(images, label_column="fine_label"), evaluation_policy(32))
     """
-    return AugmentationPolicy("evaluation", evaluation_operations(image_size, crop_pct, interpolation, **framing))
+    if framing or interpolation not in ("bilinear", "bicubic"):
+        return AugmentationPolicy("evaluation", (EvaluationView(image_size, crop_pct, interpolation, **framing),))
+    operations = Resize(int(image_size / crop_pct), interpolation), CenterCrop(image_size)
+    return AugmentationPolicy("evaluation", operations)

@@ -1,6 +1,5 @@
 """RandomErasing (Zhong et al., 2017): a random box is painted black."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,16 +12,16 @@ from hf_reinforce import images, schema
 from hf_reinforce.augmentations.base import (
     Bin,
     Params,
-    Stage,
+    Probability,
+    Ratios,
+    Shares,
     ViewAugmentation,
     area,
     chance,
-    check_probability,
-    check_range,
     in_percent,
+    placed,
+    random_sides,
     ranges,
-    uniform,
-    valid,
 )
 
 
@@ -36,34 +35,21 @@ class RandomErasing(ViewAugmentation):
         ratio: height / width of the box, ascending, > 0.
     """
 
-    p: float = 0.25
-    scale: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
+    p: Probability = 0.25
+    scale: Shares = (0.02, 0.33)
+    ratio: Ratios = (0.3, 3.3)
 
     name: ClassVar[str] = "random_erasing"
     field: ClassVar[str] = "erase"
-    stage: ClassVar[Stage] = "image"
-
-    def __post_init__(self) -> None:
-        check_probability(self.name, self.p)
-        check_range(self.name, "scale", self.scale, 0.0, 1.0)
-        check_range(self.name, "ratio", self.ratio, 0.0, math.inf)
-
-    @property
-    def feature(self) -> Any:
-        return schema.BOX
+    stored: ClassVar[Any] = schema.BOX
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
         if rng.random() >= self.p:
             return None
         for _ in range(10):
-            area = height * width * uniform(rng, *self.scale)
-            ratio = math.exp(uniform(rng, math.log(self.ratio[0]), math.log(self.ratio[1])))
-            box_height, box_width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            box_height, box_width = random_sides(rng, height * width, self.scale, self.ratio)
             if 0 < box_height < height and 0 < box_width < width:
-                top = int(rng.integers(0, height - box_height + 1))
-                left = int(rng.integers(0, width - box_width + 1))
-                return {"top": top, "left": left, "height": box_height, "width": box_width}
+                return placed(rng, height, width, box_height, box_width)
         return None
 
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
@@ -73,8 +59,7 @@ class RandomErasing(ViewAugmentation):
         return erased
 
     def describe(self) -> str:
-        span = f"{in_percent(self.scale[0])} to {in_percent(self.scale[1])}"
-        return f"RandomErasing: a box of {span} of the view becomes black{chance(self.p)}"
+        return f"RandomErasing: a box of {in_percent(self.scale)} of the view becomes black{chance(self.p)}"
 
     def bins(self, params: pa.Array, size: int) -> Iterator[Bin]:
-        return ranges("erasing", "of the view", valid(params), area(params) / size**2, 0.1, 0.2)
+        return ranges("erasing", "of the view", params, area(params) / size**2, 0.1, 0.2)

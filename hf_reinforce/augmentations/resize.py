@@ -1,13 +1,12 @@
 """Resize: a deterministic step before the crop, for policies whose crop works on resized pixels."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from hf_reinforce import images
-from hf_reinforce.augmentations.base import Params, Stage, ViewAugmentation, check_interpolation, check_size
+from hf_reinforce.augmentations.base import Interpolation, Params, Size, Stage, ViewAugmentation
 
 
 @dataclass(frozen=True)
@@ -19,20 +18,11 @@ class Resize(ViewAugmentation):
         interpolation: `"bilinear"` or `"bicubic"`, antialiased.
     """
 
-    size: int = 224
-    interpolation: str = "bilinear"
+    size: Size = 224
+    interpolation: Interpolation = "bilinear"
 
     name: ClassVar[str] = "resize"
-    field: ClassVar[str | None] = None
     stage: ClassVar[Stage] = "resize"
-
-    def __post_init__(self) -> None:
-        check_size(self.name, self.size)
-        check_interpolation(self.name, self.interpolation)
-
-    @property
-    def feature(self) -> Any:
-        return None
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize."""
@@ -40,11 +30,8 @@ class Resize(ViewAugmentation):
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
 
-    def sample(self, rng: np.random.Generator, height: int, width: int) -> Params | None:
-        return None
+    def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
+        return images.resize(image, *self.output_size(image.shape[1], image.shape[2]), self.interpolation)
 
     def describe(self) -> str:
         return f"resize the shorter side to {self.size} pixels ({self.interpolation})"
-
-    def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
-        return images.resize(image, *self.output_size(image.shape[1], image.shape[2]), self.interpolation)

@@ -13,8 +13,8 @@ from hf_reinforce.augmentations import (
     RandomResizedCrop,
     Resize,
 )
-from hf_reinforce.augmentations.documents import read_operation, shortened
-from hf_reinforce.augmentations.policies import POLICY_NAMES, AugmentationPolicy, named_policy
+from hf_reinforce.augmentations.documents import shortened
+from hf_reinforce.augmentations.policies import POLICY_NAMES, AugmentationPolicy, named_policy, read_operation
 from hf_reinforce.importers.ml_dr.unpickling import Member, safe_load
 
 # The transforms that store parameters, in the order of their application: class, options with the original's defaults,
