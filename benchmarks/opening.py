@@ -17,7 +17,6 @@ from tqdm import tqdm
 from benchmarks.measure import Row, Settings, in_own_process
 from benchmarks.records import TARGET, made_up_config, made_up_targets, reinforced_table
 from hf_reinforce import images, load_policy, load_reinforced, schema
-from hf_reinforce.importers.ml_dr.records import params_array
 from hf_reinforce.replay.sampler import EpochSampler
 from hf_reinforce.store.parquet import shard_name, write_shard
 
@@ -128,15 +127,10 @@ def simulate(folder: Path, rows: int, shard_size: int, num_samples: int) -> None
     """Valid rows with made-up contents, alike in all shards; an image is eight bytes, and its hash is right."""
     policy, shards, count = load_policy("rrc"), -(-rows // shard_size), shard_size * num_samples
     (folder / "rrc").mkdir(parents=True, exist_ok=True)
-    kind = Features({"params": policy.feature}).arrow_schema.field("params").type
     rng = np.random.default_rng(0)
-    columns = {
-        "crop": rng.integers(1, 200, (count, 4)),
-        "crop?": np.ones(count, bool),
-        "hflip": rng.random(count) < 0.5,
-        "hflip?": np.ones(count, bool),
-    }
-    blank, drawn = [""] * shard_size, params_array(columns, kind)
+    crops, flips = rng.integers(1, 200, (count, 4)).tolist(), (rng.random(count) < 0.5).tolist()
+    drawn = [{"crop": dict(zip(schema.BOX, c, strict=True)), "hflip": f} for c, f in zip(crops, flips, strict=True)]
+    blank = [""] * shard_size
     made_up = reinforced_table(policy, num_samples, range(shard_size), blank, drawn, made_up_targets(count, 0))
     with ArrowWriter(path=str(folder / "source.arrow"), features=Features({"image": Image()})) as writer:
         for index in tqdm(range(shards), desc=f"simulating {rows:,} rows"):

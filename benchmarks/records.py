@@ -27,12 +27,12 @@ from hf_reinforce import (
     reinforce,
     schema,
 )
-from hf_reinforce.importers.ml_dr.records import records_array
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.store.config import PixelContract, SourceRecord
 from hf_reinforce.store.parquet import shard_name, write_shard
 from hf_reinforce.store.pixel_contract import library_versions, reference_view
 from hf_reinforce.targets import ClassDistribution
+from hf_reinforce.targets.class_distribution import FIELDS, Targets, encode
 
 CLASSES, TOP_K = 1000, 10
 TARGET = ClassDistribution((), TOP_K, CLASSES)
@@ -56,7 +56,7 @@ def made_up_teacher(image_size: int) -> Teacher:
 
 
 def made_up_targets(count: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Answers of `count` views as `records_array` takes them: classes [R, K], log-probabilities [R, K], tails [R]."""
+    """Answers of `count` views by field of a record: classes [R, K], log-probabilities [R, K], tails [R]."""
     rng = np.random.default_rng(seed)
     masses = rng.dirichlet(np.full(TOP_K + 1, 0.4), count).clip(1e-6)
     masses /= masses.sum(axis=1, keepdims=True)
@@ -85,7 +85,7 @@ def reinforced_table(
     lists = lambda values, field: pa.FixedSizeListArray.from_arrays(values, type=arrow.field(field).type)
     kind = arrow.field(schema.AUGMENTATION_PARAMS).type.value_type
     drawn = pa.array(params, kind) if isinstance(params, list) else params
-    answers = records_array(targets, TARGET)
+    answers = TARGET.records(encode(Targets(*(torch.from_numpy(targets[field]) for field in FIELDS))))
     columns = {
         schema.SOURCE_ROW: pa.array(rows, pa.int64()),
         schema.IMAGE_HASH: pa.array(hashes, pa.string()),

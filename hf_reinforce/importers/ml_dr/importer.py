@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hf_reinforce import images
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.importers.ml_dr.config import policy_of, read_config
+from hf_reinforce.importers.ml_dr.config import OriginalConfig, read_config
 from hf_reinforce.importers.ml_dr.shards import Import
 from hf_reinforce.importers.ml_dr.unpickling import read_members
 from hf_reinforce.licenses import read_license, recorded_name
@@ -75,24 +75,23 @@ def import_ml_dr(
     if missing or not paths or not len(dataset):
         raise ValueError(f"There must be archives and images to import; missing: {missing or 'any'}.")
     dataset, image_column, label_column = prepare(dataset, image_column, label_column)
-    original = {} if policy is not None else _find_config(paths)
-    augmentation = original.get("reinforce", {}).get("image_augmentation", {})
-    policy = policy or policy_of(augmentation)
+    original = OriginalConfig(policy, None, ["unknown"], {}) if policy is not None else _find_config(paths)
+    policy = original.policy
     rows = _check_id_map(np.arange(len(dataset)) if id_map is None else np.asarray(id_map), len(dataset))
     label = dataset.features[label_column] if label_column else None
     names = tuple(label.names) if isinstance(label, ClassLabel) else None
-    counts = {count for count in (num_classes, names and len(names), original.get("num_classes")) if count}
+    counts = {count for count in (num_classes, names and len(names), original.num_classes) if count}
     if len(counts) != 1:
         raise ValueError(
             f"The number of classes must be given once or alike: num_classes is {num_classes}, the label column has "
-            f"{names and len(names)}, the archive {original.get('num_classes')}."
+            f"{names and len(names)}, the archive {original.num_classes}."
         )
-    teacher = original.get("teacher", {}).get("name") or "unknown"
-    described = _describe(list(teachers) or str(teacher).split(","), policy, augmentation.get("normalize", {}))
+    described = _describe(teachers or original.teachers, policy, original.normalize)
+    target = ClassDistribution.of(counts.pop(), 1).recorded(described, names)
     config = ReinforcementConfig(
         policy=policy,
         num_samples=1,  # as K and shard_size: known when the archives have been read
-        targets=(ClassDistribution.of(counts.pop(), 1).recorded(described, names),),
+        targets=(target,),
         seed=0,
         source=SourceRecord(
             source_name and recorded_name(source_name),
@@ -109,15 +108,13 @@ def import_ml_dr(
         shard_size=shard_size or 0,
         shuffled=False,
     )
-    dataset = dataset.cast_column(image_column, Image(decode=False))
-    folder = Path(output_dir) / policy.name
-    run = Import(paths, dataset, rows, config, folder)
+    run = Import(paths, dataset.cast_column(image_column, Image(decode=False)), rows, config, target, Path(output_dir))
     run.read()
     run.write()
-    return folder
+    return run.folder
 
 
-def _find_config(paths: Sequence[Path]) -> dict[str, Any]:
+def _find_config(paths: Sequence[Path]) -> OriginalConfig:
     for path in paths:
         for member in read_members(path):
             if member.index is None:
@@ -135,9 +132,11 @@ def _check_id_map(rows: NDArray[Any], num_rows: int) -> NDArray[np.int64]:
     return rows.astype(np.int64)
 
 
-def _describe(names: Sequence[str], policy: AugmentationPolicy, normalize: Mapping[str, Any]) -> tuple[Any, ...]:
+def _describe(
+    names: Sequence[str], policy: AugmentationPolicy, normalize: Mapping[str, list[float]]
+) -> tuple[Any, ...]:
     """The teachers as `Teacher.describe` would, as far as they are known."""
     preprocessing = Preprocessing(policy.image_size, interpolation="bilinear").record()
-    preprocessing |= {key: list(normalize[key]) for key in ("mean", "std") if key in normalize}
+    preprocessing |= {key: numbers for key, numbers in normalize.items() if numbers}
     unknown = {"kind": "ml-dr", "revision": None, "weight_hash": None, "dtype": "float32", "weight": 1.0}
     return tuple({"name": name.strip(), **unknown, "preprocessing": preprocessing} for name in names)

@@ -1,69 +1,62 @@
 """Turns archives of the original implementation into shards, in bounded memory, and continues after an interruption.
 
 An archive is read once, from front to back, and its images come in any order. So their rows are first put aside on
-the disk, by the shard that they belong to; then shard after shard is sorted, completed with the source's columns and
-written. What an archive holds is put aside in a folder that gets its name when the archive has been read: an import
-that is interrupted reads only the archive at hand again.
+the disk, in an Arrow file for each folder of an archive; then they are sorted, completed with the source's columns and
+written, shard after shard. A folder gets its name when its archive has been read: an import that is interrupted reads
+only the archive at hand again.
 """
 
-import gc
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
-from hf_reinforce.importers.ml_dr.config import policy_of, read_config
-from hf_reinforce.importers.ml_dr.images import ImageFacts, Join
-from hf_reinforce.importers.ml_dr.records import Columns, params_array, read_record, records_array
+from hf_reinforce.augmentations import Crop, RandomResizedCrop
+from hf_reinforce.importers.ml_dr.config import read_config
+from hf_reinforce.importers.ml_dr.images import ImageFacts
+from hf_reinforce.importers.ml_dr.records import read_record
 from hf_reinforce.importers.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.store.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
 from hf_reinforce.store.parquet import append_reinforcements, file_checksum, shard_name, write_shard, write_whole
 from hf_reinforce.store.pixel_contract import view_checksum
-from hf_reinforce.targets.class_distribution import FIELDS, ClassDistribution
+from hf_reinforce.targets.class_distribution import ClassDistribution, Targets, encode
 
 BUFFERED_RECORDS = 2**18
-"""Reinforcements held in memory before they are put aside, 400 bytes each at most."""
+"""Reinforcements of a folder held in memory before they are put aside, 400 bytes each at most."""
 SHARD_RECORDS = 2**20
 """Reinforcements of a shard, unless a shard size is asked for. One shard at a time is built in memory."""
 MAX_SHARD_SIZE = 4096
 
-_REQUEST, _PARTS = "request.json", "parts.json"
+MIN_AGREEMENT = 0.25
+"""Least share of unmixed views whose most likely class is the image's label. With wrong images it is about 1 / C."""
+
 _REFERENCE_VIEWS = 4
 
 
-@contextmanager
-def _frozen_objects() -> Iterator[None]:
-    """Lets the garbage collector look at new objects only; else a record's make it walk all loaded libraries again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 class Import:
-    """One import. `read` puts the records aside, `write` makes the shards.
+    """One import. `read` puts the rows aside, `write` makes the shards.
 
     Args:
         paths: archives.
         dataset: the images, not decoded.
         rows: row of the dataset for each index of the archives, or -1.
         config: what the result will say of itself, but for what the archives say: N, K, shard size.
-        folder: folder of the configuration.
+        target: the target of the archives, but for K.
+        output_dir: folder of the Hub repository.
 
     Raises:
         ValueError: if the folder holds something else.
@@ -75,46 +68,34 @@ class Import:
         dataset: Dataset,
         rows: NDArray[np.int64],
         config: ReinforcementConfig,
-        folder: Path,
+        target: ClassDistribution,
+        output_dir: Path,
     ) -> None:
-        self.paths, self.dataset, self.rows, self.config, self.folder = paths, dataset, rows, config, folder
-        self.staging, record = folder / ".import", config.source
-        self._parts: dict[str, dict[str, int]] = {}  # N and K of each folder of each archive, in their order
-        self._resume()
-        self.source = ImageSource(dataset, record.image_column, record.label_column)
-        label = record.label_column
-        labels = np.asarray(dataset.with_format("numpy")[label]) if label else None
-        self.facts = ImageFacts.of(self.source, rows[rows >= 0], self.staging / "images.npz")
-        self.join = Join(rows, self.facts, labels, config.policy)
-        self._buffer: dict[str, list[tuple[int, Columns]]] = {}
-        self._buffered = 0
+        self.paths, self.dataset, self.rows, self.config, self.target = paths, dataset, rows, config, target
+        self.folder = output_dir / config.policy.name
+        self.staging, label = self.folder / ".import", config.source.label_column
+        self._start()
+        self.source = ImageSource(dataset, config.source.image_column, label)
+        self.facts = ImageFacts.of(self.source, rows[rows >= 0])
+        self.labels = np.asarray(dataset.with_format("numpy")[label]) if label else None
+        self.used = np.flatnonzero([size is not None for size in self.facts.sizes])
+        self._agreeing = self._compared = 0
+        self._schema = lru_cache(self._arrow_schema)
 
-    def _resume(self) -> None:
-        path = self.staging / _REQUEST
-        if (self.folder / CONFIG_FILE).exists() and (
-            not path.exists() or ReinforcementConfig.load(self.folder).complete
-        ):
+    def _start(self) -> None:
+        if (self.folder / CONFIG_FILE).exists():
             raise ValueError(f"{self.folder} already holds a reinforced dataset; choose another output folder.")
-        request = {
-            "archives": [[str(path.resolve()), path.stat().st_size] for path in self.paths],
-            "id_map": xxhash.xxh3_64_hexdigest(self.rows.tobytes()),
-            "config": {key: value for key, value in self.config.to_dict().items() if key != "pixels"},
-        }
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(request)):
+        archives = [[str(path.resolve()), path.stat().st_size] for path in self.paths]
+        settings = {key: value for key, value in self.config.to_dict().items() if key != "pixels"}
+        request = json.dumps([archives, xxhash.xxh3_64_hexdigest(self.rows.tobytes()), settings])
+        path = self.staging / "request.json"
+        if path.exists() and path.read_text(encoding="utf-8") != request:
             raise ValueError(
                 f"{self.folder} holds an unfinished import of other archives or with other settings. Ask for the same "
                 "to continue it, or remove the folder."
             )
         self.staging.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(request))
-
-    @property
-    def shard_size(self) -> int:
-        """Rows of a shard, known when the first record has been read."""
-        part = next(iter(self._parts.values()))
-        return self.config.shard_size or min(
-            max(1, SHARD_RECORDS // (part["num_samples"] * len(self.paths))), MAX_SHARD_SIZE
-        )
+        write_whole(path, request)
 
     def read(self) -> None:
         """Reads the archives, from where an interrupted import stopped.
@@ -124,178 +105,202 @@ class Import:
             ValueError: if a record is damaged or does not fit the policy, the classes, the images or the others.
         """
         total = int((self.rows >= 0).sum()) * len(self.paths)
-        with _frozen_objects(), tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
-            for archive, path in enumerate(self.paths):
-                finished = self.staging / f"{archive:04d}"
+        with tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
+            for number, path in enumerate(self.paths):
+                finished = self.staging / f"{number:04d}"
                 if not finished.exists():
-                    self._read_archive(archive, path, finished.with_suffix(".unfinished"), progress)
-                    finished.with_suffix(".unfinished").rename(finished)
-                self._parts |= json.loads((finished / _PARTS).read_text(encoding="utf-8"))
+                    unfinished = finished.with_suffix(".unfinished")
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    unfinished.mkdir()
+                    self._put_aside(path, unfinished, progress)
+                    unfinished.rename(finished)
 
-    def _read_archive(self, archive: int, path: Path, folder: Path, progress: Any) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for member in read_members(path):
-            if member.index is None:
-                self._check_config(member)
-                continue
-            progress.update()
-            self._add(archive, member)
-            if self._buffered >= BUFFERED_RECORDS:
-                self._put_aside(folder)
-        self._put_aside(folder)
-        own = {key: part for key, part in self._parts.items() if key.startswith(f"{archive:04d} ")}
-        write_whole(folder / _PARTS, json.dumps(own))
+    def _put_aside(self, path: Path, folder: Path, progress: Any) -> None:
+        """Writes the rows of an archive to Arrow files, numbered as its folders are sorted."""
+        files: dict[str, tuple[Path, pa.RecordBatchStreamWriter, pa.Schema, list[pa.Table]]] = {}
+        with ExitStack() as stack:
+            for member in read_members(path):
+                if member.index is None:
+                    self._check_policy(member)
+                    continue
+                progress.update()
+                table = self._table(member)
+                if member.folder not in files:
+                    file = folder / f"{len(files)}.unsorted"
+                    writer = stack.enter_context(pa.ipc.new_stream(str(file), table.schema))
+                    files[member.folder] = file, writer, table.schema, []
+                _, writer, arrow, pending = files[member.folder]
+                if table.schema != arrow:
+                    (n, k), (others_n, others_k) = _shape(table.schema), _shape(arrow)
+                    raise ValueError(
+                        f"{member.name} cannot be imported: it has {n} reinforcements of {k} classes, where others "
+                        f"have {others_n} of {others_k}; all images must have the same number."
+                    )
+                pending.append(table)
+                if len(pending) * _shape(arrow)[0] >= BUFFERED_RECORDS:
+                    self._flush(writer, pending)
+            for _, writer, _, pending in files.values():
+                self._flush(writer, pending)
+        for number, name in enumerate(sorted(files)):
+            files[name][0].rename(folder / f"{number:04d}.arrow")
 
-    def _check_config(self, member: Member) -> None:
-        found = policy_of(read_config(member)["reinforce"]["image_augmentation"])
+    def _flush(self, writer: pa.RecordBatchStreamWriter, pending: list[pa.Table]) -> None:
+        if self._compared and self._agreeing < MIN_AGREEMENT * self._compared:
+            raise ValueError(
+                f"The teacher's most likely class is the label of the image for only {self._agreeing} of "
+                f"{self._compared} views. Either the id map does not lead to the images that were reinforced, or the "
+                "classes are in another order; with label_column='' this is not checked."
+            )
+        if pending:
+            writer.write_table(pa.concat_tables(pending).combine_chunks())
+            pending.clear()
+
+    def _check_policy(self, member: Member) -> None:
+        found = read_config(member).policy
         if found.operations != self.config.policy.operations:
             raise ValueError(
                 f"{member.name} describes the policy {found.to_dict()}, not {self.config.policy.to_dict()}. Import "
                 "archives of different policies into configurations of their own."
             )
 
-    def _add(self, archive: int, member: Member) -> None:
+    def _table(self, member: Member) -> pa.Table:
+        """The row of an image; none if the image is not used."""
         try:
-            index, columns = read_record(
-                safe_load(member.data, member.name), self.config.policy, self.config.num_classes
+            index, params, targets = read_record(
+                safe_load(member.data, member.name), self.config.policy, self.target.num_classes
             )
-            found = dict(zip(("num_samples", "stored_classes"), columns[FIELDS[0]].shape, strict=True))
             if index != member.index:
                 raise ValueError(f"it is the record of image {index}")
-            if index >= len(self.rows) or columns[schema.PARTNER_ROW].max() >= len(self.rows):
+            if max(index, *(item.get(schema.PARTNER_ROW) or 0 for item in params)) >= len(self.rows):
                 raise ValueError(f"it is about images beyond the {len(self.rows)} of the dataset or the id map")
-            key = f"{archive:04d} {member.folder}"
-            part = self._parts.setdefault(key, found)
-            stored = next(iter(self._parts.values()))["stored_classes"]
-            if found != part or found["stored_classes"] != stored:
-                raise ValueError(
-                    f"it has {found['num_samples']} reinforcements of {found['stored_classes']} classes, where others "
-                    f"have {part['num_samples']} of {stored}; all images must have the same number"
-                )
             row = int(self.rows[index])
-            if row >= 0 and self.facts.usable[row]:
-                self._buffer.setdefault(key, []).append((row, self.join(row, columns)))
-                self._buffered += found["num_samples"]
+            used = self._uses(row)
+            if used:
+                params, targets = self._join(row, params, targets)
         except UnsafePickleError:
             raise
         except ValueError as error:
             raise ValueError(f"{member.name} cannot be imported: {error}.") from error
+        target = self.target.storing(targets.label.shape[1])
+        arrow = self._schema(*targets.label.shape)
+        kinds = [arrow.field(name).type for name in (schema.AUGMENTATION_PARAMS, target.column)]
+        lists = pa.array(params, kinds[0].value_type), target.records(encode(targets))
+        arrays = [pa.FixedSizeListArray.from_arrays(v, type=kind) for v, kind in zip(lists, kinds, strict=True)]
+        table = pa.table([pa.array([row]), pa.array([self.facts.hashes[row]]), *arrays], schema=arrow)
+        return table if used else table.slice(0, 0)
 
-    def _put_aside(self, folder: Path) -> None:
-        self.join.check_labels()
-        for key, items in self._buffer.items():
-            items.sort(key=lambda item: item[0])
-            rows = np.array([row for row, _ in items])
-            table = self._table(rows, [columns for _, columns in items], self._parts[key])
-            starts = np.flatnonzero(np.diff(rows // self.shard_size, prepend=-1))
-            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-                options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
-                path = folder / self._file_name(key, int(rows[start]) // self.shard_size)
-                with open(path, "ab") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
-                    writer.write_table(table.slice(start, stop - start))
-        self._buffer, self._buffered = {}, 0
-
-    def _file_name(self, key: str, shard: int) -> str:
-        return f"{list(self._parts).index(key):04d}-{shard:05d}.arrows"
-
-    def _table(self, rows: NDArray[np.int64], items: Sequence[Columns], part: dict[str, int]) -> pa.Table:
-        columns = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
-        arrow = self._schema(part)
-        target = self._target(part)
-        params, records = (arrow.field(name).type for name in (schema.AUGMENTATION_PARAMS, target.column))
-        arrays = [
-            pa.array(rows),
-            pa.array(self.facts.hashes[rows].astype(str).tolist(), pa.string()),
-            pa.FixedSizeListArray.from_arrays(params_array(columns, params.value_type), type=params),
-            pa.FixedSizeListArray.from_arrays(records_array(columns, target), type=records),
-        ]
-        return pa.Table.from_arrays(arrays, schema=arrow)
-
-    def _schema(self, part: dict[str, Any], source: dict[str, Any] | None = None) -> pa.Schema:
-        target, num_samples = self._target(part), part["num_samples"]
+    def _arrow_schema(self, num_samples: int, top_k: int, kept: tuple[str, ...] = ()) -> pa.Schema:
+        target, source = self.target.storing(top_k), {name: self.dataset.features[name] for name in kept}
         columns = {target.column: target.column_feature(num_samples)}
-        return schema.reinforced_features(source or {}, self.config.policy.feature, num_samples, columns).arrow_schema
+        return schema.reinforced_features(source, self.config.policy.feature, num_samples, columns).arrow_schema
 
-    def _target(self, part: dict[str, Any]) -> ClassDistribution:
-        (target,) = self.config.targets
-        assert isinstance(target, ClassDistribution)
-        return target.storing(part["stored_classes"])
+    def _uses(self, row: int) -> bool:
+        return row >= 0 and self.facts.sizes[row] is not None
 
-    def write(self) -> tuple[ReinforcementConfig, list[Path]]:
+    def _join(self, row: int, params: list[dict[str, Any]], targets: Targets) -> tuple[list[dict[str, Any]], Targets]:
+        """The reinforcements of an image with their partners' rows, checked to belong to the images.
+
+        One whose partner is not used is replaced by the next one of the same image that can be replayed.
+        """
+        kept = []
+        for number, item in enumerate(params):
+            index = item.get(schema.PARTNER_ROW)
+            partner = None if index is None else int(self.rows[index])
+            if partner is None or self._uses(partner):
+                kept.append(number)
+            if partner is not None:
+                item[schema.PARTNER_ROW] = partner
+        if not kept:
+            raise ValueError(f"all reinforcements of row {row} are mixed with images that are not used")
+        if len(kept) < len(params):
+            chosen = [kept[bisect_left(kept, number) % len(kept)] for number in range(len(params))]
+            params, targets = [params[number] for number in chosen], Targets(*(part[chosen] for part in targets))
+        unmixed = [number for number, item in enumerate(params) if item.get(schema.PARTNER_ROW) is None]
+        if any(isinstance(operation, RandomResizedCrop) for operation in self.config.policy.view_operations):
+            for item in params:
+                self._check_crop(row, item)
+                if item.get(schema.PARTNER_ROW) is not None:
+                    self._check_crop(item[schema.PARTNER_ROW], item[schema.PARTNER_PARAMS])
+        if self.labels is not None:
+            self._compared += len(unmixed)
+            self._agreeing += int((targets.label.numpy()[unmixed, 0] == self.labels[row]).sum())
+        return params, targets
+
+    def _check_crop(self, row: int, params: dict[str, Any]) -> None:
+        box, (height, width) = params[Crop.field], self.facts.sizes[row] or (0, 0)
+        if box["top"] + box["height"] > height or box["left"] + box["width"] > width:
+            raise ValueError(
+                f"a crop reaches beyond the image of row {row}: either the id map does not lead to the images that "
+                "were reinforced, or they have been resized since"
+            )
+
+    def write(self) -> None:
         """Makes the shards out of what was put aside.
 
         Raises:
             ValueError: if an image of the id map is missing in an archive, or is there twice.
         """
-        parts = self._parts
-        if not parts:
-            raise ValueError(f"{[path.name for path in self.paths]} hold no records; records are named 0.pth.tar etc.")
-        size = self.shard_size
-        missing = np.flatnonzero(~self.facts.usable).tolist()
+        parts = [self._sorted(path) for path in sorted(self.staging.glob("*/*.arrow"))]
+        shapes = [_shape(part.features.arrow_schema) for part in parts]
+        if len({top_k for _, top_k in shapes}) != 1:
+            raise ValueError(
+                f"{[path.name for path in self.paths]} must hold records, all with the same number of classes; found "
+                f"records of {sorted({top_k for _, top_k in shapes})} classes."
+            )
+        num_samples, top_k = sum(count for count, _ in shapes), shapes[0][1]
+        size = self.config.shard_size or min(max(1, SHARD_RECORDS // num_samples), MAX_SHARD_SIZE)
+        unused = np.setdiff1d(np.arange(len(self.dataset)), self.used).tolist()
         self.config = replace(
             self.config,
-            num_samples=sum(part["num_samples"] for part in parts.values()),
-            targets=(self._target(next(iter(parts.values()))),),
+            num_samples=num_samples,
+            targets=(self.target.storing(top_k),),
             shard_size=size,
-            skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in missing),
+            skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in unused),
         )
-        self.config.save(self.folder)
-        rows = np.flatnonzero(self.facts.usable)
         count = -(-len(self.dataset) // size)
         shards = [self.folder / shard_name(self.config.split, index, count) for index in range(count)]
         for index, path in enumerate(tqdm(shards, desc="Writing", unit="shard")):
             if not path.exists():
-                first, last = np.searchsorted(rows, [index * size, (index + 1) * size])
-                self._write_shard(path, index, rows[first:last])
-        pixels = replace(self.config.pixels, reference_views=self._reference_views(shards))
+                self._write_shard(path, parts, *np.searchsorted(self.used, [index * size, (index + 1) * size]))
+        views = [self._reference_view(item) for item in parts[0].take(_REFERENCE_VIEWS)]
+        pixels = replace(self.config.pixels, reference_views=tuple(views))
         checksums = {path.name: file_checksum(path) for path in shards}
-        self.config = replace(self.config, pixels=pixels, checksums=checksums, complete=True)
-        self.config.save(self.folder)
+        replace(self.config, pixels=pixels, checksums=checksums, complete=True).save(self.folder)
         shutil.rmtree(self.staging)
-        return self.config, shards
 
-    def _write_shard(self, path: Path, index: int, rows: NDArray[np.int64]) -> None:
-        append = partial(append_reinforcements, targets=self.config.targets)
-        whole = reduce(append, (self._part(key, index, rows) for key in sorted(self._parts)))
-        columns = list(self.config.source.columns)
-        kept = self.dataset.select_columns(columns).select(rows).with_format("arrow")[:] if columns else whole
-        part = {**next(iter(self._parts.values())), "num_samples": self.config.num_samples}
-        arrow = self._schema(part, {name: self.dataset.features[name] for name in columns})
-        arrays = [(kept if name in columns else whole).column(name) for name in arrow.names]
-        write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow), self.config.targets)
-
-    def _part(self, key: str, shard: int, rows: NDArray[np.int64]) -> pa.Table:
-        """What one folder of an archive says about the rows of a shard."""
-        path = self.staging / key.split(" ")[0] / self._file_name(key, shard)
-        pieces = [self._schema(self._parts[key]).empty_table()]
-        if path.exists():
-            with open(path, "rb") as file:
-                while file.tell() < path.stat().st_size:
-                    pieces.append(pa.ipc.open_stream(file).read_all())
-        table = pa.concat_tables(pieces).combine_chunks()
-        order = np.argsort(table.column(schema.SOURCE_ROW).to_numpy(), kind="stable")
-        found = table.column(schema.SOURCE_ROW).to_numpy()[order]
-        if not np.array_equal(found, rows):
+    def _sorted(self, path: Path) -> Dataset:
+        """The rows of one folder of an archive, in the order of the source; refuses missing and repeated ones."""
+        part = Dataset.from_file(str(path))
+        rows = part.data.column(schema.SOURCE_ROW).to_numpy()
+        order = np.argsort(rows, kind="stable")
+        found = rows[order]
+        if not np.array_equal(found, self.used):
             index = {int(row): i for i, row in enumerate(self.rows)}
             twice = sorted({index[int(row)] for row in found[1:][found[1:] == found[:-1]]})
-            missing = sorted(index[int(row)] for row in np.setdiff1d(rows, found))
+            missing = sorted(index[int(row)] for row in np.setdiff1d(self.used, found))
             raise ValueError(
-                f"{self.paths[int(key.split()[0])]} ({key.split(' ', 1)[1]}) has no records of the images "
-                f"{missing[:8]} and several of {twice[:8]} (of the first shard that is not right). Download it again; "
-                "or leave images out with -1 in the id map."
+                f"{self.paths[int(path.parent.name)]} has no records of the images {missing[:8]} and several of "
+                f"{twice[:8]}. Download it again; or leave images out with -1 in the id map."
             )
-        return table.take(pa.array(order))
+        return part.select(order)
 
-    def _reference_views(self, shards: Sequence[Path]) -> tuple[ReferenceView, ...]:
-        """Checksums of the first view of a few images, as they come out here."""
-        views: list[ReferenceView] = []
-        for shard in shards:
-            head = next(pq.ParquetFile(shard).iter_batches(_REFERENCE_VIEWS - len(views)), None)
-            for item in [] if head is None else head.to_pylist():
-                row, params = item[schema.SOURCE_ROW], item[schema.AUGMENTATION_PARAMS][0]
-                view = self.config.policy.apply(images.decode(self.source.encoded(row)), params)
-                views.append(ReferenceView(row, 0, view_checksum(view)))
-            if len(views) == _REFERENCE_VIEWS:
-                break
-        return tuple(views)
+    def _write_shard(self, path: Path, parts: list[Dataset], first: int, last: int) -> None:
+        append = partial(append_reinforcements, targets=self.config.targets)
+        whole = reduce(append, (part.select(range(first, last)).with_format("arrow")[:] for part in parts))
+        kept = self.config.source.columns
+        source = self.dataset.select_columns(list(kept)).select(self.used[first:last]).with_format("arrow")[:]
+        arrow = self._schema(self.config.num_samples, _shape(parts[0].features.arrow_schema)[1], kept)
+        arrays = [(source if name in kept else whole).column(name) for name in arrow.names]
+        write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow), self.config.targets)
+
+    def _reference_view(self, item: dict[str, Any]) -> ReferenceView:
+        """The checksum of an image's first view, as it comes out here."""
+        row, params = item[schema.SOURCE_ROW], item[schema.AUGMENTATION_PARAMS][0]
+        view = self.config.policy.apply(images.decode(self.source.encoded(row)), params)
+        return ReferenceView(row, 0, view_checksum(view))
+
+
+def _shape(arrow: pa.Schema) -> tuple[int, int]:
+    """Reinforcements of an image, and stored classes of each."""
+    lists = arrow.field(-1).type
+    return lists.list_size, lists.value_type.field("label").type.list_size

@@ -16,7 +16,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,19 +58,13 @@ class Member:
         name: archive and name inside it, for messages.
         folder: folder inside the archive.
         index: index of the image; None for the configuration.
-        read: returns its contents; of a tar.gz only before the next member is asked for.
+        data: its contents.
     """
 
     name: str
     folder: str
     index: int | None
-    read: Callable[[], bytes]
-
-    @property
-    def data(self) -> bytes:
-        """Its contents; a ValueError if the archive ends before them."""
-        with _complete(self.name):
-            return self.read()
+    data: bytes
 
 
 class _Dtype:
@@ -212,7 +205,7 @@ class _TarInfo(tarfile.TarInfo):
 
 
 def read_members(path: Path) -> Iterator[Member]:
-    """The records and configurations of an archive, in its order, one at a time; those that nobody reads are skipped.
+    """The records and configurations of an archive, in its order, one at a time.
 
     Args:
         path: tar, tar.gz or an extracted folder.
@@ -221,56 +214,45 @@ def read_members(path: Path) -> Iterator[Member]:
         ValueError: if it is no archive, is truncated, or has a record that is a link, unusually large, or whose name
             leads out of the archive.
     """
-    with _complete(path):
+    try:
         for name, size, read in _folder_files(path) if path.is_dir() else _tar_files(path):
             if size > MAX_RECORD_BYTES:
                 raise ValueError(f"{path}: {name} has {size} bytes, more than the {MAX_RECORD_BYTES} that are read.")
             inside = PurePosixPath(name)
             number = inside.name.split(".")[0]
-            index = int(number) if number != "config" else None
-            yield Member(f"{path.name}: {name}", str(inside.parent), index, read)
-
-
-@contextmanager
-def _complete(name: object) -> Iterator[None]:
-    try:
-        yield
+            yield Member(
+                f"{path.name}: {name}", str(inside.parent), None if number == "config" else int(number), read()
+            )
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{name} is truncated, damaged or no tar archive; download it again ({error}).") from error
+        raise ValueError(f"{path} is truncated, damaged or no tar archive; download it again ({error}).") from error
 
 
 def _folder_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    for folder, subfolders, names in os.walk(path):
-        subfolders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            if _MEMBER.fullmatch(name) is not None:
-                if file.is_symlink() or not file.is_file():
-                    raise ValueError(f"{file} is a link or device; records must be files.")
-                yield file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes
+    for file in sorted(path.rglob("*.pth.tar")):
+        if _MEMBER.fullmatch(file.name) is not None:
+            if file.is_symlink() or not file.is_file():
+                raise ValueError(f"{file} is a link or device; records must be files.")
+            yield file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes
 
 
 def _tar_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    with ExitStack() as stack:
-        raw = stack.enter_context(open(path, "rb"))
+    with open(path, "rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        if compressed:  # gzip must be read from front to back, without ever going back
-            stream = stack.enter_context(gzip.GzipFile(fileobj=raw))
-            tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo))
-        else:
-            tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:", tarinfo=_TarInfo))
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it remembers all its members, which are millions
-            name = PurePosixPath(member.name)
-            if _MEMBER.fullmatch(name.name) is None:
-                continue
-            if not member.isreg() or name.is_absolute() or ".." in name.parts:
-                raise ValueError(
-                    f"{path}: {member.name!r} is a link or device, or its name leads out of the archive; published "
-                    "archives hold nothing of the kind, so this one is refused."
-                )
-            yield member.name, member.size, tar.extractfile(member).read  # type: ignore[union-attr]
+        # gzip must be read from front to back, without ever going back
+        stream = gzip.GzipFile(fileobj=raw) if compressed else raw
+        with tarfile.open(fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_TarInfo) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it remembers all its members, which are millions
+                name = PurePosixPath(member.name)
+                if _MEMBER.fullmatch(name.name) is None:
+                    continue
+                if not member.isreg() or name.is_absolute() or ".." in name.parts:
+                    raise ValueError(
+                        f"{path}: {member.name!r} is a link or device, or its name leads out of the archive, which is "
+                        "refused."
+                    )
+                yield member.name, member.size, tar.extractfile(member).read  # type: ignore[union-attr]
         if compressed:
             while stream.read(2**20):  # up to the checksum
                 pass
