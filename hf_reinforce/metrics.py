@@ -7,11 +7,10 @@ Robustness to corruptions is that of Hendrycks and Dietterich (ICLR 2019): the s
 corruption and severity, relative to that of a baseline. 1 is as good as the baseline, lower is better.
 """
 
-import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,16 +34,12 @@ _COLUMNS = {
     "brier": np.float32,
     "correct_top5": np.bool_,
 }
+_WEIGHTS_AT_ONCE = 5_000_000  # of the bootstrap, 8 bytes each
 
 
 @dataclass(frozen=True)
 class Predictions:
     """The scores of the images of one dataset; logits are not kept.
-
-    Example:
-        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-        >>> measure(score(logits, labels))["accuracy"]
-        0.5
 
     Attributes:
         row: int64 [N], row of each image in its dataset.
@@ -74,7 +69,7 @@ class Predictions:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """The predictions of several batches, of which there is at least one, as one."""
+        """The predictions of one or more batches as one."""
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS})
 
     def select(self, places: NDArray[np.int64]) -> "Predictions":
@@ -84,28 +79,19 @@ class Predictions:
     def save(self, path: str | Path) -> None:
         """Writes a Parquet file, and the folders that lead to it."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        columns: dict[str, Any] = {name: getattr(self, name).astype(dtype) for name, dtype in _COLUMNS.items()}
+        columns = {name: pa.array(getattr(self, name).astype(dtype)) for name, dtype in _COLUMNS.items()}
         parquet.write_table(pa.table(columns), path, compression="zstd")
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictions":
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: if there is no such file, or it lacks a column.
-        """
-        if not Path(path).exists():
+        """Reads what `save` wrote."""
+        try:
+            table = parquet.read_table(path)
+            return cls(**{name: table[name].to_numpy().astype(dtype) for name, dtype in _COLUMNS.items()})
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise ValueError(
-                f"There are no predictions {path}; run recipes/evaluate.py with --output_dir to write them."
-            )
-        table = parquet.read_table(path)
-        missing = sorted(set(_COLUMNS) - set(table.column_names))
-        if missing:
-            raise ValueError(
-                f"{path} lacks the columns {missing} of predictions; it has {table.column_names}. "
-                "Run recipes/evaluate.py with --output_dir again to write it anew."
-            )
-        return cls(**{name: table[name].to_numpy().astype(dtype) for name, dtype in _COLUMNS.items()})
+                f"{path} holds no predictions ({error}); write them anew with recipes/evaluate.py --output_dir."
+            ) from error
 
 
 def score(logits: Tensor, labels: Tensor, row: NDArray[np.int64] | None = None) -> Predictions:
@@ -121,9 +107,31 @@ def score(logits: Tensor, labels: Tensor, row: NDArray[np.int64] | None = None) 
     Raises:
         ValueError: for other shapes or types, logits that are not finite, or labels out of range.
     """
-    logits, labels = _typed(logits.detach(), labels)
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    shapes_fit = logits.ndim == 2 and logits.shape[1] > 0 and labels.shape == logits.shape[:1]
+    if not (shapes_fit and integers and logits.is_floating_point()):
+        raise ValueError(
+            f"Expected floating-point logits [B, C] and integer labels [B], found {logits.dtype} "
+            f"{list(logits.shape)} and {labels.dtype} {list(labels.shape)}; pass a row of scores and a class index "
+            "for each image."
+        )
+    logits = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
+    labels = labels.to(logits.device, torch.int64)
     largest, prediction = logits.max(-1)
-    _check_values(logits, labels, largest)
+    # nan and infinity show in the extremes, which are much faster to find than isfinite of everything.
+    finite = largest.isfinite() & logits.amin(-1).isfinite()
+    inside = (labels >= 0) & (labels < logits.shape[1])
+    if not (finite & inside).all():
+        row_of = int((~finite | ~inside).int().argmax())
+        if not finite[row_of]:
+            raise ValueError(
+                f"Expected finite logits, found nan or infinity in row {row_of}; check the weights, or evaluate in "
+                "float32 or bfloat16 if float16 overflows."
+            )
+        raise ValueError(
+            f"Expected labels from 0 to {logits.shape[1] - 1}, one for each logit, found {int(labels[row_of])} in row "
+            f"{row_of}; check that dataset and model name the same classes."
+        )
     index, probabilities = labels.unsqueeze(-1), logits.softmax(-1)
     own = logits.gather(-1, index)
     earlier = torch.arange(logits.shape[1], device=logits.device) < index
@@ -140,41 +148,6 @@ def score(logits: Tensor, labels: Tensor, row: NDArray[np.int64] | None = None) 
     )
 
 
-def _typed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits in float32 or float64 and int64 labels beside them."""
-    if logits.ndim != 2 or logits.shape[1] < 1 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"Expected logits [B, C] and labels [B]; found {list(logits.shape)} and {list(labels.shape)}. "
-            "Pass one row of logits and one class index per sample."
-        )
-    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if not (logits.is_floating_point() and integers):
-        raise ValueError(
-            f"Expected floating-point logits and integer labels; found {logits.dtype} and {labels.dtype}. "
-            "Pass the model's scores, and class indices such as labels.long()."
-        )
-    return (logits if logits.dtype == torch.float64 else logits.float()), labels.to(logits.device, torch.int64)
-
-
-def _check_values(logits: Tensor, labels: Tensor, largest: Tensor) -> None:
-    # nan and infinity show in the extremes, which are much faster to find than isfinite of everything.
-    finite = largest.isfinite() & logits.amin(-1).isfinite()
-    inside = (labels >= 0) & (labels < logits.shape[1])
-    if bool((finite & inside).all()):
-        return
-    if not finite.all():
-        row = int((~finite).int().argmax())
-        raise ValueError(
-            f"Expected finite logits; found nan or infinity in {int((~finite).sum())} of {len(logits)} rows, first in "
-            f"row {row}. Check the weights, or evaluate in float32 or bfloat16 if float16 overflows."
-        )
-    row = int((~inside).int().argmax())
-    raise ValueError(
-        f"Expected labels from 0 to {logits.shape[1] - 1}, the logits having {logits.shape[1]} classes; found "
-        f"{int(labels[row])} in row {row}. Check that dataset and model name the same classes."
-    )
-
-
 def mean(values: ArrayLike, weights: Array) -> Array:
     """Weighted mean of values [N]; float64 [...] for weights [..., N]."""
     found: Array = weights @ np.asarray(values, np.float64) / weights.sum(-1)
@@ -182,16 +155,8 @@ def mean(values: ArrayLike, weights: Array) -> Array:
 
 
 def expected_calibration_error(predictions: Predictions, weights: Array, num_bins: int = NUM_BINS) -> Array:
-    """Mean over images of |accuracy - confidence| of their bin (Guo et al., ICML 2017), in [0, 1].
-
-    Args:
-        predictions: of N images.
-        weights: float64 [..., N], >= 0.
-        num_bins: M bins of equal width; bin m holds confidences in (m / M, (m + 1) / M].
-
-    Returns:
-        float64 [...].
-    """
+    """Mean over images of |accuracy - confidence| of their bin (Guo et al., ICML 2017), float64 [...] in [0, 1], for
+    weights [..., N]. Of M bins of equal width, bin m holds confidences in (m / M, (m + 1) / M]."""
     by_bin = np.zeros((len(predictions), num_bins))
     by_bin[np.arange(len(predictions)), _bins(predictions, num_bins)] = _excess(predictions)
     found: Array = np.abs(weights @ by_bin).sum(-1) / weights.sum(-1)
@@ -203,7 +168,7 @@ def adaptive_calibration_error(predictions: Predictions, weights: Array, num_bin
 
     The images, sorted by confidence, are cut into groups whose sizes differ by at most one, larger ones first, as
     `numpy.array_split` does it. Images of equal confidence that a cut divides are shared out in proportion, so the
-    order of the images does not matter. Arguments and result as `expected_calibration_error`.
+    order of the images does not matter.
     """
     order = np.argsort(predictions.confidence, kind="stable")
     excess = _excess(predictions)[order]
@@ -220,16 +185,21 @@ def adaptive_calibration_error(predictions: Predictions, weights: Array, num_bin
     return np.apply_along_axis(error, -1, weights)
 
 
+def _excess(predictions: Predictions) -> Array:
+    """Confidence minus correctness of each image, [N]."""
+    return predictions.confidence.astype(np.float64) - predictions.correct
+
+
+def _bins(predictions: Predictions, num_bins: int) -> NDArray[np.int64]:
+    # The edges have the precision of the confidences, so that a float32 1/3 lies on the edge 5/15 and not above it.
+    precision = predictions.confidence.dtype.type
+    return np.searchsorted(np.arange(1, num_bins, dtype=precision) / precision(num_bins), predictions.confidence)
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a classifier.
-
-    Attributes:
-        function: of predictions of N images and weights float64 [..., N]; returns float64 [...].
-        heading: of its column in tables.
-        largest: its largest value; the smallest is 0.
-        higher_is_better: whether more is better.
-    """
+    """A figure of a classifier: a function of predictions of N images and weights float64 [..., N] that returns
+    float64 [...], between 0 and `largest`; and the heading of its column in tables."""
 
     function: Callable[[Predictions, Array], Array]
     heading: str
@@ -271,15 +241,32 @@ def measure(predictions: Predictions, weights: Array | None = None) -> dict[str,
     return {name: float(metric.function(predictions, weights)) for name, metric in METRICS.items()}
 
 
+def resample(predictions: Predictions, num_resamples: int, seed: int) -> Array:
+    """Bootstrap: the metrics had other images of the same kind been drawn, float64 [num_resamples, len(METRICS)].
+
+    Which images a resample holds depends on the seed and on the rows alone, so the resamples of two models that saw
+    the same images are pairs, and so are those of an image's corruptions.
+    """
+    size, found = len(predictions), []
+    rng = np.random.default_rng([seed, checksum(predictions.row)])
+    at_once = max(1, _WEIGHTS_AT_ONCE // size)
+    for start in range(0, num_resamples, at_once):
+        # The weight of an image is how often it was drawn.
+        drawn = (rng.integers(0, size, size) for _ in range(min(at_once, num_resamples - start)))
+        weights = np.array([np.bincount(places, minlength=size) for places in drawn], np.float64)
+        found.append(np.column_stack([metric.function(predictions, weights) for metric in METRICS.values()]))
+    return np.concatenate(found)
+
+
+def checksum(rows: NDArray[np.int64]) -> int:
+    """A number of 32 bits that is the same for the same rows in the same order."""
+    return zlib.crc32(rows.astype("<i8").tobytes())
+
+
 @dataclass(frozen=True)
 class ReliabilityDiagram:
-    """Accuracy against confidence, in M bins of the top-1 confidence.
-
-    Attributes:
-        confidence: mean confidence of each bin in [0, 1], None where the bin is empty.
-        accuracy: share of right predictions of each bin in [0, 1], None where the bin is empty.
-        count: images of each bin.
-    """
+    """Mean confidence, share of right predictions (both in [0, 1], None for an empty bin) and number of images in each
+    of M bins of the top-1 confidence."""
 
     confidence: list[float | None]
     accuracy: list[float | None]
@@ -297,27 +284,11 @@ def reliability(predictions: Predictions, num_bins: int = NUM_BINS) -> Reliabili
 
 
 def group_means(values: ArrayLike, groups: NDArray[np.int64], num_groups: int) -> list[float | None]:
-    """The mean of the values [N] of each group; None for a group without any.
-
-    Args:
-        values: numbers or bool [N].
-        groups: [N], group of each value, in [0, num_groups).
-        num_groups: how many there are.
-    """
+    """The mean of the values [N] of each group, given the group of each value in [0, num_groups); None for a group
+    without any."""
     count = np.bincount(groups, minlength=num_groups)
     total = np.bincount(groups, np.asarray(values, np.float64), minlength=num_groups)
     return [float(own / size) if size else None for own, size in zip(total, count, strict=True)]
-
-
-def _excess(predictions: Predictions) -> Array:
-    """Confidence minus correctness of each image, [N]."""
-    return predictions.confidence.astype(np.float64) - predictions.correct
-
-
-def _bins(predictions: Predictions, num_bins: int) -> NDArray[np.int64]:
-    # The edges have the precision of the confidences, so that a float32 1/3 lies on the edge 5/15 and not above it.
-    precision = predictions.confidence.dtype.type
-    return np.searchsorted(np.arange(1, num_bins, dtype=precision) / precision(num_bins), predictions.confidence)
 
 
 ALEXNET_CLEAN_ERROR = 0.435
@@ -349,14 +320,8 @@ Their means are the published ones (https://github.com/hendrycks/robustness, `Im
 def mean_corruption_error(errors: Errors, baseline: Errors = ALEXNET_ERRORS) -> float:
     """Mean over the corruptions of the error over all severities, relative to the baseline's ("mCE").
 
-    Figures compare only where they are over the same corruptions.
-
-    Args:
-        errors: of the model, in [0, 1].
-        baseline: of the baseline, with as many severities.
-
-    Raises:
-        ValueError: for errors that are none, a corruption that the baseline lacks, or other severities.
+    Figures compare only where they are over the same corruptions. Arguments and errors as
+    `relative_mean_corruption_error`.
     """
     return relative_mean_corruption_error(errors, 0.0, baseline, 0.0)
 
@@ -370,46 +335,32 @@ def relative_mean_corruption_error(
     """Mean of what each corruption adds to the error on clean images, relative to the baseline's ("relative mCE").
 
     Args:
-        errors: of the model, in [0, 1].
-        clean_error: of the model on the same images without corruption, in [0, 1].
+        errors: of the model under each corruption at each severity, in [0, 1].
+        clean_error: of the model on the same images without corruption.
         baseline: of the baseline, with as many severities.
-        baseline_clean: of the baseline on clean images, in [0, 1].
+        baseline_clean: of the baseline on clean images.
 
     Raises:
-        ValueError: as `mean_corruption_error`, and if a corruption does no harm to the baseline.
+        ValueError: for errors that are none, a corruption that the baseline lacks or that does it no harm, or other
+            severities.
     """
-    _check(errors, baseline)
-    for owner, error in (("the model", clean_error), ("the baseline", baseline_clean)):
-        if not 0 <= error <= 1:
-            raise ValueError(f"The clean error of {owner} is {error}; pass a share of wrong predictions from 0 to 1.")
-    added = {name: sum(baseline[name]) - len(baseline[name]) * baseline_clean for name in errors}
-    harmless = [name for name, more in added.items() if more <= 0]
-    if harmless:
-        raise ValueError(
-            f"The baseline is no worse under {harmless} than on clean images, whose error is {baseline_clean}, so "
-            "nothing is relative to it; pass the baseline's own clean error, or leave these corruptions out."
-        )
-    return sum((sum(own) - len(own) * clean_error) / added[name] for name, own in errors.items()) / len(errors)
-
-
-def _check(errors: Errors, baseline: Errors) -> None:
     if not errors:
         raise ValueError("There are no corruption errors; pass {corruption: [error at severity 1, ...]}.")
-    unknown = sorted(set(errors) - set(baseline))
-    if unknown:
-        raise ValueError(
-            f"The baseline has no errors of {unknown}; it has {sorted(baseline)}. Leave these corruptions out, or "
-            "pass a baseline that has them."
-        )
+    ratios = []
     for name, own in errors.items():
-        if len(own) != len(baseline[name]):
+        base = baseline.get(name, ())
+        known = all(0 <= error <= 1 for error in (*own, *base, clean_error, baseline_clean))
+        if not known or len(own) != len(base):
             raise ValueError(
-                f"{name!r} has errors at {len(own)} severities, and the baseline at {len(baseline[name])}; measure "
-                "every severity of the baseline, in its order."
+                f"Expected errors from 0 to 1 of {name!r} at the severities of the baseline, and of clean images; "
+                f"found {list(own)} and {clean_error}, of the baseline {list(base)} and {baseline_clean}. Divide "
+                "percentages by 100, and leave out corruptions that the baseline lacks."
             )
-        wrong = [error for error in (*own, *baseline[name]) if math.isnan(error) or not 0 <= error <= 1]
-        if wrong or not sum(baseline[name]):
+        added = sum(base) - len(base) * baseline_clean
+        if added <= 0:
             raise ValueError(
-                f"Errors of {name!r} are shares of wrong predictions from 0 to 1, and the baseline's are not all 0; "
-                f"found {list(own)} and {list(baseline[name])}. Divide percentages by 100."
+                f"The baseline is no worse under {name!r} than on clean images, whose error is {baseline_clean}; pass "
+                "its own clean error, or leave this corruption out."
             )
+        ratios.append((sum(own) - len(own) * clean_error) / added)
+    return sum(ratios) / len(ratios)

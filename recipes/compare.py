@@ -113,8 +113,7 @@ def scores_of(runs, names, num_resamples, seed):
     """
     import numpy as np
 
-    from hf_reinforce.evaluation.bootstrap import checksum, resample
-    from hf_reinforce.metrics import measure
+    from hf_reinforce.metrics import checksum, measure, resample
 
     predictions = [[evaluation.predictions(folder, name) for name in names] for folder, evaluation in runs.items()]
     metrics = [np.mean([list(measure(found).values()) for found in of_run], axis=0) for of_run in predictions]

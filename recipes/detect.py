@@ -118,16 +118,13 @@ def rows_of(data, part, files, read):
 
 
 def dataset(data, part, masks, seed):
-    from hf_reinforce.transfer.boxes import DetectionDataset
-    from hf_reinforce.transfer.coco import read_coco
+    from hf_reinforce.transfer.boxes import DetectionDataset, read_coco
 
     rows = rows_of(data, part, "annotations", read_coco)
     if rows is None:
         return None
     columns = (data.image_column_name, data.objects_column_name)
-    found = DetectionDataset(rows, part == "train", seed, *columns, data.box_format, data.class_names, masks)
-    found.check_format()
-    return found
+    return DetectionDataset(rows, part == "train", seed, *columns, data.box_format, data.class_names, masks)
 
 
 def finish(model, args, new_metric, train, test, asked) -> None:

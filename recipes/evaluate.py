@@ -53,7 +53,7 @@ def main() -> None:
 
     from hf_reinforce.evaluation.evaluator import is_main_process
 
-    evaluation, figures = evaluate_suite(args) if args.suite else evaluate_dataset(args)
+    evaluation, figures = evaluate_datasets(args) if args.suite else evaluate_dataset(args)
     if is_main_process():
         for name, value in figures.items():
             print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
@@ -70,23 +70,19 @@ def main() -> None:
         raise ValueError(f"{len(evaluation.skipped)} datasets of the suite could not be evaluated: {reasons}")
 
 
-def evaluate_suite(args):
-    from hf_reinforce import load_suite
-    from hf_reinforce.evaluation import evaluator
+def evaluate_datasets(args):
+    from hf_reinforce import evaluate_suite, load_suite
+    from hf_reinforce.evaluation.evaluator import is_main_process
 
     suite = load_suite(args.suite)
     settings = make_settings(args)
     model = load_model(args).to(settings.device, args.dtype)
-
-    def show(entry, name, result):
-        value = result.metrics[entry.metric]
-        if evaluator.is_main_process() and value is not None:
-            print(f"{name:40} {entry.metric} {value:.4f}", flush=True)
-
     names = " + ".join(args.model_name_or_path)
-    found = evaluator.evaluate_suite(model, names, suite, settings, args.output_dir, args.max_samples, show)
-    figures = {"model": names, "suite": suite.name, **found.summary}
-    return found, figures
+    found = evaluate_suite(model, names, suite, settings, args.output_dir, args.max_samples)
+    if is_main_process():
+        for name, result in found.datasets.items():
+            print(f"{name:40} accuracy {result.metrics['accuracy']:.4f}")
+    return found, {"model": names, "suite": suite.name, **found.summary}
 
 
 def evaluate_dataset(args):

@@ -1,4 +1,4 @@
-"""Comparisons: the bootstrap, intervals and p against scipy and by hand, what is compared, and the recipe."""
+"""Comparisons: intervals and p against scipy and by hand, what is compared, and the recipe."""
 
 import json
 import shutil
@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 from recipe_modules import load_recipe
 from scipy import stats
-from simulated import simulated_logits, write_evaluation
+from simulated import write_evaluation
 from test_evaluation_report import tables
 
-from hf_reinforce.evaluation import bootstrap
-from hf_reinforce.evaluation.bootstrap import resample
 from hf_reinforce.evaluation.results import Evaluation
-from hf_reinforce.metrics import Predictions, measure, score
+from hf_reinforce.metrics import Predictions, measure
 
 recipe = load_recipe("compare")
 PETS = "evaluation/predictions/pets.parquet"
@@ -40,22 +38,6 @@ def edit_result(student, **changes):
 
 def figures(row, *keys):
     return np.array([list(row[key].values()) for key in keys])
-
-
-# -- the bootstrap ------------------------------------------------------------------------------------------------
-
-
-def test_a_resample_is_what_the_drawn_images_score(monkeypatch):
-    predictions = score(*simulated_logits(num_images=200))
-    (weights,) = bootstrap._weights(predictions.row, 3, seed=0)
-    whole = resample(predictions, 3, seed=0)
-    for counts, found in zip(weights, whole, strict=True):
-        drawn = np.repeat(np.arange(200), counts.astype(int))
-        assert len(drawn) == 200
-        assert found == pytest.approx(list(measure(predictions.select(drawn)).values()), abs=1e-9)
-    monkeypatch.setattr(bootstrap, "_BLOCK", 200)
-    assert np.allclose(resample(predictions, 3, seed=0), whole, atol=1e-12), "blocks of one resample"
-    assert not np.allclose(resample(predictions, 3, seed=1), whole)
 
 
 # -- intervals and p ----------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from tiny import encode_image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_reinforce.transfer.backbones import load_backbone
+from hf_reinforce import Segmenter, load_backbone
 from hf_reinforce.transfer.masks import IGNORE, SegmentationDataset, read_mask_folder, training_crop
 from hf_reinforce.transfer.samples import collate
-from hf_reinforce.transfer.segmenter import MeanIoU, Segmenter
+from hf_reinforce.transfer.segmenter import MeanIoU
 
 SMALL = {"channels": [16, 32, 64, 128]}
 NAMES = ("background", *SHAPES)
@@ -31,11 +31,11 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def dataset_of(mask, num_classes=4, size=(20, 16), **options):
-    """A dataset of one image, of `size` (width, height), and its mask, an array or a PIL image."""
+def dataset_of(mask, num_classes=4, **options):
+    """A dataset of one image of 20x16 pixels and its mask, an array or a PIL image."""
     mask = PILImage.fromarray(mask) if isinstance(mask, np.ndarray) else mask
-    row = {"image": {"bytes": encode_image(PILImage.new("RGB", size)), "path": None}}
-    row["annotation"] = {"bytes": encode_image(mask), "path": None}
+    pictures = {"image": PILImage.new("RGB", (20, 16)), "annotation": mask}
+    row = {name: {"bytes": encode_image(picture), "path": None} for name, picture in pictures.items()}
     rows = Dataset.from_list([row], features=Features({"image": Image(), "annotation": Image()}))
     return SegmentationDataset(rows, num_classes, **options)
 
@@ -47,13 +47,13 @@ def new_segmenter(head="fcn", **options):
 
 
 def test_folders_are_joined_by_name(scenes, tmp_path):
-    dataset = SegmentationDataset(read_mask_folder(scenes / "images" / "train", scenes / "masks" / "train"), 4)
-    assert len(dataset) == 8
-    stored = np.asarray(PILImage.open(scenes / "masks" / "train" / "00003.png"))
-    assert np.array_equal(dataset[3]["targets"].numpy(), stored) and dataset[3]["images"].shape == (3, 64, 64)
-    (tmp_path / "00000.png").write_bytes((scenes / "masks" / "train" / "00000.png").read_bytes())
-    with pytest.raises(ValueError, match="7 of 8 images, such as '00001', have none"):
-        read_mask_folder(scenes / "images" / "train", tmp_path)
+    dataset = SegmentationDataset(read_mask_folder(scenes / "images/train", scenes / "masks/train"), 4)
+    stored = np.asarray(PILImage.open(scenes / "masks/train/00003.png"))
+    assert len(dataset) == 8 and np.array_equal(dataset[3]["targets"].numpy(), stored)
+    assert dataset[3]["images"].shape == (3, 64, 64)
+    (tmp_path / "00000.png").write_bytes((scenes / "masks/train/00000.png").read_bytes())
+    with pytest.raises(ValueError, match="7 of 8 images have none, such as 00001"):
+        read_mask_folder(scenes / "images/train", tmp_path)
 
 
 def test_masks_of_every_kind_give_the_same_classes():
@@ -68,23 +68,17 @@ def test_masks_of_every_kind_give_the_same_classes():
 
 
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    ("mask", "options", "message"),
     [
-        (np.zeros((16, 10), np.uint8), "Row 0: the image has 20x16 pixels and its mask 10x16"),
-        (np.full((16, 20), 7, np.uint8), "holds the class 7, but there are 4 classes"),
-        (np.zeros((16, 20, 3), np.uint8), "has the channels RGB; expected one channel"),
+        (np.zeros((16, 10), np.uint8), {}, "Row 0: the image has 20x16 pixels and its mask 10x16"),
+        (np.full((16, 20), 7, np.uint8), {}, "holds the class 7, but there are 4 classes"),
+        (np.zeros((16, 20, 3), np.uint8), {}, "has the channels RGB; expected one channel"),
+        (np.zeros((16, 20), np.uint8), {"mask_column": "label"}, "no column 'label' of images.*--mask_column_name"),
     ],
 )
-def test_bad_masks_are_refused_in_one_sentence(mask, message):
+def test_bad_masks_are_refused_in_one_sentence(mask, options, message):
     with pytest.raises(ValueError, match=message):
-        dataset_of(mask)[0]
-
-
-def test_missing_columns_are_named():
-    with pytest.raises(
-        ValueError, match=r"no column 'label' of images.*\['image', 'annotation'\].*--mask_column_name"
-    ):
-        dataset_of(np.zeros((16, 20), np.uint8), mask_column="label")
+        dataset_of(mask, **options)[0]
 
 
 def test_crops_move_image_and_mask_together():
@@ -119,28 +113,34 @@ def test_mean_iou_agrees_with_scikit_learn():
         MeanIoU(3).compute()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("head", ["deeplabv3", "fcn"])
 def test_segmenter_gives_a_class_to_every_pixel_of_any_image(head):
-    segmenter = new_segmenter(head).eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 70), (64, 64))]
-    with torch.no_grad():
-        maps = segmenter(images)
-    assert [tuple(each.shape) for each in maps] == [(40, 70), (64, 64)]
-    assert all(int(each.max()) < 4 for each in maps)
+    maps = new_segmenter(head).eval()(images)
+    assert [tuple(each.shape) for each in maps] == [(40, 70), (64, 64)] and max(int(each.max()) for each in maps) < 4
 
 
 def test_ignored_pixels_have_no_part_in_the_loss():
-    segmenter = new_segmenter(aux_weight=0.0)
+    segmenter = new_segmenter(aux_weight=0.0).train()
     images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     masks = [torch.full((64, 64), IGNORE, dtype=torch.uint8) for _ in range(2)]
-    assert segmenter.train()(images, masks)["loss"].item() == 0
+    assert segmenter(images, masks)["loss"].item() == 0
     masks[0][:32] = 2
-    one = segmenter.eval().train()(images, masks)["loss"]
+    one = segmenter(images, masks)["loss"]
     assert one.item() > 0 and one.isfinite()
 
 
+def mean_iou(segmenter, dataset):
+    metric = MeanIoU(4)
+    with torch.no_grad():
+        for sample in (dataset[index] for index in range(len(dataset))):
+            metric.add(metric.record(segmenter.eval()([sample["images"]])[0], sample["targets"]))
+    return metric.compute()["miou"]
+
+
 def test_segmenter_learns_the_scenes_it_has_seen(scenes, tmp_path):
-    rows = read_mask_folder(scenes / "images" / "train", scenes / "masks" / "train")
+    rows = read_mask_folder(scenes / "images/train", scenes / "masks/train")
     train, test = (SegmentationDataset(rows, 4, 64, train=train) for train in (True, False))
     segmenter = new_segmenter().train()
     optimizer, losses = torch.optim.AdamW(segmenter.parameters(), 2e-3), []
@@ -158,54 +158,48 @@ def test_segmenter_learns_the_scenes_it_has_seen(scenes, tmp_path):
     assert torch.equal(again(image)[0], segmenter.eval()(image)[0])
 
 
-def mean_iou(segmenter, dataset):
-    metric = MeanIoU(4)
-    with torch.no_grad():
-        for index in range(len(dataset)):
-            sample = dataset[index]
-            metric.add(metric.record(segmenter.eval()([sample["images"]])[0], sample["targets"]))
-    return metric.compute()["miou"]
+@pytest.fixture
+def run(scenes, tmp_path, monkeypatch):
+    """`run(folder, flags)`: the recipe, whose output goes to a folder of this name."""
+
+    def run(folder, *further):
+        flags = [
+            *["--model_name_or_path", "resnet10t", "--model_args", json.dumps({**SMALL, "output_stride": 16})],
+            *["--train_images", scenes / "images/train", "--train_masks", scenes / "masks/train"],
+            *["--eval_images", scenes / "images/train", "--eval_masks", scenes / "masks/train"],
+            *["--class_names", *NAMES, "--image_size", 64, "--head", "deeplabv3", "--max_eval_samples", 3],
+            *["--output_dir", tmp_path / folder, "--max_steps", 4, "--save_steps", 2, "--learning_rate", 0.01],
+            *["--per_device_train_batch_size", 3, "--lr_scheduler_type", "cosine", "--disable_tqdm", True, *further],
+        ]
+        monkeypatch.setattr(sys, "argv", ["segment.py", *map(str, flags)])
+        load_recipe("segment").main()
+        return tmp_path / folder
+
+    return run
 
 
-def flags(scenes, folder, *further):
-    return [
-        *["--model_name_or_path", "resnet10t", "--model_args", json.dumps({**SMALL, "output_stride": 16})],
-        *["--train_images", str(scenes / "images" / "train"), "--train_masks", str(scenes / "masks" / "train")],
-        *["--eval_images", str(scenes / "images" / "train"), "--eval_masks", str(scenes / "masks" / "train")],
-        *["--class_names", *NAMES, "--image_size", "64", "--head", "deeplabv3", "--max_eval_samples", "3"],
-        *["--output_dir", str(folder), "--max_steps", "4", "--save_steps", "2", "--learning_rate", "0.01"],
-        *["--per_device_train_batch_size", "3", "--lr_scheduler_type", "cosine", "--disable_tqdm", "True", *further],
-    ]
-
-
-def test_recipe_resumes_as_if_it_had_not_been_interrupted(scenes, tmp_path, monkeypatch):
-    recipe, seen, read = load_recipe("segment"), [], SegmentationDataset.__getitem__
-    monkeypatch.setattr(
-        SegmentationDataset, "__getitem__", lambda self, index: (seen.append(index), read(self, index))[1]
-    )
-    monkeypatch.setattr(sys, "argv", ["segment.py", *flags(scenes, tmp_path / "whole")])
-    recipe.main()
+def test_recipe_resumes_as_if_it_had_not_been_interrupted(run, tmp_path, monkeypatch):
+    seen, read = [], SegmentationDataset.__getitem__
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", lambda self, i: (seen.append(i), read(self, i))[1])
+    whole = run("whole")
     assert {index // 8 for index in seen[:12]} == {0, 1}, "the second epoch has samples of its own"
     (tmp_path / "part").mkdir()
-    (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "part" / "checkpoint-2")
-    monkeypatch.setattr(sys, "argv", ["segment.py", *flags(scenes, tmp_path / "part")])
-    recipe.main()
-    whole, part = (Segmenter.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "part"))
-    assert all(torch.equal(whole[name], part[name]) for name in whole)
-    metrics = json.loads((tmp_path / "part" / "eval_results.json").read_text())
+    (whole / "checkpoint-2").rename(tmp_path / "part/checkpoint-2")
+    states = [Segmenter.from_pretrained(folder).state_dict() for folder in (whole, run("part"))]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    metrics = json.loads((tmp_path / "part/eval_results.json").read_text())
     assert 0 <= metrics["eval_miou"] <= 1 and metrics["eval_pixel_accuracy"] <= 1
 
 
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (["--num_labels", "3"], "from 1 to 254, or --class_names; found 3 and 4 names"),
-        (["--per_device_train_batch_size", "1"], "per_device_train_batch_size 2 or more"),
-        (["--per_device_train_batch_size", "9"], "8 training images, fewer than"),
+        (["--num_labels", 3], "from 1 to 254, or --class_names; found 3 and 4 names"),
+        (["--per_device_train_batch_size", 1], "per_device_train_batch_size 2 or more"),
+        (["--per_device_train_batch_size", 9], "8 training images, fewer than"),
         (["--train_masks", ""], "--train_masks is empty"),
     ],
 )
-def test_recipe_refuses_what_does_not_fit(scenes, tmp_path, monkeypatch, further, message):
-    monkeypatch.setattr(sys, "argv", ["segment.py", *flags(scenes, tmp_path, *further)])
+def test_recipe_refuses_what_does_not_fit(run, further, message):
     with pytest.raises(SystemExit, match=message):
-        load_recipe("segment").main()
+        run("out", *further)

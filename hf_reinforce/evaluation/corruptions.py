@@ -30,21 +30,10 @@ _OWN_GENERATOR = ("impulse_noise", "glass_blur")  # these two take a seed; the o
 
 
 def corrupt(image: Tensor, corruption: Corruption, seed: int, row: int) -> Tensor:
-    """Corrupts an image; a function of its arguments alone.
+    """A corrupted image, uint8 [3, H, W] in channels-last memory; a function of the arguments alone.
 
-    Args:
-        image: uint8 [3, H, W], both sides at least 32 pixels.
-        corruption: one of `CORRUPTIONS` and its severity, 1 to 5.
-        seed: seed of the evaluation.
-        row: row of the image in its dataset.
-
-    Returns:
-        uint8 [3, H, W] in channels-last memory.
-
-    Raises:
-        ValueError: for another corruption or severity, a smaller image, or without the package.
+    `row` is that of the image in its dataset, which has both sides of at least 32 pixels.
     """
-    check_corruption(corruption)
     if min(image.shape[-2:]) < SMALLEST:
         raise ValueError(
             f"Corruptions need images of at least {SMALLEST} pixels, not {min(image.shape[-2:])}; pass image_size "
@@ -53,8 +42,7 @@ def corrupt(image: Tensor, corruption: Corruption, seed: int, row: int) -> Tenso
     place = CORRUPTIONS.index(corruption.name)
     drawn = int(hash_uniform(seed, row, place, corruption.severity)[0] % np.uint64(2**32))
     options = {"seed": drawn} if corruption.name in _OWN_GENERATOR else {}
-    library = _library()
-    state = np.random.get_state()
+    library, state = _library(), np.random.get_state()
     np.random.seed(drawn)
     try:
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
@@ -64,27 +52,22 @@ def corrupt(image: Tensor, corruption: Corruption, seed: int, row: int) -> Tenso
     return torch.from_numpy(np.array(corrupted)).permute(2, 0, 1)
 
 
-def check_corruption(corruption: Corruption) -> None:
-    """Raises ValueError for an unknown corruption or severity."""
-    if corruption.name not in CORRUPTIONS or corruption.severity not in SEVERITIES:
+@cache
+def _library() -> Any:
+    try:
+        cv2, library = import_module("cv2"), import_module("imagecorruptions")
+    except ImportError as error:
         raise ValueError(
-            f"There is no corruption {corruption.name!r} of severity {corruption.severity}; the corruptions are "
-            f"{', '.join(CORRUPTIONS)}, with severities {SEVERITIES[0]} to {SEVERITIES[-1]}."
-        )
+            f"Corruptions need the package imagecorruptions-imaug ({error}); pip install 'hf-reinforce[robustness]'."
+        ) from error
+    cv2.setNumThreads(0)  # the loader's workers are the threads, and OpenCV's own do not survive a fork
+    return library
 
 
 class CorruptedDataset(AugmentedDataset):
     """The views of evaluation with a corruption on top, made where the images are decoded: in the loader's workers.
 
-    Args:
-        source: images.
-        policy: makes the view that is corrupted; see `evaluation_policy`.
-        corruption: the corruption and its severity.
-        rows: row of each image in its dataset, which the seed goes with; int [N].
-        seed: seed of the evaluation.
-
-    Raises:
-        ValueError: as `corrupt`.
+    `rows`, int [N], are those of the images in their dataset, which the seed goes with.
     """
 
     def __init__(
@@ -107,16 +90,3 @@ class CorruptedDataset(AugmentedDataset):
     def row(self, position: int) -> int:
         """The row of the dataset."""
         return int(self._rows[position])
-
-
-@cache
-def _library() -> Any:
-    try:
-        cv2, library = import_module("cv2"), import_module("imagecorruptions")
-    except ImportError as error:
-        raise ValueError(
-            f"Corruptions are made by the package imagecorruptions-imaug, which cannot be imported ({error}); "
-            "pip install 'hf-reinforce[robustness]'."
-        ) from error
-    cv2.setNumThreads(0)  # the loader's workers are the threads, and OpenCV's own do not survive a fork
-    return library

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.evaluation.corruptions import CorruptedDataset
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation, machine, predictions_file, versions
-from hf_reinforce.evaluation.suites import Suite, SuiteEntry, corruption_summary, measured_errors
+from hf_reinforce.evaluation.suites import Suite, SuiteEntry
 from hf_reinforce.evaluation.tasks import Task, open_tasks
 from hf_reinforce.metrics import Predictions, group_means, measure, reliability, score
 from hf_reinforce.models.networks import Member
@@ -60,19 +60,120 @@ class EvaluationSettings:
     progress: bool = True
 
 
-def evaluate_task(model: Teacher, task: Task, settings: EvaluationSettings, name: str = "") -> Predictions:
-    """Evaluates a model on one dataset. Under several processes each takes a part, and all get the whole result.
+def evaluate_suite(
+    model: Teacher,
+    model_name: str,
+    suite: Suite,
+    settings: EvaluationSettings,
+    folder: str | Path | None = None,
+    max_samples: int | None = None,
+) -> Evaluation:
+    """Evaluates a model on every dataset of a suite.
+
+    A dataset that cannot be evaluated is noted under `skipped`, and the others go on.
 
     Args:
-        model: on `settings.device`.
-        task: the images.
-        settings: how they are shown.
-        name: name of the dataset, for the progress bar.
+        model: a student, a teacher or an ensemble, on `settings.device`.
+        model_name: name of it.
+        suite: the datasets.
+        settings: how images are shown.
+        folder: where `evaluation.json`, the predictions and `corruption_errors`, which another suite may name as its
+            `baseline`, are written after each dataset; None: nowhere.
+        max_samples: use the first so many images of each dataset, of each corruption and severity.
 
-    Raises:
-        ValueError: if an image cannot be read, the model answers with numbers that are not finite, or the processes
-            have different ones.
+    Example:
+        from hf_reinforce import EvaluationSettings, evaluate_suite, load_suite, load_teacher
+
+        student, suite = load_teacher("outputs/student"), load_suite("cifar_robustness")
+        evaluation = evaluate_suite(student, "mine", suite, EvaluationSettings(num_workers=0), max_samples=2)
+        print(evaluation.summary, evaluation.skipped)
     """
+    entries = {name: entry for name, entry in suite.entries.items() if entry.num_classes in (None, model.num_classes)}
+    if not entries:
+        counts = sorted({entry.num_classes for entry in suite.entries.values() if entry.num_classes})
+        raise ValueError(
+            f"The suite {suite.name} is for models of {counts} classes; {model_name} has {model.num_classes}."
+        )
+    evaluation = new_evaluation(model_name, suite.name, settings)
+    for name, entry in entries.items():
+        try:
+            tasks = open_tasks(entry, model.class_names, model.num_classes, max_samples)
+            evaluate_entry(model, name, entry, tasks, settings, evaluation, folder)
+        except (ValueError, OSError, HTTPError) as error:
+            evaluation.skipped[name] = sentence(error)
+            logger.warning("%s is skipped: %s", name, evaluation.skipped[name])
+        _sum_up(entries, evaluation, Path(folder) if folder is not None and is_main_process() else None)
+    return evaluation
+
+
+def _sum_up(entries: Mapping[str, SuiteEntry], evaluation: Evaluation, folder: Path | None) -> None:
+    """Updates the figures over several datasets, and writes what was found so far."""
+    errors = {name: entry.measured_errors(name, evaluation) for name, entry in entries.items()}
+    errors = {name: own for name, own in errors.items() if own}
+    found = {name: entries[name].corruption_summary(own) for name, own in errors.items()}
+    evaluation.summary = {
+        key if len(found) == 1 else f"{name}_{key}": value
+        for name, figures in found.items()
+        for key, value in figures.items()
+    }
+    if folder is not None:
+        evaluation.save(folder)
+        for name, own in errors.items():
+            (folder / "corruption_errors").mkdir(exist_ok=True)
+            write_whole(folder / "corruption_errors" / f"{name}.json", json.dumps(own, indent=1) + "\n")
+
+
+def new_evaluation(model_name: str, suite: str | None, settings: EvaluationSettings) -> Evaluation:
+    """An evaluation without datasets yet."""
+    return Evaluation(model_name, suite, machine=machine(settings.device), versions=versions())
+
+
+def evaluate_entry(
+    model: Teacher,
+    name: str,
+    entry: SuiteEntry,
+    tasks: Mapping[str, Task],
+    settings: EvaluationSettings,
+    evaluation: Evaluation,
+    folder: str | Path | None = None,
+) -> None:
+    """Evaluates a model on the tasks of one entry, as `open_tasks` returns them, and adds their figures to an
+    evaluation, which is written to `folder` where there is one."""
+    dtypes = {str(next(member.model.parameters(), torch.empty(0)).dtype) for member in model.members}
+    for suffix, task in tasks.items():
+        predictions = evaluate_task(model, task, settings, name + suffix)
+        names = task.class_map.names
+        accuracies = group_means(predictions.correct, predictions.label, len(names))
+        evaluation.datasets[name + suffix] = result = DatasetResult(
+            title=entry.title or name + suffix,
+            dataset_name=entry.dataset_name,
+            dataset_config_name=entry.dataset_config_name,
+            revision=task.revision,
+            split=entry.split,
+            num_samples=len(predictions),
+            class_map=task.class_map.description,
+            corruption=task.corruption,
+            notes=entry.note,
+            metrics={key: value if math.isfinite(value) else None for key, value in measure(predictions).items()},
+            reliability=reliability(predictions),
+            per_class_accuracy=dict(zip(names, accuracies, strict=True)),
+            predictions=predictions_file(name + suffix),
+            class_names=list(names),
+            settings={
+                "seed": settings.seed,
+                **framing(as_evaluated(model, settings.image_size), settings),
+                "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
+                "max_samples": task.max_samples,
+                "scoring": task.class_map.scoring,
+            },
+        )
+        if folder is not None and is_main_process():
+            predictions.save(Path(folder) / result.predictions)
+            evaluation.save(folder)
+
+
+def evaluate_task(model: Teacher, task: Task, settings: EvaluationSettings, name: str = "") -> Predictions:
+    """Evaluates a model on one dataset. Under several processes each takes a part, and all get the whole result."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         return Predictions.concatenate(_evaluate_part(model, task, settings, name, world))
@@ -96,8 +197,11 @@ def _evaluate_part(
 ) -> list[Predictions]:
     """The batches of this process."""
     model, rank = as_evaluated(model, settings.image_size), int(os.environ.get("RANK", 0))
+    policy = evaluation_policy(**framing(model, settings))
+    dataset = AugmentedDataset(task.source, policy)
+    if task.corruption is not None and task.on_the_fly:
+        dataset = CorruptedDataset(task.source, policy, task.corruption, task.rows, settings.seed)
     positions = np.arange(rank, len(task.rows), world)
-    dataset = _dataset(model, task, settings)
     loader = DataLoader(
         dataset,
         settings.batch_size,
@@ -117,17 +221,8 @@ def _evaluate_part(
 
 
 def best_label(answers: Tensor, labels: Tensor) -> Tensor:
-    """Of several right classes the one that the model finds most probable, so any of them counts as right.
-
-    Args:
-        answers: float [B, K].
-        labels: int64 [B, M], -1 where there are fewer than M; the first is a class.
-
-    Returns:
-        int64 [B].
-    """
-    if labels.shape[1] == 1:
-        return labels[:, 0]
+    """Of the right classes of each image, int64 [B, M], the one that the model finds most probable, int64 [B]: so any
+    of them counts as right. Where there are fewer than M the rest is -1; the first is a class."""
     own = answers.gather(1, labels.clamp(min=0)).masked_fill(labels < 0, -torch.inf)
     return labels.gather(1, own.argmax(1, keepdim=True))[:, 0]
 
@@ -138,30 +233,22 @@ def as_evaluated(model: Teacher, image_size: int | None = None) -> Teacher:
     timm's `validate.py` does so. transformers' pipeline shows the same networks images of the size of their training,
     which an `image_size` asks for.
     """
-    if image_size is not None:
-        return model
+
+    def at_test_size(member: Member) -> Member:
+        cfg: Any = getattr(member.model, "pretrained_cfg", None)
+        if member.kind != "timm" or member.preprocessing != timm_preprocessing(cfg):
+            return member  # of transformers, or the caller has said how
+        return replace(member, preprocessing=timm_preprocessing(cfg, at_test_size=True) or member.preprocessing)
+
     evaluated = copy(model)
-    evaluated.members = tuple(_at_test_size(member) for member in model.members)
+    if image_size is None:
+        evaluated.members = tuple(map(at_test_size, model.members))
     return evaluated
 
 
-def _at_test_size(member: Member) -> Member:
-    cfg: Any = getattr(member.model, "pretrained_cfg", None)
-    if member.kind != "timm" or member.preprocessing != timm_preprocessing(cfg):
-        return member  # of transformers, or the caller has said how
-    return replace(member, preprocessing=timm_preprocessing(cfg, at_test_size=True) or member.preprocessing)
-
-
 def framing(model: Teacher, settings: EvaluationSettings) -> dict[str, Any]:
-    """Arguments of `evaluation_policy`; the members of an ensemble look at the same pixels, framed for the first.
-
-    Args:
-        model: as `as_evaluated` returns it.
-        settings: whose `image_size` and `crop_pct` come before those of the members.
-
-    Raises:
-        ValueError: if it isn't known how the first member wants it.
-    """
+    """Arguments of `evaluation_policy` for what `as_evaluated` returned; the members of an ensemble look at the
+    same pixels, framed for the first."""
     first = model.members[0]
     largest = max(member.preprocessing.image_size for member in model.members)
     try:
@@ -170,134 +257,9 @@ def framing(model: Teacher, settings: EvaluationSettings) -> dict[str, Any]:
         raise ValueError(f"{first.name}: {error}") from error
 
 
-def _dataset(model: Teacher, task: Task, settings: EvaluationSettings) -> AugmentedDataset:
-    policy = evaluation_policy(**framing(model, settings))
-    if task.corruption is not None and task.on_the_fly:
-        return CorruptedDataset(task.source, policy, task.corruption, task.rows, settings.seed)
-    return AugmentedDataset(task.source, policy)
-
-
-def _recorded(model: Teacher, task: Task, settings: EvaluationSettings) -> dict[str, Any]:
-    """What `DatasetResult.settings` records."""
-    dtypes = {str(next(member.model.parameters(), torch.empty(0)).dtype) for member in model.members}
-    return {
-        "seed": settings.seed,
-        **framing(as_evaluated(model, settings.image_size), settings),
-        "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
-        "max_samples": task.max_samples,
-        "scoring": task.class_map.scoring,
-    }
-
-
-def summarise(
-    entry: SuiteEntry, name: str, task: Task, predictions: Predictions, settings: Mapping[str, Any] | None = None
-) -> DatasetResult:
-    """The figures of one evaluated dataset; `settings` as `DatasetResult` records them."""
-    names = task.class_map.names
-    accuracies = group_means(predictions.correct, predictions.label, len(names))
-    return DatasetResult(
-        title=entry.title or name,
-        dataset_name=entry.dataset_name,
-        dataset_config_name=entry.dataset_config_name,
-        revision=task.revision,
-        split=entry.split,
-        num_samples=len(predictions),
-        class_map=task.class_map.description,
-        corruption=task.corruption,
-        notes=entry.note,
-        metrics={key: value if math.isfinite(value) else None for key, value in measure(predictions).items()},
-        reliability=reliability(predictions),
-        per_class_accuracy=dict(zip(names, accuracies, strict=True)),
-        predictions=predictions_file(name),
-        class_names=list(names),
-        settings=dict(settings or {}),
-    )
-
-
-def evaluate_suite(
-    model: Teacher,
-    model_name: str,
-    suite: Suite,
-    settings: EvaluationSettings,
-    folder: str | Path | None = None,
-    max_samples: int | None = None,
-    finished: Callable[[SuiteEntry, str, DatasetResult], None] = lambda entry, name, result: None,
-) -> Evaluation:
-    """Evaluates a model on every dataset of a suite.
-
-    A dataset that cannot be evaluated is noted under `skipped`, and the others go on.
-
-    Args:
-        model: a student, a teacher or an ensemble, on `settings.device`.
-        model_name: name of it.
-        suite: the datasets.
-        settings: how images are shown.
-        folder: where `evaluation.json` and the predictions are written, after each dataset, and in the end
-            `corruption_errors`, which another suite may name as its `baseline`; None: nowhere.
-        max_samples: use the first so many images of each dataset, of each corruption and severity.
-        finished: called with the entry, name and figures of each dataset that is done.
-
-    Example:
-        from hf_reinforce import EvaluationSettings, evaluate_suite, load_suite, load_teacher
-
-        student, suite = load_teacher("outputs/student"), load_suite("cifar_robustness")
-        evaluation = evaluate_suite(student, "mine", suite, EvaluationSettings(num_workers=0), max_samples=2)
-        print(evaluation.summary, evaluation.skipped)
-    """
-    entries = {name: entry for name, entry in suite.entries.items() if entry.num_classes in (None, model.num_classes)}
-    if not entries:
-        counts = sorted({entry.num_classes for entry in suite.entries.values() if entry.num_classes})
-        raise ValueError(
-            f"The suite {suite.name} is for models of {counts} classes; {model_name} has {model.num_classes}."
-        )
-    evaluation = new_evaluation(model_name, suite.name, settings)
-    for name, entry in entries.items():
-        try:
-            tasks = open_tasks(entry, model.class_names, model.num_classes, max_samples)
-            evaluate_entry(model, name, entry, tasks, settings, evaluation, folder, finished)
-        except (ValueError, OSError, HTTPError) as error:
-            evaluation.skipped[name] = sentence(error)
-            logger.warning("%s is skipped: %s", name, evaluation.skipped[name])
-        evaluation.summary = _summary(entries, evaluation)
-        if folder is not None and is_main_process():
-            evaluation.save(folder)
-    if folder is not None and is_main_process():
-        _save_errors(Path(folder) / "corruption_errors", entries, evaluation)
-    return evaluation
-
-
-def evaluate_entry(
-    model: Teacher,
-    name: str,
-    entry: SuiteEntry,
-    tasks: Mapping[str, Task],
-    settings: EvaluationSettings,
-    evaluation: Evaluation,
-    folder: str | Path | None = None,
-    finished: Callable[[SuiteEntry, str, DatasetResult], None] = lambda entry, name, result: None,
-) -> None:
-    """Evaluates a model on the tasks of one entry, and adds their figures to an evaluation.
-
-    Arguments and errors as `evaluate_suite` and `evaluate_task`; `tasks` as `open_tasks` returns them.
-    """
-    for suffix, task in tasks.items():
-        predictions = evaluate_task(model, task, settings, name + suffix)
-        result = summarise(entry, name + suffix, task, predictions, _recorded(model, task, settings))
-        evaluation.datasets[name + suffix] = result
-        if folder is not None and is_main_process():
-            predictions.save(Path(folder) / result.predictions)
-            evaluation.save(folder)
-        finished(entry, name + suffix, result)
-
-
 def is_main_process() -> bool:
     """Whether this is the process that writes and prints."""
     return int(os.environ.get("RANK", 0)) == 0
-
-
-def new_evaluation(model_name: str, suite: str | None, settings: EvaluationSettings) -> Evaluation:
-    """An evaluation without datasets yet."""
-    return Evaluation(model_name, suite, machine=machine(settings.device), versions=versions())
 
 
 def sentence(error: Exception) -> str:
@@ -306,18 +268,3 @@ def sentence(error: Exception) -> str:
     if text.startswith("Caught "):
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split()) or type(error).__name__
-
-
-def _save_errors(folder: Path, entries: Mapping[str, SuiteEntry], evaluation: Evaluation) -> None:
-    for name, entry in entries.items():
-        if errors := measured_errors(name, entry, evaluation):
-            folder.mkdir(exist_ok=True)
-            write_whole(folder / f"{name}.json", json.dumps(errors, indent=1) + "\n")
-
-
-def _summary(entries: Mapping[str, SuiteEntry], evaluation: Evaluation) -> dict[str, float]:
-    found = {name: corruption_summary(name, entry, evaluation) for name, entry in entries.items()}
-    found = {name: figures for name, figures in found.items() if figures}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    return {f"{name}_{key}": value for name, figures in found.items() for key, value in figures.items()}

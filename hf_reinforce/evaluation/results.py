@@ -1,11 +1,10 @@
 """What an evaluation writes and others read: `evaluation.json` with the figures, and what they were measured on."""
 
-import dataclasses
 import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ class DatasetResult:
 
     Attributes:
         title: name for people, such as `"ImageNet-R"`.
-        dataset_name: Hub id or folder.
-        split: its split.
         num_samples: images that were scored.
         class_map: in words, how the model's classes were taken for the dataset's.
         class_names: names of the scored classes, which labels and predictions index.
@@ -49,7 +46,6 @@ class DatasetResult:
         reliability: the reliability diagram.
         per_class_accuracy: class name -> accuracy in [0, 1], None for a class without images.
         predictions: path of the predictions inside the folder.
-        dataset_config_name: Hub configuration.
         revision: commit of the Hub; the revision that was asked for where the Hub was not reached, None for folders.
         corruption: how the images are corrupted, None for images as they are.
         notes: what a reader should know, such as what differs from the published dataset.
@@ -78,11 +74,10 @@ class DatasetResult:
     def from_json(cls, content: Mapping[str, Any]) -> "DatasetResult":
         """The inverse of `dataclasses.asdict`."""
         corruption = content.get("corruption")
-        values = {
-            "reliability": ReliabilityDiagram(**content["reliability"]),
-            "corruption": corruption and Corruption(**corruption),
-        }
-        return cls(**{**content, **values})
+        reliability = ReliabilityDiagram(**content["reliability"])
+        return cls(
+            **{**content, "reliability": reliability, "corruption": corruption and Corruption(**corruption)},
+        )
 
 
 @dataclass
@@ -112,8 +107,7 @@ class Evaluation:
     def save(self, folder: str | Path) -> None:
         """Writes `evaluation.json` into a folder, which is made if needed; the file is replaced whole."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        content = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
-        write_whole(Path(folder) / RESULTS_FILE, content + "\n")
+        write_whole(Path(folder) / RESULTS_FILE, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
@@ -129,31 +123,25 @@ class Evaluation:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = content.get("format")
-            if found != FORMAT:
-                raise ValueError(
-                    f"{path} has format {found}, but this version reads format {FORMAT}; evaluate again, or use the "
-                    "version of hf-reinforce that wrote it."
-                )
             datasets = {name: DatasetResult.from_json(entry) for name, entry in content["datasets"].items()}
-            return cls(**{**content, "datasets": datasets})
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); evaluate again to write it anew.") from error
+            found = cls(**{**content, "datasets": datasets})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged or of another version ({error}); evaluate again.") from error
+        if found.format != FORMAT:
+            raise ValueError(f"{path} has format {found.format}, this version reads {FORMAT}; evaluate again.")
+        return found
 
     def predictions(self, folder: str | Path, name: str) -> Predictions:
         """The predictions of one dataset, from the folder that this evaluation was loaded from.
 
         Raises:
-            ValueError: if there is no such dataset, or its file is missing, damaged or of another number of images.
+            ValueError: if their file is missing, damaged or of another number of images.
         """
-        if name not in self.datasets:
-            raise ValueError(f"{folder} has no dataset {name!r}; it has {', '.join(self.datasets) or 'none'}.")
-        result = self.datasets[name]
-        found = Predictions.load(Path(folder) / result.predictions)
-        if len(found) != result.num_samples:
+        found = Predictions.load(Path(folder) / self.datasets[name].predictions)
+        if len(found) != self.datasets[name].num_samples:
             raise ValueError(
-                f"{folder} has {len(found)} predictions for {name}, but its {RESULTS_FILE} says {result.num_samples}; "
-                "evaluate again with recipes/evaluate.py, to a new folder."
+                f"{folder} has {len(found)} predictions for {name}, but its {RESULTS_FILE} says "
+                f"{self.datasets[name].num_samples}; evaluate again with recipes/evaluate.py, to a new folder."
             )
         return found
 
@@ -165,10 +153,10 @@ def predictions_file(name: str) -> str:
 
 def machine(device: str) -> dict[str, Any]:
     """What something was measured on."""
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     return {"device": device, "cores": os.cpu_count(), "cpu": cpu, "system": platform.system(), **gpu}
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from hf_reinforce.augmentations.documents import read_document
-from hf_reinforce.evaluation.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
+from hf_reinforce.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from hf_reinforce.evaluation.results import Corruption, Evaluation
 from hf_reinforce.metrics import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
-    METRICS,
     mean_corruption_error,
     relative_mean_corruption_error,
 )
@@ -52,7 +51,6 @@ class SuiteEntry:
         baseline: what corruption errors are normalised by: `"alexnet"`, its errors on ImageNet-C, or a YAML or JSON
             file, see `baseline_errors`.
         num_classes: the entry is for models with so many classes; others leave it out.
-        metric: headline figure, one of `METRICS`.
         note: what a reader should know.
 
     Example:
@@ -78,20 +76,22 @@ class SuiteEntry:
     clean: str | None = None
     baseline: str | None = None
     num_classes: int | None = None
-    metric: str = "accuracy"
     note: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("scoring", self.scoring, (None, *SCORINGS), " (--scoring)")
-        _check_choice("metric", self.metric, tuple(METRICS))
-        _check_choice("labels", self.labels, (None, REAL_LABELS))
+        for key, value, known in (("scoring", self.scoring, SCORINGS), ("labels", self.labels, (REAL_LABELS,))):
+            if value is not None and value not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}, not {value!r}.")
         if len(self.corruption_columns) not in (0, 2):
             raise ValueError("corruption_columns must be two columns: the corruption's name and its severity.")
-        for corruption in self.on_the_fly:
-            check_corruption(corruption)
+        for how in self.on_the_fly:
+            if how.name not in CORRUPTIONS or how.severity not in SEVERITIES:
+                raise ValueError(
+                    f"There is no corruption {how.name!r} of severity {how.severity}; the corruptions are "
+                    f"{', '.join(CORRUPTIONS)}, with severities 1 to 5."
+                )
         if self.baseline is not None:
-            known = baseline_errors(self.baseline, len(self.severities))[0]
-            missing = sorted(({how.name for how in self.on_the_fly} or set(CORRUPTIONS)) - set(known))
+            missing = sorted(self._corrupted - set(baseline_errors(self.baseline, len(self.severities))))
             if missing:
                 raise ValueError(f"The baseline {self.baseline} lacks the errors of {', '.join(missing)}; add them.")
 
@@ -101,99 +101,78 @@ class SuiteEntry:
         names = CORRUPTIONS if self.corruptions == ("all",) else self.corruptions
         return [Corruption(name, severity) for name in names for severity in self.severities]
 
+    @property
+    def _corrupted(self) -> set[str]:
+        """The corruptions without which there is no summary."""
+        return {how.name for how in self.on_the_fly} or set(CORRUPTIONS)
+
+    def measured_errors(self, name: str, evaluation: Evaluation) -> dict[str, list[float]]:
+        """The errors of this entry, of that name in its suite, as a file for `baseline` holds them.
+
+        Empty unless every corruption was evaluated at every severity; with `clean` where that was evaluated.
+        """
+        errors: dict[str, list[float]] = {}
+        for key, result in evaluation.datasets.items():
+            how = result.corruption
+            if how is not None and how.name in CORRUPTIONS and key == name + how.suffix:
+                errors.setdefault(how.name, []).append(1 - float(result.metrics["accuracy"] or 0))
+        if set(errors) < self._corrupted or any(len(own) != len(self.severities) for own in errors.values()):
+            return {}
+        if self.clean in evaluation.datasets:
+            errors[CLEAN] = [1 - float(evaluation.datasets[self.clean].metrics["accuracy"] or 0)]
+        return errors
+
+    def corruption_summary(self, errors: Mapping[str, list[float]]) -> dict[str, float]:
+        """The figures over all corruptions and severities, of what `measured_errors` has found.
+
+        `mean_corruption_accuracy`, in [0, 1]; with a baseline that has these corruptions also `mce`, and with a clean
+        entry `relative_mce`, 1 being as good as the baseline.
+        """
+        corrupted = {name: own for name, own in errors.items() if name != CLEAN}
+        found = {"mean_corruption_accuracy": 1 - float(np.mean(list(corrupted.values())))}
+        published = set(corrupted) == set(CORRUPTIONS) and len(self.severities) == 5
+        if not self.baseline or (self.baseline == ALEXNET and not published):
+            return found
+        baseline = baseline_errors(self.baseline, len(self.severities))
+        found["mce"] = mean_corruption_error(corrupted, baseline)
+        if CLEAN in errors and CLEAN in baseline:
+            clean, base = errors[CLEAN][0], baseline[CLEAN][0]
+            try:
+                found["relative_mce"] = relative_mean_corruption_error(corrupted, clean, baseline, base)
+            except ValueError as error:
+                logger.warning("There is no relative_mce of %s: %s", self.dataset_name, error)
+        return found
+
 
 @dataclass(frozen=True)
 class Suite:
-    """Datasets that are evaluated together.
-
-    Attributes:
-        name: the name it was asked for by.
-        entries: by name, in the order of the file.
-        title: name for people.
-    """
+    """Datasets that are evaluated together: its name, its entries by name, and a title for people."""
 
     name: str
     entries: Mapping[str, SuiteEntry]
     title: str | None = None
 
 
-def baseline_errors(baseline: str, num_severities: int) -> tuple[dict[str, tuple[float, ...]], float | None]:
-    """Errors that those of a model are normalised by, of each corruption at each severity, and on clean images.
+def baseline_errors(baseline: str, num_severities: int) -> dict[str, Sequence[float]]:
+    """Errors in [0, 1] that those of a model are normalised by: of each corruption at each severity, and where it is
+    known `clean` -> [error on clean images].
 
-    Args:
-        baseline: `"alexnet"`, or a YAML or JSON file `{corruption: [error at each severity] or their mean}`, perhaps
-            with `clean: error`; such as `corruption_errors/NAME.json` in the `--output_dir` of recipes/evaluate.py.
-        num_severities: severities that are evaluated.
-
-    Returns:
-        Corruption -> errors in [0, 1], and the clean error, None where the file has none.
-
-    Raises:
-        ValueError: if there is no such file, or it holds something else.
+    `baseline` is `"alexnet"`, or a YAML or JSON file `{corruption: [error at each severity] or their mean}`, perhaps
+    with `clean: error`; such as `corruption_errors/NAME.json` in the `--output_dir` of recipes/evaluate.py.
     """
     if baseline == ALEXNET:
-        return dict(ALEXNET_ERRORS), ALEXNET_CLEAN_ERROR
-    if not Path(baseline).is_file():
-        raise ValueError(f"baseline must be {ALEXNET} or a YAML or JSON file of corruption errors, not {baseline!r}.")
+        return {**ALEXNET_ERRORS, CLEAN: [ALEXNET_CLEAN_ERROR]}
     try:
-        content = read_document(Path(baseline))
-        errors = {name: _errors(own, num_severities) for name, own in content.items()}
-        clean = errors.pop(CLEAN, (None,))[0]
-        mean_corruption_error(dict.fromkeys(errors, (0.0,) * num_severities), errors)
+        errors: dict[str, Sequence[float]] = {
+            name: [float(error) for error in own] if isinstance(own, list) else [float(own)] * num_severities
+            for name, own in read_document(Path(baseline)).items()
+        }
+        mean_corruption_error({name: [0.0] * num_severities for name in errors if name != CLEAN}, errors)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{baseline} must hold {{corruption: [error at each of {num_severities} severities] or their mean}}, "
-            f"errors from 0 to 1, and perhaps clean: error ({error})."
+            f"baseline must be {ALEXNET}, or a file {{corruption: [error at each of {num_severities} severities] or "
+            f"their mean}}, errors from 0 to 1, and perhaps clean: error; {baseline!r} is not ({error})."
         ) from error
-    return errors, clean
-
-
-def _errors(value: Any, num_severities: int) -> tuple[float, ...]:
-    return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * num_severities
-
-
-def corruption_summary(name: str, entry: SuiteEntry, evaluation: Evaluation) -> dict[str, float]:
-    """The figures over all corruptions and severities of an entry; empty unless each of them was evaluated.
-
-    Returns:
-        `mean_corruption_accuracy`, in [0, 1]; for an entry with a baseline that has these corruptions also `mce`, and
-        with a clean entry `relative_mce`, 1 being as good as the baseline.
-    """
-    errors = measured_errors(name, entry, evaluation)
-    clean = errors.pop(CLEAN, None)
-    if not errors:
-        return {}
-    found = {"mean_corruption_accuracy": 1 - float(np.mean(list(errors.values())))}
-    published = set(errors) == set(CORRUPTIONS) and len(entry.severities) == 5
-    if not entry.baseline or (entry.baseline == ALEXNET and not published):
-        return found
-    baseline, baseline_clean = baseline_errors(entry.baseline, len(entry.severities))
-    found["mce"] = mean_corruption_error(errors, baseline)
-    if clean is not None and baseline_clean is not None:
-        try:
-            found["relative_mce"] = relative_mean_corruption_error(errors, clean[0], baseline, baseline_clean)
-        except ValueError as error:
-            logger.warning("%s has no relative_mce: %s", name, error)
-    return found
-
-
-def measured_errors(name: str, entry: SuiteEntry, evaluation: Evaluation) -> dict[str, list[float]]:
-    """Errors of an entry with corruptions, as a file for `baseline` holds them.
-
-    Returns:
-        Corruption -> error at each severity, in [0, 1], and `clean` -> [error] where the entry names clean images that
-        were evaluated; empty unless every corruption was evaluated at every severity.
-    """
-    errors: dict[str, list[float]] = {}
-    for key, result in evaluation.datasets.items():
-        how = result.corruption
-        if how is not None and how.name in CORRUPTIONS and key == name + how.suffix:
-            errors.setdefault(how.name, []).append(1 - float(result.metrics["accuracy"] or 0))
-    wanted = {how.name for how in entry.on_the_fly} or set(CORRUPTIONS)
-    if set(errors) < wanted or any(len(own) != len(entry.severities) for own in errors.values()):
-        return {}
-    if entry.clean in evaluation.datasets:
-        errors[CLEAN] = [1 - float(evaluation.datasets[entry.clean].metrics["accuracy"] or 0)]
     return errors
 
 
@@ -225,41 +204,34 @@ def load_suite(name_or_path: str) -> Suite:
             "suite.yaml."
         )
     content = read_document(path)
-    if not isinstance(content, Mapping) or not set(content) <= {"title", "datasets"}:
-        raise ValueError(f"{path} must have the keys 'datasets' and perhaps 'title', as in docs/evaluation.md.")
-    datasets = content.get("datasets")
-    if not isinstance(datasets, Mapping) or not datasets:
-        raise ValueError(f"{path} must name at least one dataset under 'datasets'.")
-    entries = {str(name): _entry(path, str(name), values) for name, values in datasets.items()}
+    datasets = content.get("datasets") if isinstance(content, Mapping) else None
+    if not isinstance(datasets, Mapping) or not datasets or not set(content) <= {"title", "datasets"}:
+        raise ValueError(f"{path} must name datasets under 'datasets', and perhaps a 'title'; see docs/evaluation.md.")
+    entries = {}
+    for name, values in datasets.items():
+        try:
+            entries[str(name)] = _entry(str(name), values, path.parent)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, {name}: {error}") from error
     for name, entry in entries.items():
         if entry.clean is not None and entry.clean not in entries:
             raise ValueError(f"{path}, {name}: clean names {entry.clean!r}, which is not one of {', '.join(entries)}.")
     return Suite(path.stem, entries, content.get("title"))
 
 
-def _entry(path: Path, name: str, values: Any) -> SuiteEntry:
+def _entry(name: str, values: Any, folder: Path) -> SuiteEntry:
+    """An entry of a file in `folder`, to which paths are relative."""
     known = {field.name for field in fields(SuiteEntry)}
-    if not isinstance(values, Mapping) or "dataset_name" not in values or not set(values) <= known:
-        found = sorted(map(str, set(values) - known)) if isinstance(values, Mapping) else values
-        raise ValueError(
-            f"{path}, {name}: a dataset needs dataset_name and may have {', '.join(sorted(known))}; found {found}."
-        )
     if not all(part.isalnum() or part in "_-." for part in name):
-        raise ValueError(f"{path}: the name {name!r} becomes that of a file; use letters, digits, '-', '_' and '.'.")
-    try:
-        return SuiteEntry(**{key: _frozen(key, value, path.parent) for key, value in values.items()})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}, {name}: {error}") from error
-
-
-def _frozen(key: str, value: Any, folder: Path) -> Any:
-    if key in ("classes", "baseline") and isinstance(value, str) and (folder / value).is_file():
-        return str(folder / value)
-    if key in ("corruptions", "severities", "corruption_columns"):
-        return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    return value
-
-
-def _check_choice(key: str, value: str | None, known: tuple[str | None, ...], flag: str = "") -> None:
-    if value not in known:
-        raise ValueError(f"{key} must be one of {', '.join(filter(None, known))}, not {value!r}{flag}.")
+        raise ValueError("this name becomes that of a file; use letters, digits, '-', '_' and '.'.")
+    if not isinstance(values, Mapping) or "dataset_name" not in values or not set(values) <= known:
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else values
+        raise ValueError(f"a dataset needs dataset_name and may have {', '.join(sorted(known))}; found {found}.")
+    given = dict(values)
+    for key in ("classes", "baseline"):
+        if isinstance(given.get(key), str) and (folder / given[key]).is_file():
+            given[key] = str(folder / given[key])
+    for key in ("corruptions", "severities", "corruption_columns"):
+        if key in given:
+            given[key] = tuple(given[key]) if isinstance(given[key], list) else (given[key],)
+    return SuiteEntry(**given)

@@ -5,20 +5,19 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from hf_reinforce.transfer.backbones import Backbone
+from hf_reinforce.transfer.backbones import Backbone, OnBackbone
 from hf_reinforce.transfer.extras import optional
 
 ARCHITECTURES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 
 
-class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
+class Detector(OnBackbone):
     """A detector that takes uint8 images, and resizes and normalises them itself.
 
     `Detector.from_pretrained(folder or Hub id)` loads one.
@@ -87,19 +86,6 @@ class Detector(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
             **(options or {}),
         )
 
-    @classmethod
-    def of(cls, backbone: Backbone, class_names: Sequence[str], **options: Any) -> "Detector":
-        """A detector with the weights of a backbone; `options` are those of the class."""
-        detector = cls(backbone.spec, list(class_names), **options)
-        detector.backbone.load_weights_of(backbone)
-        return detector
-
-    @property
-    def backbone(self) -> Backbone:
-        """The network whose feature maps are used."""
-        body: Backbone = self.network.backbone.body
-        return body
-
     def forward(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None) -> Any:
         """Losses of a training batch, or detections.
 
@@ -127,12 +113,7 @@ class _Pyramid(nn.Module):
 
 
 class MeanAveragePrecision:
-    """COCO's average precision by torchmetrics and pycocotools.
-
-    Args:
-        class_names: names of the categories.
-        masks: score masks, too; `map` is that of the boxes, `segm_map` that of the masks.
-    """
+    """COCO's average precision by torchmetrics and pycocotools, of boxes and, with `masks`, of masks (`segm_map`)."""
 
     def __init__(self, class_names: Sequence[str], masks: bool = False) -> None:
         optional("pycocotools.mask")
@@ -160,15 +141,13 @@ class MeanAveragePrecision:
 
         All in [0, 1]; what no box was there for is left out.
         """
-        found = {
-            name.removeprefix("bbox_"): value.reshape(-1).tolist() for name, value in self._metric.compute().items()
-        }
-        names = [self._names[label - 1] for label in found.pop("classes")]
+        found = {name.removeprefix("bbox_"): value.reshape(-1) for name, value in self._metric.compute().items()}
+        names = [self._names[int(label) - 1] for label in found.pop("classes")]
         metrics: dict[str, float] = {}
         for name, values in found.items():
             if name.endswith("map_per_class"):
                 prefix = name.removesuffix("per_class")
-                metrics |= {f"{prefix}{of_class}": value for of_class, value in zip(names, values, strict=True)}
-            elif len(values) == 1 and not name.endswith("per_class"):
-                metrics[name] = values[0]
+                metrics |= {f"{prefix}{own}": float(value) for own, value in zip(names, values, strict=True)}
+            elif not name.endswith("per_class"):
+                metrics[name] = float(values)
         return {name: value for name, value in metrics.items() if value >= 0}

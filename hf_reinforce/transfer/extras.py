@@ -9,15 +9,9 @@ class MissingPackageError(ImportError, ValueError):
 
 
 def optional(module: str) -> Any:
-    """An optional module, imported by its full name, e.g. `sklearn.linear_model`.
-
-    Raises:
-        MissingPackageError: if it is not installed; the message says what to install.
-    """
+    """An optional module by its full name, such as `sklearn.linear_model`; the error says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingPackageError(
-            f"This needs {package}, which cannot be imported ({error}); pip install 'hf-reinforce[transfer]'."
-        ) from error
+        raise MissingPackageError(f"This needs {package} ({error}); pip install 'hf-reinforce[transfer]'.") from error

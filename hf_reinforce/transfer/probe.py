@@ -1,8 +1,9 @@
 """Linear probe: multinomial logistic regression on the features of a frozen network."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,141 +20,68 @@ from hf_reinforce.transfer.extras import optional
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the L2 penalty that are tried, on standardised features."""
 
-_Call: TypeAlias = tuple[nn.Module, Tensor, Tensor]
-
 HELD_OUT = 0.2
 """Share of the training images on which C is chosen."""
 
 
-class _Pooled(nn.Module):
-    """A network of timm that answers with its pooled features."""
+def without_classifier(member: Member) -> Member:
+    """A copy of a network that answers with its pooled features instead of logits.
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network: Any = network
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        pooled: Tensor = self.network.forward_head(self.network.forward_features(inputs), pre_logits=True)
-        return pooled.flatten(1)
-
-
-class PooledFeatures:
-    """What goes into the classifier of a network: its features after pooling.
-
-    For a network of timm, what `forward_head(pre_logits=True)` makes of its feature maps. For any other, what goes
-    into the layer that answers with the logits, or the mean over several layers where the logits are their mean (a
-    distilled DeiT); one forward pass tells which layers. A network without a classifier answers with its features.
-
-    Args:
-        member: the network.
-
-    Raises:
-        ValueError: if no layer answers with the logits.
+    A network of timm removes its classifier itself. In one of transformers the linear layers above its body with as
+    many outputs as classes become the identity: of a distilled DeiT, whose logits are the mean over two of them, the
+    features are the mean as well. A network without a classifier stays as it is.
     """
-
-    def __init__(self, member: Member) -> None:
-        network: Any = getattr(member.model, "timm_model", member.model)
-        pools = hasattr(network, "forward_head")
-        self._member = replace(member, model=_Pooled(network), class_names=None) if pools else member
-        self._heads = [] if pools else self._find_heads()
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features float32 [B, D] of views [B, 3, S, S] with values 0 to 255."""
-        answer, calls = self._watched(self._heads, images)
-        if not self._heads:
-            return answer
-        return torch.stack([given.flatten(1).float() for _, given, _ in calls]).mean(0)
-
-    def _watched(self, layers: Iterable[nn.Module], images: Tensor) -> tuple[Tensor, list[_Call]]:
-        """The logits, and each call of the layers: the layer, what went in and what came out."""
-        calls: list[_Call] = []
-
-        def note(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
-            if given and isinstance(given[0], Tensor) and isinstance(answer, Tensor):
-                calls.append((layer, given[0], answer))
-
-        handles = [layer.register_forward_hook(note) for layer in layers]
-        try:
-            return self._member.logits(images), calls
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @torch.inference_mode()
-    def _find_heads(self) -> list[nn.Module]:
-        model, size = self._member.model, self._member.preprocessing.image_size
-        device = next(model.parameters(), torch.empty(0)).device
-        images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).mul(255).to(device)
-        layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Identity))]
-        logits, calls = self._watched(layers, images)
-        answers = [call for call in calls if call[2].numel() == logits.numel() and len(call[2]) == len(logits)]
-        for found in ([call] for call in reversed(answers)):
-            if torch.equal(found[0][2].flatten(1).float(), logits):
-                return [found[0][0]]
-        heads = [call for call in answers if isinstance(call[0], nn.Linear)]
-        if heads and torch.allclose(torch.stack([call[2].flatten(1).float() for call in heads]).mean(0), logits):
-            return [layer for layer, _, _ in heads]
-        raise ValueError(
-            f"{self._member.name} ({type(model).__name__}) has no linear layer that answers with its logits, so its "
-            "pooled features are unknown; choose another network to probe."
-        )
+    model: Any = deepcopy(member.model)
+    network = getattr(model, "timm_model", model)
+    if hasattr(network, "reset_classifier"):
+        network.reset_classifier(0)
+    elif classes := model.config.num_labels:
+        body = f"{model.base_model_prefix}."
+        heads = [
+            name
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear) and layer.out_features == classes and not name.startswith(body)
+        ]
+        if not heads:
+            raise ValueError(
+                f"{member.name} ({type(model).__name__}) has no linear classifier; choose another network."
+            )
+        for name in heads:
+            model.set_submodule(name, nn.Identity())
+    return replace(member, model=model, class_names=None)
 
 
 def extract_features(
     member: Member, dataset: AugmentedDataset, batch_size: int = 64, num_workers: int = 0, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features and labels of a dataset, each image seen once.
-
-    Args:
-        member: the frozen network.
-        dataset: labelled images under an evaluation policy.
-        batch_size: images per forward pass.
-        num_workers: processes that decode.
-        device: where the network runs.
-
-    Returns:
-        features float32 [R, D], see `PooledFeatures`; labels int64 [R].
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """Features float32 [R, D], see `without_classifier`, and labels int64 [R] of a dataset, each image seen once."""
+    member = without_classifier(member)
     member.model.to(device)
-    pooled = PooledFeatures(member)
     loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=dataset.collate)
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in tqdm(loader, desc="Extracting features", unit="batch"):
-        features.append(pooled(batch["pixel_values"].to(device)).cpu())
+        with torch.inference_mode():
+            features.append(member.logits(batch["pixel_values"].to(device)).cpu())
         labels.append(batch["labels"])
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe.
-
-    Attributes:
-        classifier: scikit-learn pipeline of standardisation and logistic regression.
-        num_classes: classes of the dataset, of which training may have lacked some.
-        strength: the C that was chosen, > 0.
-        held_out_nll: negative log-likelihood in nats on the held-out part, for each C that was tried.
-    """
+    """A fitted pipeline of scikit-learn, the C that was chosen, and the likelihood of the held-out part for each C."""
 
     classifier: Any
     num_classes: int
     strength: float
-    held_out_nll: dict[float, float] = field(default_factory=dict)
-
-    def log_probabilities(self, features: NDArray[np.float32]) -> Tensor:
-        """Log-probabilities float64 [R, num_classes] of features [R, D]; classes that training lacked get 1e-12."""
-        probabilities = np.full((len(features), self.num_classes), 1e-12)
-        probabilities[:, self.classifier.classes_] = self.classifier.predict_proba(features)
-        return torch.from_numpy(probabilities).clamp(min=1e-12).log()
+    held_out_nll: dict[float, float]
 
     def evaluate(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-        """`hf_reinforce.metrics.METRICS` and `num_samples`, for features [R, D] and labels [R]."""
-        scores = score(self.log_probabilities(features), torch.from_numpy(labels))
+        """`hf_reinforce.metrics.METRICS` and `num_samples`, for features [R, D] and labels [R]; classes that training
+        lacked have the probability 1e-12."""
+        probabilities = np.full((len(features), self.num_classes), 1e-12)
+        probabilities[:, self.classifier.classes_] = self.classifier.predict_proba(features)
+        scores = score(torch.from_numpy(probabilities).clamp(min=1e-12).log(), torch.from_numpy(labels))
         return {**measure(scores), "num_samples": float(len(scores))}
 
 
@@ -178,24 +106,21 @@ def fit_probe(
     Raises:
         ValueError: if the samples are of fewer than two classes.
     """
-    if len(np.unique(labels)) < 2:
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2:
         raise ValueError("A linear probe needs training images of at least two classes; take more of them.")
+
+    def fit(strength: float, samples: Any, nll: dict[float, float]) -> LinearProbe:
+        scaler = optional("sklearn.preprocessing").StandardScaler()
+        regression = optional("sklearn.linear_model").LogisticRegression(C=strength, max_iter=2000)
+        classifier = optional("sklearn.pipeline").make_pipeline(scaler, regression)
+        return LinearProbe(classifier.fit(features[samples], labels[samples]), num_classes, strength, nll)
+
     nll: dict[float, float] = {}
     if len(strengths) > 1:
-        counts = np.bincount(labels)
-        stratify = labels if counts[counts > 0].min() > 1 and HELD_OUT * len(labels) >= (counts > 0).sum() else None
+        stratify = labels if counts.min() > 1 and HELD_OUT * len(labels) >= len(counts) else None
         split = optional("sklearn.model_selection").train_test_split
         fitting, held_out = split(np.arange(len(labels)), test_size=HELD_OUT, random_state=seed, stratify=stratify)
         for strength in strengths:
-            candidate = LinearProbe(
-                _classifier(strength).fit(features[fitting], labels[fitting]), num_classes, strength
-            )
-            nll[strength] = candidate.evaluate(features[held_out], labels[held_out])["nll"]
-    best = min(strengths, key=lambda strength: nll.get(strength, 0.0))
-    return LinearProbe(_classifier(best).fit(features, labels), num_classes, best, nll)
-
-
-def _classifier(strength: float) -> Any:
-    regression = optional("sklearn.linear_model").LogisticRegression(C=strength, max_iter=2000)
-    scaler = optional("sklearn.preprocessing").StandardScaler()
-    return optional("sklearn.pipeline").make_pipeline(scaler, regression)
+            nll[strength] = fit(strength, fitting, {}).evaluate(features[held_out], labels[held_out])["nll"]
+    return fit(min(strengths, key=lambda strength: nll.get(strength, 0.0)), slice(None), nll)

@@ -11,21 +11,16 @@ from torchvision.transforms import v2
 
 
 class TransferDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Random access to images and their targets.
+    """Random access to images and their targets, to which transforms of `torchvision.transforms.v2` are applied.
 
-    The augmentation of a sample depends on (seed, epoch, row) alone, so a resumed training sees the same samples.
-
-    Args:
-        rows: a map-style dataset, a row for each image.
-        transforms: of `torchvision.transforms.v2`, applied to image and target together.
-        seed: of the transforms, int >= 0.
+    What is random in a sample depends on (seed, epoch, row) alone, so a resumed training sees the same samples.
     """
+
+    blocks = None  # its rows are at hand in any order, see `EpochSampler`
 
     def __init__(self, rows: datasets.Dataset, transforms: Sequence[Callable[..., Any]], seed: int) -> None:
         self._rows, self._seed = rows, seed
         self._transforms = v2.Compose([*transforms, v2.ToPureTensor()])
-
-    blocks = None  # its rows are at hand in any order, see `EpochSampler`
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -35,14 +30,10 @@ class TransferDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return np.full(len(self), -1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample, `images` and `targets`; index `epoch * len(self) + row`.
-
-        Raises:
-            ValueError: if the row cannot be read; the message names it.
-        """
+        """One sample, `images` and `targets`; index `epoch * len(self) + row`."""
         row = index % len(self)
         try:
-            image, target = self.read(row)
+            image, target = self.read(self._rows[row], row)
         except ValueError as error:
             raise ValueError(f"Row {row}: {error}") from error
         with torch.random.fork_rng(devices=()):
@@ -51,11 +42,11 @@ class TransferDataset(torch.utils.data.Dataset[dict[str, Any]]):
             image, target = self._transforms(image, target)
         return {"images": image, "targets": target}
 
-    def read(self, row: int) -> tuple[Any, Any]:
+    def read(self, values: Mapping[str, Any], row: int) -> tuple[Any, Any]:
         """The image of a row and its target, before the transforms, with the types of `torchvision.tv_tensors`."""
         raise NotImplementedError
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Batches samples as lists, since images differ in size; pass it to a `DataLoader` as `collate_fn`."""
+    """Batches samples as lists, since images differ in size."""
     return {name: [sample[name] for sample in samples] for name in samples[0]}

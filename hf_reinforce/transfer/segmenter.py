@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import FCN, DeepLabV3
@@ -13,13 +12,13 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from hf_reinforce.models.preprocessing import normalize
-from hf_reinforce.transfer.backbones import Backbone
+from hf_reinforce.transfer.backbones import Backbone, OnBackbone
 from hf_reinforce.transfer.masks import IGNORE
 
 HEADS = {"deeplabv3": (DeepLabV3, DeepLabHead), "fcn": (FCN, FCNHead)}
 
 
-class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
+class Segmenter(OnBackbone):
     """A segmentation network that takes uint8 images and normalises them itself.
 
     `Segmenter.from_pretrained(folder or Hub id)` loads one.
@@ -58,19 +57,6 @@ class Segmenter(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc]
         network, top = HEADS[head]
         auxiliary = FCNHead(body.channels[-2], classes) if aux_weight and len(body.channels) > 1 else None
         self.network = network(_Maps(body), top(body.channels[-1], classes), auxiliary)
-
-    @classmethod
-    def of(cls, backbone: Backbone, class_names: Sequence[str], **options: Any) -> "Segmenter":
-        """A segmenter with the weights of a backbone; `options` are those of the class."""
-        segmenter = cls(backbone.spec, list(class_names), **options)
-        segmenter.backbone.load_weights_of(backbone)
-        return segmenter
-
-    @property
-    def backbone(self) -> Backbone:
-        """The network whose feature maps are used."""
-        body: Backbone = self.network.backbone.body
-        return body
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Tensor] | None = None) -> Any:
         """Losses of a training batch, or class maps.
@@ -118,12 +104,9 @@ class _Maps(nn.Module):
 
 
 class MeanIoU:
-    """Mean intersection over union, from a confusion matrix that is summed over images.
+    """Mean intersection over union of C classes, from a confusion matrix that is summed over images.
 
     torchmetrics' metric of this name takes the mean over images instead.
-
-    Args:
-        num_classes: classes C.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -140,13 +123,8 @@ class MeanIoU:
         self._confusion += record
 
     def compute(self) -> dict[str, float]:
-        """`miou` and `mean_accuracy` over the classes that occur, `pixel_accuracy`, and `iou_<class>` of each.
-
-        Classes that are neither in a mask nor predicted have no IoU; theirs is left out.
-
-        Raises:
-            ValueError: if no labelled pixel has been seen.
-        """
+        """`miou` and `mean_accuracy` over the classes that occur, `pixel_accuracy`, and `iou_<class>` of each class
+        that is in a mask or predicted."""
         own = self._confusion.diag().double()
         wanted, given = self._confusion.sum(1).double(), self._confusion.sum(0).double()
         if not wanted.sum():

@@ -16,19 +16,16 @@ from hf_reinforce.training.resumable import ResumableTrainer
 
 @dataclass
 class TransferArguments(ResumableTrainingArguments):
-    """Arguments of `TransferTrainer`.
+    """Arguments of `TransferTrainer`, beside those of `ResumableTrainingArguments`.
 
-    Changed defaults, beside those of `ResumableTrainingArguments`: `timm_optimizer="momentum"` (SGD) and
-    `max_grad_norm=10` (one crowded image may have a large gradient).
-
-    Args:
-        backbone_lr_scale: learning rate of the backbone, in multiples of that of the new layers.
-        lr_milestones: shares of the training at which the learning rate falls to a tenth, ascending; instead of
-            `lr_scheduler_type`, after the same linear warm-up.
+    `lr_milestones` take the place of `lr_scheduler_type`, after the same linear warm-up; the defaults of
+    `timm_optimizer` (SGD) and `max_grad_norm` (one crowded image may have a large gradient) are others.
     """
 
     timm_optimizer: str | None = field(default="momentum", metadata={"help": "A timm optimizer, e.g. adamw."})
-    backbone_lr_scale: float = field(default=1.0, metadata={"help": "Of the backbone's learning rate."})
+    backbone_lr_scale: float = field(
+        default=1.0, metadata={"help": "The backbone's learning rate, in multiples of that of the new layers."}
+    )
     lr_milestones: list[float] = field(
         default_factory=list, metadata={"help": "Shares of the training where the learning rate falls to a tenth."}
     )
@@ -66,11 +63,7 @@ class TransferTrainer(ResumableTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The sum of the model's losses on one batch.
-
-        Raises:
-            ValueError: if it is not finite.
-        """
+        """The sum of the model's losses on one batch, which must be finite."""
         losses: dict[str, Tensor] = model(inputs["images"], inputs["targets"])
         loss = torch.stack(list(losses.values())).sum()
         if not bool(loss.isfinite()):
@@ -78,14 +71,7 @@ class TransferTrainer(ResumableTrainer):
             raise ValueError(f"The loss is not finite ({found}); lower --learning_rate, or train in float32 or bf16.")
         return (loss, losses) if return_outputs else loss
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> Any:
         """Evaluates; images that several ranks have seen count once."""
         model: Any = self.accelerator.unwrap_model(self.model).to(self.args.device).eval()
         metric, seen = self._new_metric(), 0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_reinforce.evaluation.bootstrap import resample
 from hf_reinforce.metrics import (
     ALEXNET_ERRORS,
     group_means,
@@ -16,6 +15,7 @@ from hf_reinforce.metrics import (
     measure,
     relative_mean_corruption_error,
     reliability,
+    resample,
     score,
 )
 
