@@ -30,8 +30,8 @@ from hf_reinforce import (
 from hf_reinforce.importers.ml_dr.records import records_array
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.store.config import PixelContract, SourceRecord
-from hf_reinforce.store.parquet import shard_name, write_shard
 from hf_reinforce.store.pixel_contract import library_versions, reference_view
+from hf_reinforce.store.shards import shard_name, write_shard
 from hf_reinforce.targets import ClassDistribution
 
 CLASSES, TOP_K = 1000, 10

@@ -12,7 +12,7 @@ from hf_reinforce.evaluation import pictures
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
 from hf_reinforce.metrics import METRICS
 from hf_reinforce.models.classes import class_words
-from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.store.atomic import write_whole
 
 REPORT_FILE = "report.md"
 RELIABILITY, CORRUPTIONS, CONFUSIONS = "reliability.png", "corruptions.png", "confusions.png"

@@ -17,7 +17,8 @@ from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.images import ImageError
 from hf_reinforce.importers.ml_dr.records import PARTNER, Columns
 from hf_reinforce.sources.image_source import ImageSource, find_columns
-from hf_reinforce.store.parquet import ColumnReader, whole_file
+from hf_reinforce.store.atomic import whole_file
+from hf_reinforce.store.rows import ColumnReader
 from hf_reinforce.targets.class_distribution import FIELDS
 
 MIN_AGREEMENT = 0.25
