@@ -18,7 +18,7 @@ from benchmarks.measure import Row, Settings, in_own_process
 from benchmarks.records import TARGET, made_up_config, made_up_targets, reinforced_table
 from hf_reinforce import images, load_policy, load_reinforced, schema
 from hf_reinforce.replay.sampler import EpochSampler
-from hf_reinforce.store.parquet import shard_name, write_shard
+from hf_reinforce.store.shards import shard_name, write_shard
 
 ROWS = 1_281_167
 

@@ -24,7 +24,7 @@ from hf_reinforce import AugmentationPolicy, ReinforcedDataset, images, load_pol
 from hf_reinforce.augmentations.base import ViewAugmentation
 from hf_reinforce.augmentations.rand_augment import OPERATIONS, SIGNED, RandAugment, magnitude_of
 from hf_reinforce.images import jpeg
-from hf_reinforce.store.parquet import write_shard
+from hf_reinforce.store.shards import write_shard
 from hf_reinforce.targets.class_distribution import encode, top_k_targets
 
 CACHE = Path("outputs/benchmarks").absolute()

@@ -29,8 +29,8 @@ from hf_reinforce import (
 )
 from hf_reinforce.models.preprocessing import Preprocessing
 from hf_reinforce.store.config import PixelContract, SourceRecord
-from hf_reinforce.store.parquet import shard_name, write_shard
 from hf_reinforce.store.pixel_contract import library_versions, reference_view
+from hf_reinforce.store.shards import shard_name, write_shard
 from hf_reinforce.targets import ClassDistribution
 from hf_reinforce.targets.class_distribution import FIELDS, Targets, encode
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.measure import Row
 from hf_reinforce.evaluation import results
 from hf_reinforce.images.jpeg import DECODER
-from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.store.atomic import write_whole
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "datasets", "pyarrow", "timm", "transformers", "accelerate")
 

@@ -17,7 +17,7 @@ from benchmarks.photos import photos_key
 from benchmarks.records import both_formats, made_up_teacher
 from hf_reinforce import Teacher, load_policy, load_reinforced, load_teacher, reinforce
 from hf_reinforce.local_copies import resolve
-from hf_reinforce.store.parquet import whole_file
+from hf_reinforce.store.atomic import whole_file
 from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl, top_k_targets
 
 TEACHER = "timm/tf_efficientnet_lite0.in1k"

@@ -19,7 +19,7 @@ from benchmarks.photos import photos_key
 from benchmarks.records import TARGET, both_formats
 from hf_reinforce import ReinforcementConfig, load_reinforced, schema
 from hf_reinforce.replay.sampler import EpochSampler, Readers
-from hf_reinforce.store.parquet import shard_name, write_shard
+from hf_reinforce.store.shards import shard_name, write_shard
 
 POLICY, SHARD_SIZE = "rrc", 256
 

@@ -215,7 +215,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Writes a JSON file and the folders that lead to it."""
-    from hf_reinforce.store.parquet import write_whole
+    from hf_reinforce.store.atomic import write_whole
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(Path(path), json.dumps(content, indent=1) + "\n")

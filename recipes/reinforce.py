@@ -38,7 +38,7 @@ class ReinforceArguments:
     top_k: int | None = option("K, stored classes per reinforcement, default 10, or all where there are fewer.")
     seed: int = option("Seed of the augmentation parameters.", 0)
     max_samples: int | None = option("Reinforce the first so many rows.")
-    shard_size: int = option("Rows per Parquet file.", 4096)
+    shard_size: int = option("Rows per Parquet file, rounded up to a multiple of 64: 100 becomes 128.", 4096)
     embed_images: bool = option("Store the images too.", False)
     on_error: str = option("raise, or skip images that cannot be decoded and record them.", "raise")
     num_workers: int = option("Threads that decode and augment.", 2)

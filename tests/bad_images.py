@@ -3,6 +3,7 @@
 python tests/bad_images.py 10000 /tmp/scratch
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -41,38 +42,33 @@ def exif(orientation):
     return found
 
 
+MODES = {
+    "JPEG": "L RGB CMYK",
+    "PNG": "1 L LA P RGB RGBA",
+    "GIF": "1 L P RGB",
+    "WEBP": "RGB RGBA",
+    "BMP": "1 L P RGB",
+    "TIFF": "1 L LA P RGB RGBA CMYK YCbCr LAB",
+    "PPM": "1 L RGB",
+    "JPEG2000": "L RGB RGBA",
+    "AVIF": "RGB RGBA",
+}
+
+
 def odd_files():
     """Complete files of many kinds, all of which Pillow can read."""
-    frames = [photo(seed=1), photo(seed=2)]
-    gray16 = Image.fromarray((np.arange(40 * 56, dtype=np.uint16) * 29).reshape(40, 56))
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    modes = {
-        "JPEG": "L RGB CMYK",
-        "PNG": "1 L LA P RGB RGBA",
-        "GIF": "1 L P RGB",
-        "WEBP": "RGB RGBA",
-        "BMP": "1 L P RGB",
-        "TIFF": "1 L LA P RGB RGBA CMYK YCbCr LAB",
-        "PPM": "1 L RGB",
-        "JPEG2000": "L RGB RGBA",
-        "AVIF": "RGB RGBA",
-    }
     files = {}
-    for format, names in modes.items():
-        if format not in Image.SAVE:
-            continue
-        for mode in names.split():
+    for format, mode in ((format, mode) for format, modes in MODES.items() for mode in modes.split()):
+        if format in Image.SAVE:
             image = photo() if mode == "LAB" else photo(mode=mode)
             if mode == "LAB":  # its profile would hold the time
-                image = ImageCms.profileToProfile(
-                    image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
-                )
+                image = ImageCms.profileToProfile(image, *map(ImageCms.createProfile, ("sRGB", mode)), outputMode=mode)
                 image.info.pop("icc_profile", None)
             files[f"{format} {mode}"] = save(image, format)
             files[f"{format} {mode} 1x1"] = save(image.crop((0, 0, 1, 1)), format)
-    for turn in range(1, 9):
-        for format in ("JPEG", "PNG", "WEBP", "TIFF"):
-            files[f"{format} orientation {turn}"] = save(photo(), format, exif=exif(turn))
+    for format in ("JPEG", "PNG", "WEBP", "TIFF"):
+        files |= {f"{format} orientation {turn}": save(photo(), format, exif=exif(turn)) for turn in range(1, 9)}
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name, options in {
         "progressive": {"progressive": True},
         "4:4:4": {"subsampling": 0},
@@ -82,10 +78,13 @@ def odd_files():
     }.items():
         files[f"JPEG {name}"] = save(photo(), "JPEG", **options)
     for format in ("GIF", "WEBP", "PNG", "TIFF", "MPO"):
-        files[f"{format} animated"] = save(photo(), format, save_all=True, append_images=frames)
+        files[f"{format} animated"] = save(
+            photo(), format, save_all=True, append_images=[photo(seed=1), photo(seed=2)]
+        )
     for compression in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits", "group4"):
         mode = "1" if compression == "group4" else "RGB"
         files[f"TIFF {compression}"] = save(photo(mode=mode), "TIFF", compression=compression)
+    gray16 = Image.fromarray((np.arange(40 * 56, dtype=np.uint16) * 29).reshape(40, 56))
     files |= {f"{format} 16 bit": save(gray16, format) for format in ("PNG", "TIFF", "JPEG2000")}
     files["TIFF float"] = save(photo(mode="F"), "TIFF")
     files["PNG interlaced size"] = save(photo(32_767, 1), "PNG")
@@ -300,22 +299,16 @@ def find_decoders():
 
     found, named = {}, os.environ.get(jpeg.DECODER_VARIABLE)
     for name in reversed(jpeg.DECODERS):
-        try:
+        with contextlib.suppress(ValueError):
             own = named if name == "turbojpeg" and named and os.path.exists(named) else name
             found[name] = jpeg.load_decoder(own)[1]
-        except ValueError:
-            continue
     return found
 
 
 def memory(field):
-    """Megabytes of this process: resident (`VmRSS`), or the most that were since `forget_peak` (`VmHWM`)."""
+    """Megabytes of this process: resident (`VmRSS`), or the most that were (`VmHWM`)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) // 1024
-
-
-def forget_peak():
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main(count, folder, first=0):
@@ -331,7 +324,7 @@ def main(count, folder, first=0):
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # their default action ends the process, in C code as well
         signal.alarm(20 * SECONDS)
         found = {"end": index, "expected": expected}
-        forget_peak()
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         before = memory("VmRSS")
         try:
             found["size"], found["message"] = attempt(item, decoders)

@@ -38,8 +38,7 @@ from hf_reinforce.generation import reinforce as run_of_files
 from hf_reinforce.generation.reinforcer import source_is_gone
 from hf_reinforce.hub.load import load_source
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.store.parquet import file_checksum
-from hf_reinforce.store.shards import check_shards, shard_files
+from hf_reinforce.store.shards import check_shards, file_checksum, shard_files
 
 ROWS, SHARDS, CLASSES, SIZE, POLICY = 150, 3, 5, 32, "mixing_randaug"
 BEFORE, EACH = 8, 4  # changes of the folder before the first shard, and those that each shard makes

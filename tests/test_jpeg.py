@@ -2,36 +2,21 @@
 
 import importlib.util
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from bad_images import find_decoders
 from PIL import Image
 
 from hf_reinforce import images
 from hf_reinforce.augmentations.policies import named_policy
 from hf_reinforce.images import ImageError, jpeg
 
-
-def find(name):
-    """A decoder by name, None where it is not installed; libturbojpeg may be named by its path."""
-    named = os.environ.get(jpeg.DECODER_VARIABLE)
-    try:
-        return jpeg.load_decoder(named if name == "turbojpeg" and named and os.path.exists(named) else name)[1]
-    except ValueError:
-        return None
-
-
-FOUND = {name: found for name in jpeg.DECODERS if (found := find(name)) is not None}
+FOUND = find_decoders()
 FAST = [name for name in FOUND if name != "pil"]
-
-
-@pytest.mark.skipif("turbojpeg" not in FOUND, reason="no libturbojpeg >= 3 here, so it is not tested")
-def test_libturbojpeg_is_here():
-    assert "turbojpeg" in FAST
 
 
 @pytest.fixture(params=FOUND)
@@ -65,7 +50,7 @@ def picture(height, width, seed=0, mode="RGB"):
 
 def save(image, **options):
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **options)
+    image.save(buffer, "JPEG", **{name: value for name, value in options.items() if name != "mode"})
     return buffer.getvalue()
 
 
@@ -92,16 +77,7 @@ def boxes(height, width, seed=0, count=12):
     return [dict(zip(("top", "left", "height", "width"), box, strict=True)) for box in fixed + drawn]
 
 
-def assert_same_pixels(decode, data):
-    expected = pillow(data)
-    assert torch.equal(decode(data), expected)
-    for box in boxes(*expected.shape[1:]):
-        found = decode(data, box)
-        assert found.dtype == torch.uint8
-        assert torch.equal(found, images.crop(expected, box)), box
-
-
-SIZES = [(1, 1), (7, 9), (16, 16), (17, 33), (64, 5), (131, 67), (240, 321)]
+SIZES = [(1, 1), (7, 9), (17, 33), (64, 5), (131, 67), (240, 321)]
 FORMS = {
     "4:4:4": {"subsampling": 0},
     "4:2:2": {"subsampling": 1},
@@ -111,37 +87,30 @@ FORMS = {
     "restarts": {"subsampling": 2, "restart_marker_blocks": 3},
     "rgb": {"keep_rgb": True},
     "low quality": {"quality": 10},
+    "gray": {"mode": "L"},
+    "progressive gray": {"mode": "L", "progressive": True},
 }
 
 
 @pytest.mark.parametrize(("size", "form"), list(product(SIZES, FORMS)))
 def test_boxes_have_the_pixels_of_the_whole_image(fast, size, form):
-    assert_same_pixels(fast, save(picture(*size), **FORMS[form]))
+    options = FORMS[form]
+    data = save(picture(*size, mode=options.get("mode", "RGB")), **options)
+    expected = pillow(data)
+    assert torch.equal(fast(data), expected)
+    for box in boxes(*expected.shape[1:]):
+        assert torch.equal(fast(data, box), images.crop(expected, box)), box
 
 
-@pytest.mark.parametrize(("size", "progressive"), list(product(SIZES, [False, True])))
-def test_grayscale(fast, size, progressive):
-    assert_same_pixels(fast, save(picture(*size, mode="L"), progressive=progressive))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [*range(10), 60000])
 def test_turned_images_are_turned_before_the_box(decode, orientation):
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = orientation  # beyond 8 it is none
     data = save(picture(30, 50), exif=exif)
     whole = decode(data)
-    assert tuple(whole.shape) == (3, *((50, 30) if orientation >= 5 else (30, 50)))
-    assert images.image_size(data) == tuple(whole.shape[1:])
+    assert tuple(whole.shape) == (3, *((50, 30) if orientation in (5, 6, 7, 8) else (30, 50)))
     box = {"top": 4, "left": 2, "height": 21, "width": 17}
     assert torch.equal(decode(data, box), images.crop(whole, box))
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 60000])
-def test_an_impossible_orientation_is_none(decode, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = save(picture(30, 50), exif=exif)
-    assert images.image_size(data) == (30, 50) == tuple(decode(data).shape[1:])
 
 
 def test_cmyk_is_pillows(decode):
@@ -149,15 +118,13 @@ def test_cmyk_is_pillows(decode):
     assert torch.equal(decode(data), pillow(data))
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_truncated_files_are_refused(decode, share, progressive):
     data = save(picture(120, 90), progressive=progressive)
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        decode(data[: int(share * len(data))])
-    lowest = {"top": 118, "left": 3, "height": 2, "width": 80}
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        decode(data[: int(share * len(data))], lowest)
+    for box in (None, {"top": 118, "left": 3, "height": 2, "width": 80}):  # the box is the lowest
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            decode(data[: int(share * len(data))], box)
 
 
 def test_damaged_files_give_pillows_pixels_or_its_error(decode):
@@ -177,20 +144,14 @@ def test_damaged_files_give_pillows_pixels_or_its_error(decode):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_a_damaged_file_does_not_disturb_the_next(name):
+def test_a_file_does_not_disturb_the_next(name):
     decode_box, data = FOUND[name], save(picture(40, 50))
-    for size in range(3, len(data) - 2, 40):
+    for size in range(3, len(data) - 2, 80):
         assert decode_box(data[:size], 40, 50, None) is None
         assert torch.equal(decode_box(data, 40, 50, None), pillow(data))
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_tables_of_a_file_do_not_serve_the_next(name):
-    decode_box, data = FOUND[name], save(picture(40, 50))
-    without = data
+    without = data  # its tables, which a decoder could remember
     while (at := without.find(b"\xff\xdb")) > 0:  # the quantisation tables
         without = without[:at] + without[at + 2 + int.from_bytes(without[at + 2 : at + 4]) :]
-    assert decode_box(data, 40, 50, None) is not None
     assert decode_box(without, 40, 50, None) is None
 
 
@@ -226,28 +187,23 @@ def test_rendering_decodes_only_the_crop(decode):
         assert torch.equal(policy.render(data, params), policy.apply(pillow(data), params))
 
 
-def test_an_unknown_decoder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a libturbojpeg of version 3 or newer.*Install libjpeg-turbo >= 3"):
-        jpeg.load_decoder(str(tmp_path / "libnone.so"))
-    with pytest.raises(ValueError, match="choose one of"):
-        jpeg.load_decoder("libjpeg9")
-
-
 @pytest.mark.parametrize("name", ["pil", "simplejpeg"])
 def test_the_environment_chooses(monkeypatch, name):
     monkeypatch.setenv(jpeg.DECODER_VARIABLE, name)
     spec = importlib.util.spec_from_file_location("fresh_jpeg", jpeg.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    chosen, _ = module.DECODER, module.decode_box
-    assert chosen == name
+    assert name == module.DECODER
 
 
-def test_without_other_decoders_pillow_is_used(monkeypatch):
+def test_without_other_decoders_pillow_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(jpeg, "find_spec", lambda name: None)
     monkeypatch.setattr(jpeg, "_turbojpeg_path", lambda: None)
     assert jpeg.load_decoder()[0] == "pil"
-    with pytest.raises(ValueError, match="pip install simplejpeg"):
-        jpeg.load_decoder("simplejpeg")
-    with pytest.raises(ValueError, match="no libturbojpeg is installed"):
-        jpeg.load_decoder("turbojpeg")
+    for choice, message in {
+        "simplejpeg": "pip install simplejpeg",
+        "turbojpeg": "no libturbojpeg is installed",
+        str(tmp_path / "libnone.so"): "is not a libturbojpeg of version 3 or newer.*choose another of turbojpeg",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            jpeg.load_decoder(choice)

@@ -29,7 +29,6 @@ from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.cards.preview import write_preview
 from hf_reinforce.hub import publish
 from hf_reinforce.importers.ml_dr import import_ml_dr
-from hf_reinforce.store.shards import check_source_rows
 
 ROWS = 150  # three shards of 64 rows
 
@@ -328,15 +327,6 @@ def test_a_shard_that_is_there_twice_is_refused(copy, config):
     named = f"Row \\d+ of the source is there twice, in {re.escape(str(first))} and {re.escape(str(second))}: "
     with pytest.raises(ValueError, match=f"{named}.*Delete what is named and run the command"):
         push_to_hub(copy, "me/refused", config_name=config)
-
-
-def test_shards_whose_footers_do_not_tell_their_rows_are_read(copy):
-    first, second = (copy / "rrc" / f"train-{index:05d}-of-00003.parquet" for index in (0, 1))
-    pq.write_table(pq.read_table(first), second, write_statistics=False)
-    with pytest.raises(ValueError, match="is there twice, in .*train-00000.*train-00001"):
-        check_source_rows([first, second])
-    pq.write_table(pq.read_table(first), first, write_statistics=False)
-    check_source_rows([first, copy / "rrc" / "train-00002-of-00003.parquet"])
 
 
 def test_parquet_files_that_are_no_shards_stay_where_they_are(hub, client, copy):

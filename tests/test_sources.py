@@ -8,40 +8,30 @@ from datasets.arrow_writer import ArrowWriter
 from hf_reinforce.images import ImageError
 from hf_reinforce.sources.image_source import ImageSource, find_columns
 
-COARSE_AND_FINE = Features(
-    {"img": Image(), "fine_label": ClassLabel(names=["a", "b"]), "coarse_label": ClassLabel(names=["c"])}
+IMAGE, TEXT, NUMBER, CLASS = Image(), Value("string"), Value("int64"), ClassLabel(names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("features", "named", "expected"),
+    [
+        ({"x": IMAGE, "y": CLASS}, {}, ("x", "y")),
+        ({"x": IMAGE, "label": NUMBER, "text": TEXT}, {}, ("x", "label")),
+        ({"x": IMAGE, "y": CLASS}, {"label_column": ""}, ("x", None)),
+        ({"x": IMAGE, "text": TEXT}, {}, ("x", None)),
+        ({"x": IMAGE, "fine": CLASS, "coarse": CLASS}, {"label_column": "fine"}, ("x", "fine")),
+        ({"x": IMAGE, "fine": CLASS, "coarse": CLASS}, {}, "several label columns, .*fine.*coarse.*--label_column"),
+        ({"label": CLASS, "augmentation_params": NUMBER}, {}, "reinforced dataset without its images"),
+        ({"x": TEXT}, {}, r"has no image column; its columns are \['x'\], of which none hold .*cast_column"),
+        ({"x": IMAGE, "y": IMAGE}, {}, r"several image columns; .*\['x', 'y'\] hold images. Name one with image_col"),
+        ({"x": IMAGE}, {"image_column": "z"}, "has no image column 'z'"),
+    ],
 )
-
-
-def test_columns_that_are_unambiguous_are_found():
-    assert find_columns(Features({"x": Image(), "y": ClassLabel(names=["a"])})) == ("x", "y")
-    assert find_columns(Features({"x": Image(), "label": Value("int64"), "text": Value("string")})) == ("x", "label")
-    assert find_columns(Features({"x": Image(), "y": ClassLabel(names=["a"])}), label_column="") == ("x", None)
-    assert find_columns(Features({"x": Image(), "text": Value("string")})) == ("x", None)
-
-
-def test_several_label_columns_are_not_guessed():
-    with pytest.raises(ValueError, match="several label columns, .*fine_label.*coarse_label.*--label_column_name"):
-        find_columns(COARSE_AND_FINE)
-    assert find_columns(COARSE_AND_FINE, label_column="fine_label") == ("img", "fine_label")
-
-
-def test_a_reinforced_data_set_without_images_says_where_they_are():
-    with pytest.raises(ValueError, match="reinforced dataset without its images"):
-        find_columns(Features({"label": ClassLabel(names=["a"]), "augmentation_params": Value("float32")}))
-
-
-def test_without_a_name_none_is_called_none():
-    with pytest.raises(
-        ValueError, match=r"has no image column; its columns are \['x'\], of which none hold .*cast_column"
-    ):
-        find_columns(Features({"x": Value("string")}))
-    with pytest.raises(
-        ValueError, match=r"several image columns; .*\['x', 'y'\] hold images. Name one with image_column"
-    ):
-        find_columns(Features({"x": Image(), "y": Image()}))
-    with pytest.raises(ValueError, match="has no image column 'z'"):
-        find_columns(Features({"x": Image()}), "z")
+def test_columns_are_found_where_they_are_unambiguous(features, named, expected):
+    if isinstance(expected, tuple):
+        assert find_columns(Features(features), **named) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            find_columns(Features(features), **named)
 
 
 @pytest.mark.parametrize("pickled", [False, True])

@@ -24,8 +24,8 @@ from hf_reinforce.images import ImageError, decode
 from hf_reinforce.replay.dataset import WrongImageError
 from hf_reinforce.replay.sampler import EpochSampler, Readers
 from hf_reinforce.replay.views import Blocks
-from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.store.pixel_contract import PixelMismatchError
+from hf_reinforce.store.rows import ParquetRows, column_reader
 
 ROWS, N, SHARD = 200, 3, 64  # four shards, the last one of 8 rows
 BROKEN = (5, 64, 65)

@@ -12,8 +12,8 @@ from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_stati
 from hf_reinforce.cards.statistics import measure, summaries
 from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
+from hf_reinforce.store.atomic import whole_file
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.store.parquet import whole_file
 from hf_reinforce.store.shards import shard_files
 
 CARD_FILE = "README.md"

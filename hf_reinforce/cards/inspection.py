@@ -20,11 +20,11 @@ from hf_reinforce.cards.statistics import measure
 from hf_reinforce.images import ImageError
 from hf_reinforce.models.classes import class_words
 from hf_reinforce.sources.loading import load_source, remote_source
-from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.splits import is_part
+from hf_reinforce.store.atomic import whole_file
 from hf_reinforce.store.config import ReinforcementConfig
-from hf_reinforce.store.parquet import file_checksum, whole_file
-from hf_reinforce.store.shards import shard_files
+from hf_reinforce.store.rows import ParquetRows, column_reader
+from hf_reinforce.store.shards import file_checksum, shard_files
 
 JSON_FILE = "inspection.json"
 PICTURE_FILE = "disagreements.png"

@@ -16,8 +16,8 @@ from hf_reinforce.augmentations import Crop
 from hf_reinforce.cards.statistics import BINS, Statistics, num_rows
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.dataset import ReinforcedDataset
+from hf_reinforce.store.atomic import whole_file
 from hf_reinforce.store.config import ReinforcementConfig
-from hf_reinforce.store.parquet import whole_file
 from hf_reinforce.store.shards import open_shard, shard_files
 
 PREVIEW_FILE = "preview.png"

@@ -27,7 +27,7 @@ from hf_reinforce.models.networks import Member
 from hf_reinforce.models.preprocessing import timm_preprocessing
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.views import AugmentedDataset
-from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.store.atomic import write_whole
 
 logger = logging.getLogger(__name__)
 

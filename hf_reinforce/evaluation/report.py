@@ -11,7 +11,7 @@ from hf_reinforce.cards import markdown
 from hf_reinforce.evaluation import pictures
 from hf_reinforce.evaluation.results import DatasetResult, Evaluation
 from hf_reinforce.metrics import METRICS
-from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.store.atomic import write_whole
 
 REPORT_FILE, RELIABILITY = "report.md", "reliability.png"
 _PANELS = 8  # of reliability diagrams

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hf_reinforce.metrics import Predictions, ReliabilityDiagram
-from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.store.atomic import write_whole
 
 FORMAT = 1
 RESULTS_FILE = "evaluation.json"

@@ -34,6 +34,7 @@ from hf_reinforce.sources.image_source import AnyDataset, prepare
 from hf_reinforce.sources.labels import column_values
 from hf_reinforce.splits import split_names, split_text
 from hf_reinforce.stopping import StopSignals
+from hf_reinforce.store.atomic import explained_writes
 from hf_reinforce.store.config import (
     CONFIG_FILE,
     PixelContract,
@@ -43,9 +44,15 @@ from hf_reinforce.store.config import (
     SourceRecord,
     check_counts,
 )
-from hf_reinforce.store.parquet import append_reinforcements, explained_writes, file_checksum, shard_name, write_shard
 from hf_reinforce.store.pixel_contract import check_reference, library_versions, reference_view
-from hf_reinforce.store.shards import num_samples_in, shard_files
+from hf_reinforce.store.shards import (
+    append_reinforcements,
+    file_checksum,
+    num_samples_in,
+    shard_files,
+    shard_name,
+    write_shard,
+)
 from hf_reinforce.targets import AnyTeacher
 
 logger = logging.getLogger(__name__)
@@ -106,7 +113,7 @@ def reinforce(
         source_revision: its Hub revision.
         split: its split, or the part of splits that `dataset` is (`train[:50%]`, `train+test`). The result has a split
             of a plain name, `train` in these examples.
-        shard_size: rows per Parquet file, rounded up to a multiple of `PARTNER_BLOCK`.
+        shard_size: rows per Parquet file, rounded up to a multiple of `PARTNER_BLOCK`, 64: 100 becomes 128.
         embed_images: store the images too. By default they stay where they are and are joined again for training.
             Files that other columns refer to are always stored.
         on_error: `"raise"` stops at an image that cannot be decoded, `"skip"` records it and goes on.

@@ -1,14 +1,12 @@
 """Reinforced datasets by Hub id or folder, joined with their images."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from glob import escape
 from typing import Any
 
 import datasets
-import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_reinforce import schema
@@ -19,10 +17,10 @@ from hf_reinforce.replay.joining import check_missing, positions_by_hash, record
 from hf_reinforce.sources.errors import explained
 from hf_reinforce.sources.image_source import one_split, say_columns
 from hf_reinforce.sources.loading import check_columns, load_source, remote_source
-from hf_reinforce.sources.rows import ParquetRows, read_footer, repair
 from hf_reinforce.splits import WRITE, is_part
 from hf_reinforce.store.config import ReinforcementConfig
-from hf_reinforce.store.shards import check_source_rows
+from hf_reinforce.store.rows import ParquetRows
+from hf_reinforce.store.shards import check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -167,13 +165,9 @@ def _named_images(
 def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Dataset:
     """The rows of some shards; known by their files, since a folder could be taken for an earlier one of its name."""
     split = config.split
-    rows = Dataset.from_dict({})
-    if files:
-        with explained(name, files=files):
-            rows = datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
-        check_source_rows(files)
-    _check_count(name, len(rows), config)
-    return rows
+    check_rows(name, ParquetRows(files, [schema.SOURCE_ROW]), config)
+    with explained(name):
+        return datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
 
 
 def _remote_rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> ParquetRows:
@@ -183,39 +177,9 @@ def _remote_rows(name: str, files: Sequence[str], config: ReinforcementConfig) -
     columns += filter(None, [record.label_column])
     if config.embed_images:
         columns.append(record.image_column)
-    with _explained_files(name, files):
-        rows = ParquetRows(files, columns)
-    _check_count(name, len(rows), config)
-    there = rows.values(schema.SOURCE_ROW).to_numpy()
-    if len(np.unique(there)) < len(there):
-        raise ValueError(
-            f"Shards of {name} hold the same rows, so one is there twice; publish it again, or load it anew."
-        )
+    rows = ParquetRows(files, columns)
+    check_rows(name, rows, config)
     return rows
-
-
-def _check_count(name: str, count: int, config: ReinforcementConfig) -> None:
-    expected = config.source.num_rows
-    if count == 0 or (expected is not None and count + len(config.skipped) != expected):
-        raise ValueError(
-            f"{name} holds {count} rows, not {expected}: shards are missing. Publish it again, or run the command "
-            "that reinforces it again."
-        )
-
-
-@contextmanager
-def _explained_files(name: str, files: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        for file in files:
-            try:
-                read_footer(file)
-            except (ValueError, OSError):  # pyarrow's errors are such
-                raise ValueError(
-                    f"A file of {name!r} cannot be read, probably because it was cut short. {repair(file)}"
-                ) from error
-        raise
 
 
 def is_reinforced(name_or_path: str, config_name: str | None = None, revision: str | None = None) -> bool:

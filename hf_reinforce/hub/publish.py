@@ -31,8 +31,7 @@ from hf_reinforce.licenses import is_hub_id
 from hf_reinforce.sources.errors import explained_publishing
 from hf_reinforce.sources.files import check_no_local_paths
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
-from hf_reinforce.store.parquet import file_checksum
-from hf_reinforce.store.shards import SHARD_NAME, check_shards, shard_files
+from hf_reinforce.store.shards import SHARD_NAME, check_shards, file_checksum, shard_files
 
 logger = logging.getLogger(__name__)
 

@@ -23,25 +23,25 @@ from torch import Tensor
 DECODER_VARIABLE = "HF_REINFORCE_DECODER"
 DECODERS = ("turbojpeg", "simplejpeg", "pil")
 
-Decoder = Callable[[bytes | memoryview, int, int, tuple[int, int, int, int] | None], Tensor | None]
-"""`decoder(encoded, height, width, (top, left, bottom, right) or None)`: uint8 [3, H, W] in channels-last memory, None
-where Pillow must decode (and say what is wrong)."""
+Edges = tuple[int, int, int, int]
+"""Top, left, bottom and right of a box."""
+Decoder = Callable[[bytes | memoryview, int, int, Edges | None], Tensor | None]
+"""`decoder(encoded, height, width, edges or None)`: uint8 [3, H, W] in channels-last memory, None where Pillow must
+decode (and say what is wrong)."""
 
-_RGB, _DECOMPRESS = 0, 1  # names of turbojpeg.h: TJPF_RGB, TJINIT_DECOMPRESS
-_SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE, _LOSSLESS = 4, 5, 6, 7, 8, 15  # TJPARAM_*
-_MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8, 7: 16}  # TJSAMP_444, 422, 420, GRAY, 440, 411, 441, 424
-_PLAIN_COLORSPACES = (0, 1, 2)  # TJCS_RGB, YCbCr, GRAY
-_MARGIN = 2
-"""Pixels around a box that smooth upsampling of the colours looks at."""
-
+MAX_SCANS = 100
+"""Most scans of a progressive file that is decoded; encoders make about ten. Each takes as long as a whole image, but
+only ten bytes of a file."""
 
 _SOFS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman coding
 _SKIPPED = {0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)}  # tables, restart interval, comment, APP0 and APP2-15
 _START_OF_SCAN, _FILL, _PROGRESSIVE = 0xDA, 0xFF, 0xC2
 
-MAX_SCANS = 100
-"""Most scans of a progressive file that is decoded; encoders make about ten. Each takes as long as a whole image, but
-only ten bytes of a file."""
+_RGB, _DECOMPRESS = 0, 1  # names of turbojpeg.h: TJPF_RGB, TJINIT_DECOMPRESS
+_SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE, _LOSSLESS = 4, 5, 6, 7, 8, 15  # TJPARAM_*
+_MCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8, 7: 16}  # TJSAMP_444, 422, 420, GRAY, 440, 411, 441, 424
+_PLAIN_COLORSPACES = (0, 1, 2)  # TJCS_RGB, YCbCr, GRAY
+_MARGIN = 2  # pixels around a box that smooth upsampling of the colours looks at
 
 
 def count_scans(encoded: bytes | memoryview) -> int:
@@ -53,9 +53,8 @@ def count_scans(encoded: bytes | memoryview) -> int:
 def plain_size(encoded: bytes | memoryview) -> tuple[int, int] | None:
     """Height and width of a JPEG file that needs nothing but decoding, read from its header in microseconds.
 
-    Returns:
-        None for anything else: another format, CMYK, 12 bits, more pixels than Pillow allows or scans than
-        `MAX_SCANS`, and files with an APP1 segment, which may hold an orientation.
+    None for anything else: another format, CMYK, 12 bits, more pixels than Pillow allows or scans than `MAX_SCANS`,
+    and files with an APP1 segment, which may hold an orientation.
     """
     data = memoryview(encoded).cast("B")
     size, at, components, progressive = None, 2, 0, False
@@ -86,15 +85,7 @@ class _Region(ctypes.Structure):
 
 
 class TurboJPEG:
-    """Box-only decoding with libturbojpeg: outside of the box just the entropy coding is read.
-
-    Args:
-        path: the shared library, version 3 or newer.
-
-    Raises:
-        OSError: if there is no such library.
-        AttributeError: if it is older.
-    """
+    """Box-only decoding with libturbojpeg 3 or newer: outside of the box just the entropy coding is read."""
 
     def __init__(self, path: str) -> None:
         library = ctypes.CDLL(path)
@@ -112,42 +103,31 @@ class TurboJPEG:
             function.restype, function.argtypes = result, arguments
         self._library: Any = library
 
-    def __call__(
-        self, encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
-    ) -> Tensor | None:
-        handle = self._library.tj3Init(_DECOMPRESS)  # in 3 us; an old one remembers damage, and tables of other files
+    def __call__(self, encoded: bytes | memoryview, height: int, width: int, box: Edges | None) -> Tensor | None:
+        library, data = self._library, np.frombuffer(encoded, dtype=np.uint8)
+        handle = library.tj3Init(_DECOMPRESS)  # in 3 us; an old one remembers damage, and tables of other files
         try:
-            return self._decode(handle, encoded, (height, width), box or (0, 0, height, width))
+            if library.tj3DecompressHeader(handle, data.ctypes.data, data.size):
+                return None
+            get = partial(library.tj3Get, handle)
+            mcu = _MCU_WIDTH.get(get(_SUBSAMPLING))
+            plain = get(_PRECISION) == 8 and get(_COLORSPACE) in _PLAIN_COLORSPACES and not get(_LOSSLESS)
+            if mcu is None or not plain or (get(_HEIGHT), get(_WIDTH)) != (height, width):
+                return None
+            top, left, bottom, right = box or (0, 0, height, width)
+            x, y = max(left - _MARGIN, 0) // mcu * mcu, max(top - _MARGIN, 0)
+            w, h = min(right + _MARGIN, width) - x, min(bottom + _MARGIN, height) - y
+            if library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)):
+                return None
+            pixels = torch.empty((h, w, 3), dtype=torch.uint8)
+            if library.tj3Decompress8(handle, data.ctypes.data, data.size, pixels.data_ptr(), 3 * w, _RGB):
+                return None  # damaged: Pillow decides what is still an image
+            return pixels[top - y : bottom - y, left - x : right - x].permute(2, 0, 1)
         finally:
-            self._library.tj3Destroy(handle)
-
-    def _decode(
-        self, handle: int, encoded: bytes | memoryview, size: tuple[int, int], box: tuple[int, int, int, int]
-    ) -> Tensor | None:
-        library = self._library
-        data = np.frombuffer(encoded, dtype=np.uint8)
-        if library.tj3DecompressHeader(handle, data.ctypes.data, data.size):
-            return None
-        get = partial(library.tj3Get, handle)
-        mcu = _MCU_WIDTH.get(get(_SUBSAMPLING))
-        plain = get(_PRECISION) == 8 and get(_COLORSPACE) in _PLAIN_COLORSPACES and not get(_LOSSLESS)
-        if mcu is None or not plain or (get(_HEIGHT), get(_WIDTH)) != size:
-            return None
-        top, left, bottom, right = box
-        x = max(left - _MARGIN, 0) // mcu * mcu
-        y = max(top - _MARGIN, 0)
-        w, h = min(right + _MARGIN, size[1]) - x, min(bottom + _MARGIN, size[0]) - y
-        if library.tj3SetCroppingRegion(handle, _Region(x, y, w, h)):
-            return None
-        pixels = torch.empty((h, w, 3), dtype=torch.uint8)
-        if library.tj3Decompress8(handle, data.ctypes.data, data.size, pixels.data_ptr(), 3 * w, _RGB):
-            return None  # damaged: Pillow decides what is still an image
-        return pixels[top - y : bottom - y, left - x : right - x].permute(2, 0, 1)
+            library.tj3Destroy(handle)
 
 
-def _simplejpeg(
-    encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None
-) -> Tensor | None:
+def _simplejpeg(encoded: bytes | memoryview, height: int, width: int, box: Edges | None) -> Tensor | None:
     from simplejpeg import decode_jpeg
 
     try:
@@ -160,10 +140,6 @@ def _simplejpeg(
     return pixels[top:bottom, left:right].permute(2, 0, 1)
 
 
-def _pil(encoded: bytes | memoryview, height: int, width: int, box: tuple[int, int, int, int] | None) -> None:
-    return None
-
-
 def _turbojpeg_path() -> str | None:
     """The libturbojpeg of this Python's own environment (conda), or the system's."""
     suffix = {"darwin": "libturbojpeg.dylib", "win32": "turbojpeg.dll"}.get(sys.platform, "libturbojpeg.so.0")
@@ -172,33 +148,21 @@ def _turbojpeg_path() -> str | None:
 
 
 def load_decoder(choice: str | None = None) -> tuple[str, Decoder]:
-    """The JPEG decoder to use, and its name.
-
-    Args:
-        choice: one of `DECODERS`, or the path of a libturbojpeg; None for the first of them that is there.
-
-    Raises:
-        ValueError: for one that is not there; the message says what to do.
-    """
-    if choice == "pil":
-        return choice, _pil
-    if choice == "simplejpeg":
-        if find_spec("simplejpeg") is None:
-            raise ValueError(f"{DECODER_VARIABLE}=simplejpeg: it is not installed; pip install simplejpeg.")
-        return choice, _simplejpeg
-    path = choice if choice not in (None, "turbojpeg") else _turbojpeg_path()
-    try:
-        if path is not None:
-            return "turbojpeg", TurboJPEG(path)
-        problem = "no libturbojpeg is installed"
-    except (OSError, AttributeError) as error:
-        problem = f"{path} is not a libturbojpeg of version 3 or newer ({error})"
-    if choice is None:
-        return ("simplejpeg", _simplejpeg) if find_spec("simplejpeg") else ("pil", _pil)
-    raise ValueError(
-        f"{DECODER_VARIABLE}={choice}: {problem}. Install libjpeg-turbo >= 3 (conda install -c conda-forge "
-        f"libjpeg-turbo, or your system's package), give the path of its library, or choose one of {DECODERS[1:]}."
-    )
+    """Name and function of a decoder: one of `DECODERS`, a libturbojpeg by its path, or the first that is there."""
+    problem = "it is not installed; pip install simplejpeg"
+    if choice not in ("simplejpeg", "pil"):
+        path = choice if choice not in (None, "turbojpeg") else _turbojpeg_path()
+        try:
+            if path is not None:
+                return "turbojpeg", TurboJPEG(path)
+            problem = "no libturbojpeg is installed"
+        except (OSError, AttributeError) as error:
+            problem = f"{path} is not a libturbojpeg of version 3 or newer ({error})"
+    if choice in (None, "simplejpeg") and find_spec("simplejpeg"):
+        return "simplejpeg", _simplejpeg
+    if choice in (None, "pil"):
+        return "pil", lambda *arguments: None
+    raise ValueError(f"{DECODER_VARIABLE}={choice}: {problem}, or choose another of {', '.join(DECODERS)}.")
 
 
 DECODER, decode_box = load_decoder(os.environ.get(DECODER_VARIABLE) or None)

@@ -15,9 +15,9 @@ from hf_reinforce.randomness import PARTNER_BLOCK, hash_uniform, partner_positio
 from hf_reinforce.replay.views import AugmentedDataset, BatchViews, Blocks, View
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.sources.labels import NO_LABEL, check_labels, column_values
-from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.pixel_contract import check_reference, view_checksum
+from hf_reinforce.store.rows import ParquetRows, column_reader
 
 logger = logging.getLogger(__name__)
 

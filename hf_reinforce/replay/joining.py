@@ -15,8 +15,8 @@ from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
 from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.sources.labels import column_values
-from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.store.config import ReinforcementConfig
+from hf_reinforce.store.rows import ParquetRows, column_reader
 
 logger = logging.getLogger(__name__)
 

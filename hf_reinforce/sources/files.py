@@ -3,9 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,22 +16,17 @@ from hf_reinforce import schema
 from hf_reinforce.images import ImageError, check_path
 from hf_reinforce.sources.labels import column_values
 
-_LOCAL = r"^(file://|[A-Za-z]:[\\/]|\\\\|/(home|root|Users|tmp|var|private|mnt|media|scratch)/)"
-"""Texts that are surely paths of somebody's machine."""
+_OF_SOMEBODY = r"^(file://|[A-Za-z]:[\\/]|\\\\|/(home|root|Users|tmp|var|private|mnt|media|scratch)/)"
+"""Texts that are surely paths of somebody's machine; others that begin with / are, if there is such a file here."""
 _ABSOLUTE = r"^(file://|[A-Za-z]:[\\/]|\\\\|/)"
-_LOOKED_UP = 1000
 
 
 def columns_of_paths(dataset: Dataset | IterableDataset) -> dict[str, str]:
     """Columns of texts that are paths of this machine, at any depth, with one of them; none of a stream."""
-    found = {}
-    for name, feature in dataset.features.items() if isinstance(dataset, Dataset) else ():
-        if not require_storage_embed(feature):
-            values = column_values(dataset, name)
-            value = next(_matches(values, _LOCAL), None) or next(_existing(values), None)
-            if value is not None:
-                found[name] = value
-    return found
+    features = dataset.features if isinstance(dataset, Dataset) else {}
+    texts = [name for name, feature in features.items() if not require_storage_embed(feature)]
+    found = {name: next(_local_paths(column_values(dataset, name)), None) for name in texts}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def columns_of_files(features: Features, image_column: str) -> list[str]:
@@ -41,43 +34,20 @@ def columns_of_files(features: Features, image_column: str) -> list[str]:
     return [name for name, feature in features.items() if name != image_column and require_storage_embed(feature)]
 
 
-def _matches(values: pa.Array | pa.ChunkedArray, pattern: str) -> Iterator[str]:
-    """Texts of a column, at any depth, that match."""
-    for array in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
-        kind = array.type
-        if isinstance(array, pa.ExtensionArray):
-            yield from _matches(array.storage, pattern)
-        elif pa.types.is_struct(kind):
-            for field in kind:
-                yield from _matches(pc.struct_field(array, field.name), pattern)
-        elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-            yield from _matches(pc.list_flatten(array), pattern)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            yield from array.filter(pc.match_substring_regex(array, pattern)).to_pylist()
-
-
-def _existing(values: pa.Array | pa.ChunkedArray) -> Iterator[str]:
-    """Those of the first absolute paths of a column that exist on this machine."""
-    return (value for value in islice(_matches(values, _ABSOLUTE), _LOOKED_UP) if os.path.exists(value))
-
-
 def embed_files(table: pa.Table, features: Features, image_column: str) -> pa.Table:
-    """A table with the files that its columns refer to, as `push_to_hub` of datasets stores them.
-
-    Args:
-        table: rows.
-        features: of its columns.
-        image_column: the column that is embedded already.
+    """A table with the files that its columns refer to, but for the images, as `push_to_hub` of datasets stores them.
 
     Raises:
         ValueError: if a file cannot be read, or is none that an image could be read from either.
     """
     for name in columns_of_files(features, image_column):
+        chunks = []
         try:
-            chunks = []
             for chunk in table.column(name).chunks:
-                for path in _files_to_read(chunk):
-                    check_path(path)
+                for files in filter(_is_file, _parts(chunk)):
+                    absent = pc.is_null(pc.struct_field(files, "bytes"))
+                    for path in pc.struct_field(files, "path").filter(absent).drop_null().to_pylist():
+                        check_path(path)
                 chunks.append(embed_array_storage(chunk, features[name]))
         except (ImageError, OSError, ValueError) as error:
             raise ValueError(
@@ -89,49 +59,50 @@ def embed_files(table: pa.Table, features: Features, image_column: str) -> pa.Ta
     return table
 
 
-def _files_to_read(array: pa.Array) -> Iterator[str]:
-    """Paths, at any depth, beside which there are no bytes."""
-    kind = array.type
-    if isinstance(array, pa.ExtensionArray):
-        yield from _files_to_read(array.storage)
-    elif pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        absent = pc.is_null(pc.struct_field(array, "bytes"))
-        yield from pc.struct_field(array, "path").filter(absent).drop_null().to_pylist()
-    elif pa.types.is_struct(kind):
-        for field in kind:
-            yield from _files_to_read(pc.struct_field(array, field.name))
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        yield from _files_to_read(pc.list_flatten(array))
-
-
 def check_no_local_paths(shard: Path) -> None:
-    """Refuses a shard that holds paths of this machine, in any column and at any depth.
-
-    Raises:
-        ValueError: if there is one, with its column, row and what to do.
-    """
+    """Raises a ValueError for a shard that holds a path of this machine, in any column and at any depth."""
     with pq.ParquetFile(shard) as file:
         leaves = [file.schema.column(index) for index in range(len(file.schema))]
-        paths = {leaf.path for leaf in leaves}
         texts = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING" and leaf.path != schema.IMAGE_HASH]
-        for leaf in texts:
-            of_file = leaf.endswith(".path") and leaf.removesuffix("path") + "bytes" in paths
-            first = 0
-            for group in range(file.num_row_groups):
-                column = file.read_row_group(group, columns=[leaf]).column(0)
-                for value in dict.fromkeys(_matches(column, _ABSOLUTE)):
-                    if of_file or re.match(_LOCAL, value) or os.path.exists(value):
-                        row = next(i for i, item in enumerate(column.to_pylist()) if _holds(item, value))
-                        name = leaf.split(".")[0]
-                        raise ValueError(
-                            f"{shard}: row {first + row} of the column {name!r} holds {value!r}, a path of this "
-                            "machine, which others cannot read and need not know. Reinforce again into another "
-                            "folder: files are stored now, and columns of such texts are left out."
-                        )
-                first += len(column)
+        first = 0
+        for batch in file.iter_batches(columns=texts) if texts else ():
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                path = next(_local_paths(column), None)
+                if path is not None:
+                    row = first + next(i for i in range(len(column)) if any(_local_paths(column.slice(i, 1))))
+                    raise ValueError(
+                        f"{shard}: row {row} of the column {name!r} holds {path!r}, a path of this machine, which "
+                        "others cannot read and need not know. Reinforce again into another folder: files are stored "
+                        "now, and columns of such texts are left out."
+                    )
+            first += len(batch)
 
 
-def _holds(item: Any, value: str) -> bool:
-    if isinstance(item, dict):
-        return any(_holds(part, value) for part in item.values())
-    return item == value or (isinstance(item, list) and any(_holds(part, value) for part in item))
+def _parts(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+    """The texts of a column, and its files (structs of bytes and path), at any depth."""
+    for array in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
+        kind = array.type
+        if isinstance(array, pa.ExtensionArray):
+            yield from _parts(array.storage)
+        elif _is_file(array) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            yield array
+        elif pa.types.is_struct(kind):
+            for field in kind:
+                yield from _parts(pc.struct_field(array, field.name))
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            yield from _parts(pc.list_flatten(array))
+
+
+def _is_file(array: pa.Array) -> bool:
+    """Whether it is an image or another file of `datasets`, of which the bytes may have been left out."""
+    kind = array.type
+    return pa.types.is_struct(kind) and {field.name for field in kind} in ({"bytes", "path"}, {"path"})
+
+
+def _local_paths(values: pa.Array | pa.ChunkedArray) -> Iterator[str]:
+    """Paths of this machine, at any depth."""
+    for part in _parts(values):
+        texts = pc.struct_field(part, "path") if _is_file(part) else part
+        for text in texts.filter(pc.match_substring_regex(texts, _ABSOLUTE)).unique().to_pylist():
+            if _is_file(part) or re.match(_OF_SOMEBODY, text) or os.path.exists(text):
+                yield text

@@ -13,9 +13,8 @@ from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
 from hf_reinforce.sources.files import columns_of_files, columns_of_paths
 from hf_reinforce.sources.labels import check_labels, column_values, encode_texts, is_text
-from hf_reinforce.sources.rows import ParquetRows, column_reader
 from hf_reinforce.splits import WRITE
-from hf_reinforce.store.parquet import ColumnReader
+from hf_reinforce.store.rows import ColumnReader, ParquetRows, column_reader
 
 logger = logging.getLogger(__name__)
 

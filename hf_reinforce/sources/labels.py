@@ -8,12 +8,11 @@ import pyarrow.compute as pc
 import xxhash
 from datasets import ClassLabel, Dataset
 
-from hf_reinforce.sources.rows import ParquetRows
+from hf_reinforce.models.classes import some
+from hf_reinforce.store.rows import ParquetRows
 
 NO_LABEL = -100
 """Stands for a missing label in a batch; torch's cross-entropy leaves it out."""
-
-_NAMED = 8
 
 
 def is_text(kind: Any) -> bool:
@@ -34,14 +33,8 @@ def encode_texts(
 ) -> Dataset:
     """A dataset whose label column holds class indices, where it held texts; images are neither read nor copied.
 
-    Args:
-        dataset: a map-style dataset.
-        column: its label column; any but one of texts stays as it is.
-        class_names: names of the classes in their order, default the texts themselves, sorted.
-        strict: refuse texts that are no class; otherwise they become null.
-
-    Raises:
-        ValueError: for such a text, with `strict`.
+    The classes are `class_names`, by default the texts themselves, sorted. Texts that are none become null, or with
+    `strict` a ValueError.
     """
     if not is_text(dataset.data.schema.field(column).type):
         return dataset
@@ -51,7 +44,7 @@ def encode_texts(
     if strict and unknown:
         raise ValueError(
             f"The label column {column!r} holds {len(unknown)} texts that are none of the {len(names)} classes "
-            f"({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}): {unknown[:_NAMED]}."
+            f"({some(names)}): {some(unknown)}."
         )
     values = dataset.data.column(column)
     codes = pc.index_in(values, value_set=pa.array(names, values.type)).cast(pa.int64()).combine_chunks()
@@ -72,18 +65,9 @@ def check_labels(
     rows: Sequence[int] | None = None,
     nulls: bool = False,
 ) -> None:
-    """Refuses labels that are no class.
+    """Raises a ValueError for labels that are no class, or missing unless `nulls` pass.
 
-    Args:
-        values: integers.
-        num_classes: the classes are 0 to `num_classes - 1`; None: not known.
-        whose: classes they are, for the message.
-        remedy: last words of the message.
-        rows: of the dataset, under which the message names the first such label; default positions.
-        nulls: let missing labels pass.
-
-    Raises:
-        ValueError: if there is one.
+    The message names the first, under its number among `rows`, whose classes they should be, and the remedy.
     """
     wrong = pc.less(values, 0)
     if num_classes is not None:

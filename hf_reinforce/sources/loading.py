@@ -12,8 +12,8 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.sources.errors import explained
-from hf_reinforce.sources.rows import ParquetRows
 from hf_reinforce.splits import WRITE, is_part, split_names, split_text
+from hf_reinforce.store.rows import ParquetRows
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,7 @@ def load_source(
 
         dataset = load_source("uoft-cs/cifar100", split="train[:50%]")
     """
-    builder, split = _builder(name, config_name, split, revision)
-    if streaming:
-        _refuse_part(name, split)
+    builder, split = _builder(name, config_name, split, revision, streaming)
     with explained(name, revision):
         if streaming:
             return builder.as_streaming_dataset(split)
@@ -59,7 +57,42 @@ def load_source(
         return builder.as_dataset(split)
 
 
-def _builder(name: str, config_name: str | None, split: str, revision: str | None) -> tuple[DatasetBuilder, str]:
+def remote_source(
+    name: str,
+    columns: Sequence[str],
+    config_name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> Dataset | ParquetRows | None:
+    """One split of a dataset of images, to be read without downloading it; arguments and errors as `load_source`.
+
+    Args:
+        name: Hub id or folder.
+        columns: columns that are read, of which the first holds images.
+        config_name: Hub configuration.
+        split: name of the split, no part of splits.
+        revision: Hub revision.
+
+    Returns:
+        Its rows, those in the cache where the Hub cannot be reached; None if it is not stored as Parquet, so that its
+        rows cannot be reached one by one.
+    """
+    builder, split = _builder(name, config_name, split, revision, streaming=True)
+    if isinstance(builder, Cache):
+        return load_source(name, config_name, split, revision)
+    if not isinstance(builder, Parquet) or split not in builder.config.data_files:
+        return None
+    with explained(name, revision):
+        found = builder.as_streaming_dataset(split).features
+    check_columns(name, found, columns)
+    features = Features({column: found[column] for column in columns} | {columns[0]: Image(decode=False)})
+    with explained(name, revision):
+        return ParquetRows(builder.config.data_files[split], columns, features=features)
+
+
+def _builder(
+    name: str, config_name: str | None, split: str, revision: str | None, streaming: bool
+) -> tuple[DatasetBuilder, str]:
     """What builds a dataset, and its split as a text, which is checked before anything is downloaded."""
     split = split_text(split)
     names = split_names(split)
@@ -67,8 +100,8 @@ def _builder(name: str, config_name: str | None, split: str, revision: str | Non
     local = Path(path).is_dir()
     if local and (Path(path, "state.json").exists() or any(Path(path).glob("*/cache-*.arrow"))):
         raise ValueError(  # beside the rows there may be what `map` has cached
-            f"{name!r} was written by save_to_disk, for load_from_disk alone. Write Parquet files to another folder: "
-            "load_from_disk(FOLDER).to_parquet('OTHER/train.parquet'), of a DatasetDict for each of its splits."
+            f"{name!r} was written by save_to_disk, for load_from_disk alone; write it to another folder with "
+            "load_from_disk(FOLDER).to_parquet('OTHER/train.parquet')."
         )
     with explained(name, revision):
         where = _own_config(path, config_name) if local and config_name is not None else {"name": config_name}
@@ -77,6 +110,11 @@ def _builder(name: str, config_name: str | None, split: str, revision: str | Non
     missing = [part for part in names if known and part not in (*known, "all")]
     if missing:
         raise ValueError(f"{name!r} has no split {missing[0]!r}; its splits are {known}.")
+    if streaming and is_part(split):
+        raise ValueError(
+            f"{split!r} of {name!r} is a part of splits, which a stream cannot find; name a whole split, or load it "
+            "without streaming=True (--streaming True)."
+        )
     return builder, split
 
 
@@ -90,51 +128,6 @@ def _own_config(path: str, config_name: str) -> dict[str, str]:
             logger.warning("%s has no configuration %r; its only one, %r, is used.", path, config_name, there[0])
             return {"name": there[0]}
     return {"name": config_name}
-
-
-def _refuse_part(name: str, split: str) -> None:
-    if is_part(split):
-        raise ValueError(
-            f"{split!r} of {name!r} is a part of splits, which a stream cannot find; name a whole split, or load it "
-            "without streaming=True (--streaming True)."
-        )
-
-
-def remote_source(
-    name: str,
-    columns: Sequence[str],
-    config_name: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-) -> Dataset | ParquetRows | None:
-    """One split of a dataset of images, to be read without downloading it.
-
-    Args:
-        name: as `load_source`.
-        columns: columns that are read, of which the first holds images.
-        config_name: as `load_source`.
-        split: name of the split.
-        revision: Hub revision; ignored for a folder.
-
-    Returns:
-        Its rows, those in the cache where the Hub cannot be reached; None if it is not stored as Parquet, so that its
-        rows cannot be reached one by one.
-
-    Raises:
-        ValueError: as `load_source`, or if it lacks a column, or the split is a part of splits.
-    """
-    builder, split = _builder(name, config_name, split, revision)
-    _refuse_part(name, split)
-    if isinstance(builder, Cache):
-        return load_source(name, config_name, split, revision)
-    if not isinstance(builder, Parquet) or split not in builder.config.data_files:
-        return None
-    with explained(name, revision):
-        found = builder.as_streaming_dataset(split).features
-    check_columns(name, found, columns)
-    features = Features({column: found[column] for column in columns} | {columns[0]: Image(decode=False)})
-    with explained(name, revision):
-        return ParquetRows(builder.config.data_files[split], columns, features=features)
 
 
 def check_columns(name: str, found: Iterable[str], columns: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.schema import SCHEMA_VERSION, Count, Index
 from hf_reinforce.splits import stored_split
-from hf_reinforce.store.parquet import write_whole
+from hf_reinforce.store.atomic import write_whole
 from hf_reinforce.targets import TARGETS, ClassDistribution, Target
 
 CONFIG_FILE = "reinforcement.json"
@@ -26,11 +26,12 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     str: "a text",
-    dict: "a record",
     tuple: "a list",
-    type(None): "null",
+    dict: "a record",
 }
 _OPTIONAL = {"license", "checksums"}  # keys that files of earlier versions lack
+_REPORTED = {"num_samples", "pixels", "complete", "skipped", "checksums", "license", "architecture"}
+"""Keys, at any depth, in which two configurations may differ."""
 
 
 def check_counts(**counts: int) -> None:
@@ -42,29 +43,17 @@ def check_counts(**counts: int) -> None:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """Where the images are.
+    """Where the images are."""
 
-    Attributes:
-        name: Hub id or folder, see `recorded_name`; None for a dataset that was only in memory.
-        config_name: Hub configuration.
-        revision: Hub revision.
-        split: split of the source, or a part of it: `train`, `train[:50%]`, `train+test`.
-        num_rows: rows of the split that were reinforced; None for a stream of unknown length.
-        image_column: name of the image column.
-        label_column: name of the label column, None without labels.
-        columns: columns that were kept.
-        license: what the source's card states as its licence; None, and not in the file, where nothing is known.
-    """
-
-    name: str | None
-    config_name: str | None
-    revision: str | None
-    split: str
-    num_rows: Index | None
+    name: str | None  # Hub id or folder, see `recorded_name`; None for a dataset that was only in memory
+    config_name: str | None  # Hub configuration
+    revision: str | None  # Hub revision
+    split: str  # or a part of it: `train`, `train[:50%]`, `train+test`
+    num_rows: Index | None  # that were reinforced; None for a stream of unknown length
     image_column: str
     label_column: str | None
-    columns: tuple[str, ...]
-    license: str | None = None
+    columns: tuple[str, ...]  # that were kept
+    license: str | None = None  # as the source's card states it; not in the file where nothing is known
 
 
 @dataclass(frozen=True)
@@ -78,16 +67,10 @@ class ReferenceView:
 
 @dataclass(frozen=True)
 class PixelContract:
-    """What the pixels depend on.
+    """What the pixels depend on, and views that must come out the same wherever the dataset is used."""
 
-    Attributes:
-        backend: decoder, resize and RandAugment implementations.
-        versions: library -> version at generation.
-        reference_views: views that must come out the same wherever the dataset is used.
-    """
-
-    backend: dict[str, Any]
-    versions: dict[str, Any]
+    backend: dict[str, Any]  # decoder, resize and RandAugment implementations
+    versions: dict[str, Any]  # library -> version at generation
     reference_views: tuple[ReferenceView, ...]
 
 
@@ -220,9 +203,7 @@ class ReinforcementConfig:
         """
         path = Path(folder) / CONFIG_FILE
         if not path.exists():
-            raise FileNotFoundError(
-                f"{folder} has no {CONFIG_FILE}, so it is not a configuration of a reinforced dataset."
-            )
+            raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}, so it holds no reinforced dataset.")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls.from_dict(data if isinstance(data, dict) else {})
@@ -234,31 +215,22 @@ class ReinforcementConfig:
 
         `num_samples` is left out, because it can be raised, and so is what a run only reports, such as licences.
         """
-        mine, theirs = _without_reports(self.to_dict()), _without_reports(other.to_dict())
-        reported = {"num_samples", "pixels", "complete", "skipped", "checksums"}
-        return _differences({k: v for k, v in mine.items() if k not in reported}, theirs)
+        mine, theirs = (dict(_compared(config.to_dict())) for config in (self, other))
+        different = [key for key in mine if mine[key] != theirs.get(key)]
+        return [f"{key}: {_shortened(mine[key])}, not {_shortened(theirs.get(key))}" for key in different]
 
 
-def _without_reports(data: dict[str, Any]) -> dict[str, Any]:
-    """Without what earlier versions did not record, or recorded in another way."""
-    holders = [data] if "teachers" in data else data["targets"]
-    for record in (data["source"], *(teacher for holder in holders for teacher in holder["teachers"])):
-        if isinstance(record, dict):
-            record.pop("license", None)
-            record.pop("architecture", None)
-            record["name"] = record["name"] and record["name"].removeprefix("./")
-    return data
-
-
-def _differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in mine.items():
-        other = theirs.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += _differences(value, other, f"{prefix}{key}.")
-        elif value != other:
-            found.append(f"{prefix}{key}: {_shortened(value)}, not {_shortened(other)}")
-    return found
+def _compared(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys, also of records inside, as `source.split`, and values, without what a run only reports."""
+    for key, value in data.items():
+        if key in _REPORTED:
+            continue
+        if key in ("teachers", "targets"):
+            value = [dict(_compared(item)) for item in value]
+        if isinstance(value, dict):
+            yield from _compared(value, f"{prefix}{key}.")
+        else:  # earlier versions recorded folders without ./
+            yield prefix + key, value.removeprefix("./") if key == "name" and value else value
 
 
 def _shortened(value: Any) -> str:
@@ -269,13 +241,9 @@ def _shortened(value: Any) -> str:
 def read_record(cls: Any, data: Any, where: str = "") -> Any:
     """Builds a dataclass out of a JSON object, every value checked against the type of its field.
 
-    Args:
-        cls: the dataclass. Its fields are simple types, `Count`, `Index`, tuples, dicts, other dataclasses, targets.
-        data: the JSON object.
-        where: prefix of the keys in messages.
-
     Raises:
-        ValueError: for missing or unknown keys, a value of another type, or one that is out of range.
+        ValueError: for missing or unknown keys, a value of another type, or one that is out of range; `where` is the
+            prefix of the keys in the message.
     """
     names = {f.name for f in dataclasses.fields(cls)}
     found = set(data) if isinstance(data, Mapping) else set()

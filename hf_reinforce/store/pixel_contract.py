@@ -38,22 +38,16 @@ ACCEPT = "accept the difference with accept_pixel_mismatch=True (--accept_pixel_
 def check_reference(contract: PixelContract, reference: ReferenceView, checksum: str, otherwise: str = ACCEPT) -> None:
     """Compares the checksum of a view, made here, with the stored one.
 
-    Args:
-        contract: what the stored views depend on.
-        reference: a stored view.
-        checksum: of the same view, made here.
-        otherwise: what can be done instead of installing the recorded versions.
-
     Raises:
-        PixelMismatchError: naming the libraries that differ and how to go on.
+        PixelMismatchError: naming the libraries that differ, and what to do: install those, or `otherwise`.
     """
     if checksum == reference.checksum:
         return
-    here = library_versions()
+    then, here = contract.versions, library_versions()
     different = [
-        f"{name} {contract.versions.get(name, 'unknown')} then, {here[name]} now"
-        for name in here
-        if contract.versions.get(name) != here[name]
+        f"{name} {then.get(name, 'unknown')} then, {found} now"
+        for name, found in here.items()
+        if then.get(name) != found
     ]
     if contract.backend != images.PIXEL_BACKEND:
         different.append(f"backend {contract.backend} then, {images.PIXEL_BACKEND} now")
@@ -61,6 +55,5 @@ def check_reference(contract: PixelContract, reference: ReferenceView, checksum:
         different.append(f"same libraries, CPU capability {torch.backends.cpu.get_cpu_capability()} now")
     raise PixelMismatchError(
         f"The view of row {reference.row}, reinforcement {reference.slot}, has other pixels here than where the "
-        f"teacher saw it: {'; '.join(different)}."
-        f" Install the recorded versions, or {otherwise}."
+        f"teacher saw it: {'; '.join(different)}. Install the recorded versions, or {otherwise}."
     )

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from hf_reinforce import images
 from hf_reinforce.images import ImageError
 from hf_reinforce.sources.image_source import ImageSource, find_columns
-from hf_reinforce.store.parquet import ColumnReader
+from hf_reinforce.store.rows import ColumnReader
 
 
 def image_folder_order(

@@ -30,9 +30,10 @@ from hf_reinforce.importers.ml_dr.images import ImageFacts
 from hf_reinforce.importers.ml_dr.records import read_record
 from hf_reinforce.importers.ml_dr.unpickling import Member, UnsafePickleError, read_members, safe_load
 from hf_reinforce.sources.image_source import ImageSource
+from hf_reinforce.store.atomic import write_whole
 from hf_reinforce.store.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
-from hf_reinforce.store.parquet import append_reinforcements, file_checksum, shard_name, write_shard, write_whole
 from hf_reinforce.store.pixel_contract import view_checksum
+from hf_reinforce.store.shards import append_reinforcements, file_checksum, shard_name, write_shard
 from hf_reinforce.targets.class_distribution import ClassDistribution, Targets, encode
 
 BUFFERED_RECORDS = 2**18
