@@ -28,16 +28,9 @@ def params_generator(seed: int, row: int, slot: int) -> np.random.Generator:
 
 
 def partner_positions(seed: int, block: int, slot: int, size: int) -> NDArray[np.int64]:
-    """Reciprocal mixing partners inside one block: `result[result[i]] == i`.
+    """Position of each row's mixing partner inside a block of `size` rows, int64 [size]: `result[result[i]] == i`.
 
-    Args:
-        seed: seed of the reinforcement.
-        block: index of the block of `PARTNER_BLOCK` rows.
-        slot: index of the reinforcement; every slot has a pairing of its own.
-        size: rows in the block, int >= 1. With an odd size one row is its own partner.
-
-    Returns:
-        int64 array [size]: position in the block of each row's partner.
+    Every reinforcement, `slot`, has a pairing of its own. With an odd size one row is its own partner.
     """
     order = _philox(seed, _PARTNERS, block, slot).permutation(size)
     partners = np.arange(size)

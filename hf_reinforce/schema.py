@@ -20,7 +20,6 @@ Count = Annotated[int, 1]
 Index = Annotated[int, 0]
 """A whole number of at least 0 in `reinforcement.json`."""
 
-# Columns of a row.
 SOURCE_ROW = "source_row"
 IMAGE_HASH = "image_hash"
 AUGMENTATION_PARAMS = "augmentation_params"
@@ -38,18 +37,12 @@ MAX_IMAGE_SIDE = 2**15 - 1
 
 
 def params_feature(view_fields: dict[str, Any], mix_fields: dict[str, Any]) -> dict[str, Any]:
-    """The `augmentation_params` struct of a policy.
+    """The `augmentation_params` struct of a policy, of the fields of its operations.
 
-    Args:
-        view_fields: field name -> feature of the operations that look at one image.
-        mix_fields: field name -> feature of the operations that look at an image and its partner. When there are any,
-            the partner's row and, where they differ from its own reinforcement, its parameters are stored as well.
+    Where operations mix, it has the partner's row and, where they differ from its own reinforcement, its parameters.
     """
-    fields = {**view_fields, **mix_fields}
-    if mix_fields:
-        fields[PARTNER_ROW] = Value("int64")
-        fields[PARTNER_PARAMS] = dict(view_fields)
-    return fields
+    partner = {PARTNER_ROW: Value("int64"), PARTNER_PARAMS: dict(view_fields)} if mix_fields else {}
+    return {**view_fields, **mix_fields, **partner}
 
 
 def reinforced_features(
@@ -66,18 +59,16 @@ def reinforced_features(
     Raises:
         ValueError: if a source column has the name of a reinforcement column.
     """
-    taken = [name for name in (*REINFORCEMENT_COLUMNS, *targets) if name in source]
+    own = {
+        SOURCE_ROW: Value("int64"),
+        IMAGE_HASH: Value("string"),
+        AUGMENTATION_PARAMS: List(params, length=num_samples),
+        **targets,
+    }
+    taken = [name for name in own if name in source]
     if taken:
         raise ValueError(
             f"The source dataset has columns named {taken}, which a reinforced dataset needs for itself. "
             f"Rename them first: dataset.rename_column({taken[0]!r}, ...). {WRITE}"
         )
-    return Features(
-        {
-            **source,
-            SOURCE_ROW: Value("int64"),
-            IMAGE_HASH: Value("string"),
-            AUGMENTATION_PARAMS: List(params, length=num_samples),
-            **targets,
-        }
-    )
+    return Features({**source, **own})

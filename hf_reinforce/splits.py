@@ -18,18 +18,14 @@ def split_text(split: object) -> str:
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """Names of the splits that a part takes rows from, each once; of `all` its own.
-
-    Raises:
-        ValueError: if `datasets` cannot read it.
-    """
+    """Names of the splits that a part takes rows from, each once; ValueError if `datasets` cannot read it."""
     try:
         ReadInstruction.from_spec(split)
     except (ValueError, AssertionError) as error:
         reason = str(error).rstrip(".!")
+        examples = "'train', or a part of splits, such as 'train[:50%]', 'train[5:15]' or 'train+test'"
         raise ValueError(
-            f"The split {split!r} cannot be read ({reason}); name a split, such as 'train', or a part of splits, such "
-            "as 'train[:50%]', 'train[5:15]' or 'train+test'."
+            f"The split {split!r} cannot be read ({reason}); name a split, such as {examples}."
         ) from error
     return tuple(dict.fromkeys(_plain(part) for part in _PLUS.split(split)))
 
@@ -40,10 +36,7 @@ def is_part(split: str) -> bool:
 
 
 def stored_split(split: str) -> str:
-    """The split under which rows of a split or part are stored: the first that they come from, `train` for `all`.
-
-    File names, cards and `load_dataset` want a plain name.
-    """
+    """The plain name under which rows of a part are stored: of the first split they come from, `train` for `all`."""
     return "train" if split == _ALL else _plain(split)
 
 
@@ -52,13 +45,7 @@ def _plain(part: str) -> str:
 
 
 def count_rows(split: str, rows: dict[str, int]) -> int:
-    """Rows of a split or part.
-
-    Args:
-        split: the split or part.
-        rows: of each split that it takes rows from.
-    """
+    """Rows of a split or part, out of the rows of each split that it takes some from."""
     if split == _ALL:
         return sum(rows.values())
-    parts = ReadInstruction.from_spec(split).to_absolute(rows)
-    return sum(max(0, part.to - part.from_) for part in parts)
+    return sum(max(0, part.to - part.from_) for part in ReadInstruction.from_spec(split).to_absolute(rows))

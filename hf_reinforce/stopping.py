@@ -4,10 +4,9 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO = 1.0  # seconds in which a launcher repeats a signal
 
 
@@ -29,27 +28,23 @@ class StopSignals:
     """
 
     requested: str | None = None
-    _since = 0.0
 
     def __enter__(self) -> "StopSignals":
-        self._previous: dict[signal.Signals, Any] = {}
+        self._since, self._previous = 0.0, dict[signal.Signals, Any]()
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         echo = _ECHO if os.getenv("WORLD_SIZE", "1") != "1" else 0.0
         if self.requested is None:
-            self._since = time.monotonic()
+            self._since, self.requested = time.monotonic(), signal.Signals(number).name
         elif number == signal.SIGINT and time.monotonic() - self._since >= echo:
             raise KeyboardInterrupt
-        self.requested = self.requested or signal.Signals(number).name
 
     @property
     def exit_code(self) -> int:

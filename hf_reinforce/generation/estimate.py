@@ -5,9 +5,8 @@ import math
 import os
 import tempfile
 import time
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,27 +15,17 @@ from numpy.typing import NDArray
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.generation.reinforce import reinforce
-from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.sources.image_source import one_split
 from hf_reinforce.store.config import check_counts
+from hf_reinforce.targets import AnyTeacher
 
 _SECONDS = 15.0  # that the measurement may take, about
 _MOST_SAMPLES = 16
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The cost of a run, extrapolated from a few images on one device of this machine.
-
-    Attributes:
-        policy: name of the policy.
-        num_images: rows of the dataset.
-        num_samples: N, reinforcements per image.
-        seconds: duration on one device like the one that was measured.
-        num_bytes: size of the Parquet files.
-        num_files: Parquet files.
-    """
+class Estimate(NamedTuple):
+    """The cost of N reinforcements of each image: seconds on one device like the measured one, and Parquet files."""
 
     policy: str
     num_images: int
@@ -60,7 +49,7 @@ class Estimate:
 
 def estimate(
     dataset: Dataset,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     policy: AugmentationPolicy,
     *,
     num_samples: int,
@@ -70,18 +59,7 @@ def estimate(
 ) -> Estimate:
     """Reinforces up to 64 images with few reinforcements into a temporary folder, and extrapolates to all of them.
 
-    Args:
-        dataset: one split, or a few rows of it.
-        teacher: see `load_teacher`.
-        policy: see `load_policy`.
-        num_samples: N, reinforcements per image.
-        shard_size: rows per Parquet file.
-        num_images: rows of the whole, default those of `dataset`.
-        options: further arguments of `reinforce`.
-
-    Raises:
-        ValueError: as `reinforce`; if there are several processes.
-        ImageError: if one of the few images cannot be decoded, unless `on_error="skip"`.
+    Arguments and errors are those of `reinforce`; `dataset` may be a few rows of a whole that has `num_images`.
     """
     check_counts(num_samples=num_samples, shard_size=shard_size)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

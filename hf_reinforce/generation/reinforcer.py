@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Features, Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_reinforce import images, schema
@@ -22,18 +23,16 @@ from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.images import ImageError, UnreachableError
 from hf_reinforce.randomness import PARTNER_BLOCK, partner_positions
 from hf_reinforce.sources.labels import check_labels
-from hf_reinforce.targets import AnyTeacher, Target
+from hf_reinforce.store.config import check_counts
+from hf_reinforce.targets import AnyTeacher, Per, Target
 
 _TROUBLES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN}  # not the data's
-
-_Views = tuple[Tensor, tuple[Tensor, dict[str, Tensor]] | None]
-"""Views uint8 [V, 3, S, S]; for a policy that mixes, each one's partner [V] and the mixing parameters."""
 
 
 class Reinforcer:
     """The callable that `datasets.map` maps: it adds reinforcement columns to batches of a dataset.
 
-    `reinforce` maps it, and shards, resumes and writes the result.
+    `reinforce` uses it, and shards, resumes and writes the result.
 
     Args:
         teacher: answers to the views; several teachers have a column each.
@@ -44,11 +43,12 @@ class Reinforcer:
         label_column: the integer label column, checked against the teacher's classes; None without labels.
         first_sample: index of the first reinforcement, for adding to existing ones.
         embed_images: keep the image column.
-        on_error: `"raise"` or `"skip"` for an image that cannot be decoded.
+        on_error: `"raise"` stops at an image that cannot be decoded, `"skip"` records it and goes on.
         num_workers: threads that decode and augment.
         batch_size: views that the teacher sees at once, rounded down to whole blocks of `PARTNER_BLOCK`.
         device: the teacher's device.
-        target_options: settings of the teachers' targets, such as K, the classes that are stored of a distribution.
+        target_options: settings of the targets: of a distribution over classes `top_k`, how many are stored of each
+            view, default 10, or all where there are fewer.
 
     Attributes:
         targets: what is stored of each teacher's answers.
@@ -73,8 +73,6 @@ class Reinforcer:
         )
     """
 
-    version = schema.SCHEMA_VERSION  # part of the fingerprint that `datasets.map` caches by
-
     def __init__(
         self,
         teacher: AnyTeacher | Sequence[AnyTeacher],
@@ -91,36 +89,26 @@ class Reinforcer:
         device: str | torch.device = "cpu",
         **target_options: Any,
     ) -> None:
+        check_counts(batch_size=batch_size)
         if num_samples <= first_sample:
             raise ValueError(f"num_samples must be at least {first_sample + 1}, not {num_samples}.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
         self.teachers = [*teacher] if isinstance(teacher, Sequence) else [teacher]
         self.targets = [each.target(**target_options) for each in self.teachers]
         columns = [target.column for target in self.targets]
         if len(set(columns)) < len(columns):
             raise ValueError(f"Each target needs a column of its own; the teachers' columns are {columns}.")
-        if any(target.per == "text" for target in self.targets):
-            raise ValueError("A target per text cannot be generated yet; leave out its teacher.")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
         self.policy, self.num_samples, self.seed = policy, num_samples, seed
         self.image_column, self.label_column, self.embed_images = image_column, label_column, embed_images
         self.first_sample, self.on_error, self.device = first_sample, on_error, torch.device(device)
         self.num_workers, self.slots_per_batch = max(1, num_workers), max(1, batch_size // PARTNER_BLOCK)
         self.skipped: list[tuple[int, str]] = []
         self.readable: dict[str, Any] | None = None  # the last image that could be read
-        self.report: Callable[[int], object] = _silent  # told how many views were answered
-        self._to_device()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._to_device()  # a teacher that travels by name is loaded on the CPU
-
-    def _to_device(self) -> None:
-        for teacher in self.teachers:
-            teacher.to(self.device)
+        self.report: Callable[[int], object] = lambda views: None  # told how many are answered, or never will be
 
     @property
-    def _asked(self) -> list[tuple[AnyTeacher, Target]]:
+    def asked(self) -> list[tuple[AnyTeacher, Target]]:
         """The teachers that answer, with their targets: what is stored per row is there before N is raised."""
         pairs = zip(self.teachers, self.targets, strict=True)
         return [(teacher, target) for teacher, target in pairs if target.per == "view" or not self.first_sample]
@@ -131,19 +119,16 @@ class Reinforcer:
         if self.embed_images:
             kept[self.image_column] = Image()
         added = self.num_samples - self.first_sample
-        columns = {target.column: target.column_feature(added) for _, target in self._asked}
+        columns = {target.column: target.column_feature(added) for _, target in self.asked}
         return schema.reinforced_features(kept, self.policy.feature, added, columns)
 
-    def __call__(
-        self, batch: pa.Table, indices: Sequence[int], order: Sequence[int] | None = None, offset: int = 0
-    ) -> pa.Table:
+    def __call__(self, batch: pa.Table, indices: Sequence[int], order: Sequence[int] | None = None) -> pa.Table:
         """Reinforces some blocks of rows; while the teacher answers, the next views are made.
 
         Args:
             batch: rows in arrow format, starting at a multiple of `PARTNER_BLOCK`.
             indices: their positions in the dataset that is mapped.
-            order: source row at each of these positions, where they are not the same.
-            offset: position of the mapped dataset in the whole, a multiple of `PARTNER_BLOCK`.
+            order: source row at each position of the whole dataset, where they are not the same.
 
         Returns:
             Table of the kept source columns and the reinforcement columns.
@@ -159,89 +144,45 @@ class Reinforcer:
                 f"Policy {self.policy.name!r} mixes images inside blocks of {PARTNER_BLOCK} rows; "
                 f"map with batch_size={PARTNER_BLOCK}, or a multiple of it."
             )
-        source_rows = [offset + index if order is None else int(order[index]) for index in indices]
+        rows = [index if order is None else int(order[index]) for index in indices]
         if self.label_column is not None:
-            self.check_labels(batch.column(self.label_column), source_rows)
+            self.check_labels(batch.column(self.label_column), rows)
+        for teacher in self.teachers:  # one that travelled to another process by name was loaded on the CPU
+            teacher.to(self.device)
         blocks: list[_Block] = []
-        first = (offset + indices[0]) // PARTNER_BLOCK
+
+        def questions() -> Iterator[tuple[_Block, Any]]:
+            for start in range(0, len(batch), PARTNER_BLOCK):
+                index = (indices[0] + start) // PARTNER_BLOCK
+                part = batch.slice(start, PARTNER_BLOCK)
+                blocks.append(_Block(self, part, rows[start : start + PARTNER_BLOCK], index, pool))
+                yield from ((blocks[-1], question) for question in blocks[-1].questions(pool))
+
         with ThreadPoolExecutor(self.num_workers) as pool, ThreadPoolExecutor(1) as stage:
-
-            def questions() -> Iterator[Callable[[], None]]:
-                for start in range(0, len(batch), PARTNER_BLOCK):
-                    rows = source_rows[start : start + PARTNER_BLOCK]
-                    part = batch.slice(start, PARTNER_BLOCK)
-                    block = _Block(self, part, rows, first + start // PARTNER_BLOCK, pool)
-                    blocks.append(block)
-                    yield partial(self._ask_about_rows, block, block.images)
-                    yield from (partial(self._ask_about_views, block, *item) for item in block.view_batches())
-
-            for ask in _ahead(stage, questions()):
-                ask()
-        return pa.concat_tables([self._table(block) for block in blocks])
+            for block, question in _ahead(stage, questions()):
+                self._ask(block, *question)
+        return pa.concat_tables([block.table() for block in blocks])
 
     def check_labels(self, values: pa.ChunkedArray, rows: Sequence[int] | None = None) -> None:
-        """Refuses labels that are no class of the targets; null is none, and passes.
-
-        Args:
-            values: integers.
-            rows: of the source, default positions.
-
-        Raises:
-            ValueError: if there is one; the message names the first.
-        """
+        """Raises ValueError for labels of some rows that are no class of the targets; null is none, and passes."""
         remedy = "fix the label, or reinforce without a label column: label_column='' (--label_column_name '')"
-        for target in (target for target in self.targets if target.class_count is not None):
-            check_labels(values, target.class_count, "the teacher's", remedy, rows, nulls=True)
+        for target in self.targets:
+            if target.class_count is not None:
+                check_labels(values, target.class_count, "the teacher's", remedy, rows, nulls=True)
 
-    def _ask_about_rows(self, block: "_Block", decoded: list[Tensor]) -> None:
-        for teacher, target in self._asked:
-            if target.per == "row" and decoded:
-                block.answers[target.column].append(target.encode(teacher(decoded)))
-
-    def _ask_about_views(
-        self, block: "_Block", views: Tensor, mixing: tuple[Tensor, dict[str, Tensor]] | None
-    ) -> None:
-        pixels = views.to(self.device, non_blocking=True)
+    def _ask(self, block: "_Block", per: Per, seen: Any, mixing: tuple[Tensor, dict[str, Tensor]] | None) -> None:
+        if per == "view":
+            seen = seen.to(self.device, non_blocking=True)
         if mixing is not None:
             partner, params = mixing
-            pixels = pixels.float()
+            seen = seen.float()
             params = {name: value.to(self.device) for name, value in params.items()}
-            pixels = self.policy.mix(pixels, pixels[partner.to(self.device)], params)
-        for teacher, target in self._asked:
-            if target.per == "view":
-                block.answers[target.column].append(target.encode(teacher(pixels)))
-        self.report(len(views))
-
-    def _table(self, block: "_Block") -> pa.Table:
-        added, kept = self.num_samples - self.first_sample, len(block.rows)
-        arrow = self.features(Features.from_arrow_schema(block.batch.schema)).arrow_schema
-        params = [block.params[slot][i] for i in range(kept) for slot in range(added)]
-        params_type = arrow.field(schema.AUGMENTATION_PARAMS).type
-        columns: dict[str, pa.Array] = {
-            schema.SOURCE_ROW: pa.array(block.rows, pa.int64()),
-            schema.IMAGE_HASH: pa.array(block.hashes, pa.string()),
-            schema.AUGMENTATION_PARAMS: pa.FixedSizeListArray.from_arrays(
-                pa.array(params, params_type.value_type), type=params_type
-            ),
-        }
-        slots = np.arange(added * kept).reshape(added, kept).T  # the teacher saw [slot, row]; a row stores [row, slot]
-        for _, target in self._asked:
-            records = pa.concat_arrays([pa.array([], target.arrow_type), *block.answers[target.column]])
-            if target.per == "view":
-                kind = arrow.field(target.column).type
-                records = pa.FixedSizeListArray.from_arrays(records.take(pa.array(slots.reshape(-1))), type=kind)
-            columns[target.column] = records
-        if self.embed_images:
-            columns[self.image_column] = pa.array(
-                [{"bytes": data, "path": None} for data in block.encoded], Image().pa_type
-            )
-        table = block.batch.take(pa.array(block.kept, pa.int64()))
-        arrays = [columns[name] if name in columns else table.column(name) for name in arrow.names]
-        return pa.table(arrays, names=arrow.names).cast(arrow)
-
-
-def _silent(views: int) -> None:
-    pass
+            seen = self.policy.mix(seen, seen[partner.to(self.device)], params)
+        for teacher, target in self.asked:
+            if target.per == per:
+                block.answers[target.column].append(target.encode(teacher(seen)))
+        if per == "view":
+            self.report(len(seen))
 
 
 def _ahead(stage: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
@@ -253,32 +194,10 @@ def _ahead(stage: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def _read_image(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:
-    """The encoded and the decoded image (uint8 [3, H, W]) of a row, or the error that names the row.
-
-    Args:
-        scalar: Arrow value of an image column.
-        row: of the source.
-        policy: that will make views of it, which may refuse its size.
-    """
-    item = scalar.as_py()
-    try:
-        encoded = images.read_encoded(item)
-        image = images.decode(encoded)
-        policy.check_size(*image.shape[1:])
-        return encoded, image
-    except ImageError as error:
-        found = type(error)(f"Row {row} (path {(item or {}).get('path')!r}): {error}")
-        found.__cause__ = error.__cause__
-        return found
-
-
 def source_is_gone(failed: list[tuple[int, ImageError]], readable: dict[str, Any] | None) -> bool:
     """Whether files are missing because their disk or server is: then what could be read before cannot be read now.
 
-    Args:
-        failed: rows and their errors.
-        readable: the value of an image column that could be read, None if none could.
+    `readable` is the value of an image column that could be read, None if none could.
     """
     missing = [error for _, error in failed if isinstance(error, UnreachableError)]
     if any(getattr(error.__cause__, "errno", None) in _TROUBLES for error in missing):
@@ -292,71 +211,104 @@ def source_is_gone(failed: list[tuple[int, ImageError]], readable: dict[str, Any
     return False
 
 
+def _read_image(scalar: Any, row: int, policy: AugmentationPolicy) -> tuple[images.Encoded, Tensor] | ImageError:
+    """The encoded and the decoded image (uint8 [3, H, W]) of a row, or the error that names the row."""
+    item = scalar.as_py()
+    try:
+        encoded = images.read_encoded(item)
+        image = images.decode(encoded)
+        policy.check_size(*image.shape[1:])
+        return encoded, image
+    except ImageError as error:
+        found = type(error)(f"Row {row} (path {(item or {}).get('path')!r}): {error}")
+        found.__cause__ = error.__cause__
+        return found
+
+
 class _Block:
-    """Decoded images of one block, and the parameters and views of their reinforcements.
+    """One block of rows: its images, the parameters of their reinforcements, and the teachers' answers.
 
     Attributes:
-        batch: its rows of the source.
         answers: records of each target's column, as the teachers answered: per view [slot, image].
-        images: the decoded images; gone after `view_batches`.
-        kept: positions in the batch of the images that could be decoded.
-        rows: their source rows.
-        encoded: their encoded bytes.
-        hashes: the hashes of these.
-        params: [slot][image] parameters, from the reinforcer's first slot on.
     """
 
     def __init__(
         self, reinforcer: Reinforcer, batch: pa.Table, rows: list[int], index: int, pool: ThreadPoolExecutor
     ) -> None:
-        self.batch, self.answers = batch, defaultdict[str, list[pa.Array]](list)
-        self._reinforcer, self._index, self._pool, self._size = reinforcer, index, pool, len(rows)
+        self.answers = defaultdict[str, list[pa.Array]](list)
+        self._reinforcer = reinforcer
         column = batch.column(reinforcer.image_column).combine_chunks()
-        read = partial(_read_image, policy=reinforcer.policy)
-        decoded = list(pool.map(read, column, rows))
-        failed = [(row, item) for row, item in zip(rows, decoded, strict=True) if isinstance(item, ImageError)]
-        good = [(i, *item) for i, item in enumerate(decoded) if not isinstance(item, ImageError)]
-        self.kept = [position for position, _, _ in good]
+        read = list(pool.map(partial(_read_image, policy=reinforcer.policy), column, rows))
+        failed = [(row, item) for row, item in zip(rows, read, strict=True) if isinstance(item, ImageError)]
+        good = {place: item for place, item in enumerate(read) if not isinstance(item, ImageError)}
         if good:
-            reinforcer.readable = column[self.kept[-1]].as_py()
+            reinforcer.readable = column[max(good)].as_py()
         if failed and (reinforcer.on_error == "raise" or source_is_gone(failed, reinforcer.readable)):
             raise failed[0][1]
+        slots = range(reinforcer.first_sample, reinforcer.num_samples)
         reinforcer.skipped.extend((row, str(error)) for row, error in failed)
-        self.rows = [rows[position] for position in self.kept]
-        self.encoded = [encoded for _, encoded, _ in good]
-        self.hashes = [images.image_hash(encoded) for encoded in self.encoded]
-        self.images = [image for _, _, image in good]
-        self._partners: list[list[int]] = []
-        self.params = [self._sample(slot) for slot in range(reinforcer.first_sample, reinforcer.num_samples)]
+        reinforcer.report(len(failed) * len(slots))
+        self._batch, self._rows = batch.take(pa.array(good, pa.int64())), [rows[place] for place in good]
+        self._encoded = [encoded for encoded, _ in good.values()]
+        self._images = [image for _, image in good.values()]
+        images_of = list(zip(self._rows, self._images, strict=True))
+        policy, seed = reinforcer.policy, reinforcer.seed
+        self._params = [
+            [policy.sample(seed, row, slot, *image.shape[1:]) for row, image in images_of] for slot in slots
+        ]
+        self._partners: list[list[int]] = []  # [slot][image], as the parameters: position among the images
+        for slot, params in zip(slots, self._params if policy.mix_operations else (), strict=False):
+            self._pair(params, list(good), partner_positions(seed, index, slot, len(rows)))
 
-    def _sample(self, slot: int) -> list[dict[str, Any]]:
-        """Parameters of every image at one slot; also notes the position of each image's partner among the kept."""
-        policy, seed = self._reinforcer.policy, self._reinforcer.seed
-        sizes = [image.shape[1:] for image in self.images]
-        params = [policy.sample(seed, row, slot, *size) for row, size in zip(self.rows, sizes, strict=True)]
-        if not policy.mix_operations:
-            return params
-        pairing = partner_positions(seed, self._index, slot, self._size)
-        where = {position: i for i, position in enumerate(self.kept)}
-        partners = [where.get(int(pairing[position]), -1) for position in self.kept]
-        for i, item in enumerate(params):
-            if partners[i] < 0:  # the partner could not be decoded, so this view stays unmixed
+    def _pair(self, params: list[dict[str, Any]], kept: list[int], pairing: NDArray[np.int64]) -> None:
+        """Adds to the parameters of one slot who is mixed with whom; the images are those `kept` of a block."""
+        policy, where = self._reinforcer.policy, {place: i for i, place in enumerate(kept)}
+        partners = [where.get(int(pairing[place])) for place in kept]
+        for item, partner in zip(params, partners, strict=True):
+            if partner is None:  # it could not be decoded, so this view stays unmixed
                 item |= {operation.field: None for operation in policy.mix_operations}
-            item[schema.PARTNER_ROW] = self.rows[partners[i]] if policy.mixes(item) else None
+            item[schema.PARTNER_ROW] = None if partner is None or not policy.mixes(item) else self._rows[partner]
             item[schema.PARTNER_PARAMS] = None
-        self._partners.append([max(partner, 0) for partner in partners])
-        return params
+        self._partners.append([partner or 0 for partner in partners])
 
-    def view_batches(self) -> Iterator[_Views]:
-        """Views of all images, a few slots at a time; afterwards the decoded images are gone."""
-        policy, step, count = self._reinforcer.policy, self._reinforcer.slots_per_batch, len(self.images)
-        for start in range(0, len(self.params), step) if count else ():
-            chunk = self.params[start : start + step]
-            flat = [params for slot in chunk for params in slot]
-            views = images.stack(list(self._pool.map(policy.apply, self.images * len(chunk), flat)))
-            if not policy.mix_operations:
-                yield views, None
-                continue
-            partners = [p + count * i for i in range(len(chunk)) for p in self._partners[start + i]]
-            yield views, (torch.tensor(partners), policy.collate_mix(flat))
-        self.images = []
+    def questions(self, pool: ThreadPoolExecutor) -> Iterator[tuple[Any, ...]]:
+        """What teachers are asked about: the images, for targets per row, then their views, a few slots at a time.
+
+        Views are uint8 [V, 3, S, S]; a policy that mixes adds each one's partner [V] and the mixing parameters.
+        """
+        policy, step, count = self._reinforcer.policy, self._reinforcer.slots_per_batch, len(self._images)
+        if count:
+            yield "row", self._images, None
+        for start in range(0, len(self._params) if count else 0, step):
+            flat = [params for slot in self._params[start : start + step] for params in slot]
+            views = images.stack(list(pool.map(policy.apply, self._images * (len(flat) // count), flat)))
+            mixing = None
+            if policy.mix_operations:
+                pairs = enumerate(self._partners[start : start + step])
+                partners = torch.tensor([partner + count * i for i, slot in pairs for partner in slot])
+                mixing = partners, policy.collate_mix(flat)
+            yield "view", views, mixing
+        self._images = []
+
+    def table(self) -> pa.Table:
+        """The rows whose images could be decoded, with the kept source columns and the reinforcement columns."""
+        reinforcer, kept, added = self._reinforcer, len(self._rows), len(self._params)
+        arrow = reinforcer.features(Features.from_arrow_schema(self._batch.schema)).arrow_schema
+        params = [[slot[i] for slot in self._params] for i in range(kept)]
+        columns: dict[str, Any] = {
+            schema.SOURCE_ROW: pa.array(self._rows, pa.int64()),
+            schema.IMAGE_HASH: pa.array([images.image_hash(encoded) for encoded in self._encoded], pa.string()),
+            schema.AUGMENTATION_PARAMS: pa.array(params, arrow.field(schema.AUGMENTATION_PARAMS).type),
+        }
+        slots = np.arange(added * kept).reshape(added, kept).T  # the teacher saw [slot, row]; a row stores [row, slot]
+        for _, target in reinforcer.asked:
+            records = pa.concat_arrays([pa.array([], target.arrow_type), *self.answers[target.column]])
+            if target.per == "view":
+                items = records.take(pa.array(slots.reshape(-1)))
+                records = pa.FixedSizeListArray.from_arrays(items, type=arrow.field(target.column).type)
+            columns[target.column] = records
+        if reinforcer.embed_images:
+            encoded = [{"bytes": data, "path": None} for data in self._encoded]
+            columns[reinforcer.image_column] = pa.array(encoded, Image().pa_type)
+        arrays = [columns[name] if name in columns else self._batch.column(name) for name in arrow.names]
+        return pa.table(arrays, names=arrow.names).cast(arrow)

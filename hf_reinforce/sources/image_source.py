@@ -1,4 +1,4 @@
-"""Images where they are: encoded bytes and labels of a dataset, by row."""
+"""The dataset that holds the images: its columns, the record of where it is, and its rows one by one."""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from hf_reinforce import images, schema
 from hf_reinforce.images import ImageError
+from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.sources.files import columns_of_files, columns_of_paths
 from hf_reinforce.sources.labels import check_labels, column_values, encode_texts, is_text
-from hf_reinforce.splits import WRITE
+from hf_reinforce.splits import WRITE, split_names, split_text
+from hf_reinforce.store.config import SourceRecord
 from hf_reinforce.store.rows import ColumnReader, ParquetRows, column_reader
 
 logger = logging.getLogger(__name__)
@@ -22,26 +24,15 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def one_split(dataset: Any, name: str = "The dataset") -> Any:
-    """A dataset as it is stored, without a format or transform, since what is stored is what is reinforced.
-
-    Raises:
-        TypeError: for anything but one split; the message says what to pass.
-    """
+    """A dataset without a format or transform, since what is stored is what is reinforced; TypeError for any other."""
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        splits = list(dataset)
-        chosen = f": dataset[{splits[0]!r}]" if splits else ""
-        raise TypeError(f"{name} has the splits {splits}; pass one of them{chosen}.")
+        raise TypeError(f"{name} has the splits {list(dataset)}; pass one of them, such as dataset['train'].")
     if not isinstance(dataset, (Dataset, IterableDataset)):
         kind = f"{type(dataset).__module__}.{type(dataset).__name__}"
         raise TypeError(f"{name} must be a Dataset or an IterableDataset of the library datasets, not a {kind}.")
-    form = dataset.format["type"] if isinstance(dataset, Dataset) else dataset._formatting
-    if form is None:
+    if (dataset.format["type"] if isinstance(dataset, Dataset) else dataset._formatting) is None:
         return dataset
-    logger.info(
-        "%s has a format or transform (with_format, with_transform); it is dropped here, and the rows are read as "
-        "they are stored.",
-        name,
-    )
+    logger.info("%s has a format or transform (with_format, with_transform); it is dropped here.", name)
     return dataset.with_format(None)
 
 
@@ -49,11 +40,10 @@ def say_columns(features: Features, image_column: str, label_column: str | None,
     """Logs, in one line, which columns hold the images and the labels."""
     labels = "no labels"
     if label_column is not None:
-        feature = features[label_column]
-        classes = f" ({len(feature.names)} classes)" if isinstance(feature, ClassLabel) else ""
-        labels = f"labels from {label_column!r}{classes}"
+        names = getattr(features[label_column], "names", None)
+        labels = f"labels from {label_column!r}" + (f" ({len(names)} classes)" if names else "")
     others = [column for column in features if column not in (image_column, label_column)]
-    left = f"; other columns: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}" if others else ""
+    left = f"; other columns: {', '.join(others)}" if others else ""
     logger.info("Images from the column %r of %s, %s%s.", image_column, name, labels, left)
 
 
@@ -71,101 +61,105 @@ def find_columns(
     Raises:
         ValueError: if there is no such column; the message lists those there are.
     """
-    candidates = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if image_column is None and len(candidates) == 1:
-        image_column = candidates[0]
-    if not candidates and schema.AUGMENTATION_PARAMS in features:
+    found = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not found and schema.AUGMENTATION_PARAMS in features:
         raise ValueError(
             "This is a reinforced dataset without its images; name the dataset that holds them, which its "
             "reinforcement.json records."
         )
-    if image_column is None or image_column not in candidates:
-        raise ValueError(_without_images(list(features), image_column, candidates))
-    if label_column and label_column not in features:
-        raise ValueError(f"The dataset has no label column {label_column!r}; its columns are {list(features)}.")
+    if image_column is None and len(found) == 1:
+        image_column = found[0]
+    if image_column is None or image_column not in found:
+        several = "several image columns" if found else "no image column"
+        remedy = "Name one with image_column (--image_column_name)."
+        if not found:
+            remedy = (
+                f"Turn a column into images, one in each row: dataset.cast_column(NAME, datasets.Image()). {WRITE}"
+            )
+        raise ValueError(
+            f"The dataset has {several if image_column is None else f'no image column {image_column!r}'}; its columns "
+            f"are {list(features)}, of which {found or 'none'} hold images. {remedy}"
+        )
     named = bool(label_column)
     if label_column is None:
-        class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        if len(class_labels) > 1 and "label" not in features:
+        of_classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        if len(of_classes) > 1 and "label" not in features:
             raise ValueError(
-                f"The dataset has several label columns, {class_labels}; name one with label_column "
-                "(--label_column_name), or use none with ''."
+                f"The dataset has several label columns, {of_classes}; name one (--label_column_name), '' for none."
             )
-        label_column = class_labels[0] if len(class_labels) == 1 else "label" if "label" in features else None
-    if label_column:
-        kind = features.arrow_schema.field(label_column).type
-        if pa.types.is_null(kind) and not named:
-            return image_column, None
-        if not pa.types.is_integer(kind) and not (named and is_text(kind)):
-            raise ValueError(_without_indices(label_column, features[label_column], kind))
-    return image_column, label_column or None
-
-
-def _without_indices(column: str, feature: Any, kind: Any) -> str:
-    remedy = "name another column, or use no labels with label_column='' (--label_column_name '')"
-    if is_text(kind):
-        remedy = (
-            f"name it, label_column={column!r} (--label_column_name {column}), to use its texts as the names of "
-            "classes, or use no labels with '' instead"
+        label_column = of_classes[0] if len(of_classes) == 1 else "label" if "label" in features else None
+    if not label_column:
+        return image_column, None
+    if label_column not in features:
+        raise ValueError(f"The dataset has no label column {label_column!r}; its columns are {list(features)}.")
+    kind = features.arrow_schema.field(label_column).type
+    if pa.types.is_null(kind) and not named:
+        return image_column, None
+    if not pa.types.is_integer(kind) and not (named and is_text(kind)):
+        holds = " ".join(str(features[label_column]).split())[:100]
+        remedy = f"turn it into a ClassLabel with dataset.class_encode_column({label_column!r})"
+        if is_text(kind):
+            remedy = f"name it (--label_column_name {label_column}) to use its texts as the names of classes"
+        raise ValueError(
+            f"The label column {label_column!r} holds {holds}, not class indices; {remedy}, or use no labels with "
+            "label_column='' (--label_column_name '')."
         )
-    elif pa.types.is_boolean(kind) or pa.types.is_floating(kind):
-        remedy += f", or turn it into a ClassLabel with dataset.class_encode_column({column!r}). {WRITE[:-1]}"
-    found = " ".join(str(feature).split())
-    found = found if len(found) <= 100 else f"{found[:100]}..."
-    return f"The label column {column!r} holds {found}, not class indices; {remedy}."
+    return image_column, label_column
 
 
-def _without_images(columns: list[str], named: str | None, candidates: list[str]) -> str:
-    if named is not None:
-        found = f"no image column {named!r}"
-    else:
-        found = "several image columns" if candidates else "no image column"
-    remedy = "Name one with image_column (--image_column_name)."
-    if not candidates:
-        remedy = (
-            "Name another dataset, or turn a column into images, one in each row: dataset.cast_column(NAME, "
-            f"datasets.Image()). {WRITE}"
-        )
-    return f"The dataset has {found}; its columns are {columns}, of which {candidates or 'none'} hold images. {remedy}"
-
-
-def prepare(
-    dataset: AnyDataset, image_column: str | None = None, label_column: str | None = None
-) -> tuple[AnyDataset, str, str | None]:
-    """A dataset as it is reinforced: without format, with class indices as labels, without what cannot be kept.
-
-    Args:
-        dataset: one split.
-        image_column: as `find_columns`.
-        label_column: as `find_columns`; its texts become class indices.
-
-    Returns:
-        The dataset, and the names of its image column and of its label column, None without labels.
-
-    Raises:
-        TypeError: if it is not one split.
-        ValueError: as `find_columns`; for a stream that does not know its columns, or whose labels are texts.
-    """
+def _opened(
+    dataset: Any, image_column: str | None, label_column: str | None, class_names: Sequence[str] | None = None
+) -> tuple[Any, str, str | None]:
+    """A split with class indices as labels, and the columns that are found in it, see `find_columns`; logs them."""
     dataset = one_split(dataset)
     if dataset.features is None:
         raise ValueError("This stream does not know its columns; give it features with dataset.cast(Features(...)).")
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
-    if label_column is not None:
-        if isinstance(dataset, Dataset):
-            dataset = encode_texts(dataset, label_column)
-        elif is_text(dataset.features.arrow_schema.field(label_column).type):
-            raise ValueError(
-                f"The label column {label_column!r} of a stream must hold class indices: texts can be numbered only "
-                "when all are known. Load the dataset without streaming, or use no labels with label_column=''."
-            )
+    if label_column is not None and isinstance(dataset, Dataset):
+        dataset = encode_texts(dataset, label_column, class_names, strict=True)
+    elif label_column is not None and is_text(dataset.features.arrow_schema.field(label_column).type):
+        raise ValueError(
+            f"The label column {label_column!r} of a stream must hold class indices, since texts can be numbered only "
+            "when all are known; load the dataset without streaming, or use no labels with label_column=''."
+        )
     say_columns(dataset.features, image_column, label_column)
-    files = columns_of_files(dataset.features, image_column)
+    return dataset, image_column, label_column
+
+
+def recorded_source(
+    dataset: AnyDataset,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    name: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    split: str = "train",
+    embed_images: bool = False,
+) -> tuple[AnyDataset, SourceRecord]:
+    """A dataset as it is reinforced, without what cannot be kept, and the record of it; arguments as `reinforce`."""
+    split = split_text(split)
+    split_names(split)  # refuses what nobody could load again
+    dataset, image_column, label_column = _opened(dataset, image_column, label_column)
+    files, paths = columns_of_files(dataset.features, image_column), columns_of_paths(dataset)
     if files:
         logger.warning("The columns %s refer to files, which are stored with the targets.", files)
-    left_out = columns_of_paths(dataset)
-    for name, value in left_out.items():
-        logger.warning("The column %r is left out, because it holds paths of this machine, such as %r.", name, value)
-    return dataset.remove_columns(list(left_out)) if left_out else dataset, image_column, label_column
+    for column, path in paths.items():
+        logger.warning("The column %r is left out, because it holds paths of this machine, such as %r.", column, path)
+    kept = [column for column in dataset.features if column not in paths]
+    if isinstance(dataset, IterableDataset):  # some streams yield their columns in changing order
+        kept = [column for column in kept if not column.startswith("__")]
+    record = SourceRecord(
+        name and recorded_name(name),
+        config_name,
+        revision,
+        split,
+        len(dataset) if isinstance(dataset, Dataset) else None,
+        image_column,
+        label_column,
+        tuple(column for column in kept if embed_images or column != image_column),
+        read_license(name, "dataset", revision),
+    )
+    return dataset.select_columns(kept).cast_column(image_column, Image(decode=False)), record
 
 
 class ImageSource:
@@ -176,10 +170,6 @@ class ImageSource:
         image_column: its image column.
         label_column: its label column, of integers or texts; None without labels.
         class_names: of the classes that texts name, default the texts themselves, sorted.
-
-    Raises:
-        TypeError: if it is not one split.
-        ValueError: if it lacks a column.
 
     Example:
         from hf_reinforce import ImageSource, load_source
@@ -206,8 +196,8 @@ class ImageSource:
                     raise ValueError(f"The dataset has no column {column!r}; its columns are {dataset.column_names}.")
             if label_column:
                 dataset = encode_texts(dataset, label_column, class_names)
-                feature = dataset.features[label_column]
-                self.class_names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
+                names = getattr(dataset.features[label_column], "names", None)
+                self.class_names = names and tuple(names)
                 self._labels = ColumnReader(dataset, label_column)
             values, indices = dataset.data.column(image_column), dataset._indices
             self._bytes = values.flatten()[values.type.get_field_index("bytes")]
@@ -230,14 +220,9 @@ class ImageSource:
 
         Raises:
             TypeError: if it is not one split.
-            ValueError: as `find_columns`, or if a label is a text that is none of `class_names`.
+            ValueError: if a column is missing or ambiguous, or a label is a text that is none of `class_names`.
         """
-        dataset = one_split(dataset)
-        image_column, label_column = find_columns(dataset.features, image_column, label_column)
-        if label_column is not None:
-            dataset = encode_texts(dataset, label_column, class_names, strict=True)
-        say_columns(dataset.features, image_column, label_column)
-        return cls(dataset, image_column, label_column)
+        return cls(*_opened(dataset, image_column, label_column, class_names))
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -252,7 +237,7 @@ class ImageSource:
         return self._labels is not None
 
     def encoded(self, row: int) -> images.Encoded:
-        """The encoded bytes of an image."""
+        """The encoded bytes of an image; ImageError where there are none."""
         if self._bytes is not None:
             value = self._bytes[row if self._indices is None else int(self._indices[row])]
             if value.is_valid:
@@ -273,24 +258,14 @@ class ImageSource:
         return None if found is None else int(found)
 
     def check_labels(self, num_classes: int | None = None, name: str = "The dataset") -> None:
-        """Refuses labels that are missing or no class, which otherwise shows at the row that has it.
+        """Raises ValueError for labels that are missing or no class, also where there are none at all.
 
-        Args:
-            num_classes: of the model, default those that the label column names.
-            name: of the dataset, for the message.
-
-        Raises:
-            ValueError: if there are such labels, or none at all.
+        `num_classes` are those of the model, default those that the label column names; `name` is for the message.
         """
         column = self._columns[1]
         if column is None:
-            raise ValueError(
-                f"{name} has no labels, which are needed here; name their column with label_column "
-                f"(--label_column_name). The columns are {list(self._dataset.features)}."
-            )
-        if num_classes is None and self.class_names is not None:
-            num_classes = len(self.class_names)
+            raise ValueError(f"{name} has no labels, which are needed here; name their column (--label_column_name).")
         try:
-            check_labels(column_values(self._dataset, column), num_classes)
+            check_labels(column_values(self._dataset, column), num_classes or len(self.class_names or ()) or None)
         except ValueError as error:
             raise ValueError(f"{name}, column {column!r}: {error}") from error

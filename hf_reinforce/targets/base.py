@@ -46,19 +46,14 @@ class Target:
         """Number of classes that labels and students must have as well; None where there are no classes."""
         return None
 
-    def recorded(self, teachers: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> "Target":
-        """This target as `reinforcement.json` records it.
-
-        Args:
-            teachers: the networks that answer, see `Teacher.describe`.
-            class_names: the dataset's names of its classes, None where it has none.
-        """
-        return replace(self, teachers=tuple(teachers))
-
     @property
     def words(self) -> str:
         """The target in a phrase, for cards."""
         return self.kind.replace("_", " ")
+
+    def recorded(self, teachers: Sequence[dict[str, Any]], class_names: Sequence[str] | None) -> "Target":
+        """This target as `reinforcement.json` records it, with the teachers and the dataset's names of its classes."""
+        return replace(self, teachers=tuple(teachers))
 
     def column_feature(self, num_samples: int) -> Any:
         """The `datasets` feature of the column in a dataset of N reinforcements of each image."""
@@ -72,11 +67,7 @@ class Target:
         return Features({self.column: self.feature}).arrow_schema.field(0).type
 
     def encode(self, answer: Any) -> pa.Array:
-        """Turns a teacher's answers to B views or rows into records, an array of `arrow_type` [B].
-
-        Raises:
-            ValueError: if the teacher answered nothing that can be stored, such as nan.
-        """
+        """A teacher's answers to B views or rows as records, `arrow_type` [B]; ValueError for an answer of nan."""
         raise NotImplementedError
 
     def read(self, record: Any) -> dict[str, Any]:
@@ -84,19 +75,11 @@ class Target:
         raise NotImplementedError
 
     def of_label(self, label: int) -> dict[str, Any]:
-        """The same entries for a label instead of a teacher's answer.
-
-        Raises:
-            ValueError: if labels say nothing about such a target.
-        """
+        """The same entries for a label instead of a teacher's answer; ValueError if labels say nothing about them."""
         raise ValueError(f"A {self.words} cannot be made from a label; leave plain_fraction (--plain_fraction) 0.")
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Batches the entries of B samples.
-
-        Raises:
-            ValueError: if a value is out of its range; on a device a wrong index would end the process.
-        """
+        """Batches the entries of B samples; ValueError for a value out of range, which would end a GPU's process."""
         raise NotImplementedError
 
     def exact(self, answer: Any) -> dict[str, Tensor]:

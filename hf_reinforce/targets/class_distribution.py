@@ -29,9 +29,7 @@ KL_BOUND = 1e-4
 """Most that rounding may cost a record: KL(full-precision top-k and tail || stored)."""
 
 _LOG_ZERO = -1e4  # exp() of it is exactly 0 in float32, and 0 * it is 0 where 0 * -inf is nan
-
-_ROUNDING = 1e-3
-"""What a sum of float32 probabilities may exceed 1 by."""
+_ROUNDING = 1e-3  # what a sum of float32 probabilities may exceed 1 by
 
 
 class Targets(NamedTuple):
@@ -49,24 +47,13 @@ class Targets(NamedTuple):
 
 
 def top_k_targets(log_probs: Tensor, top_k: int) -> Targets:
-    """The K largest log-probabilities and the tail, in full precision.
-
-    Args:
-        log_probs: float [B, C], normalised over C.
-        top_k: K, 1 <= K <= C.
-
-    Raises:
-        ValueError: if K is out of range, or the teacher's answer is nan.
-    """
-    num_classes = log_probs.shape[-1]
-    if not 1 <= top_k <= num_classes:
-        raise ValueError(f"top_k must lie between 1 and the number of classes, {num_classes}, not {top_k}.")
+    """The K largest of log-probabilities [B, C] and the tail, in full precision; ValueError for nan."""
     log_probs = log_probs.float()
     if log_probs.isnan().any():
         raise ValueError("The teacher answered with nan; run it in float32 or bfloat16, which do not overflow.")
     order = log_probs.argsort(dim=-1, descending=True, stable=True)  # topk leaves the order of ties open
     rest = log_probs.gather(-1, order[:, top_k:])
-    tail = rest.logsumexp(-1) if top_k < num_classes else log_probs.new_full(log_probs.shape[:1], -torch.inf)
+    tail = rest.logsumexp(-1) if rest.shape[-1] else log_probs.new_full(log_probs.shape[:1], -torch.inf)
     label = order[:, :top_k]
     return Targets(label, log_probs.gather(-1, label), tail)
 
@@ -77,14 +64,11 @@ def encode(targets: Targets) -> Targets:
     A record that rounding would move by more than `KL_BOUND` keeps its full precision, so the bound holds for every
     record. It does not happen at K = 10; from about K = 20 on it does, and the stored size grows.
     """
-    value, tail = _round(targets.value), _round(targets.tail)
-    rounded = Targets(targets.label, value, torch.where(targets.tail.isneginf(), targets.tail, tail))
+    tail = torch.where(targets.tail.isneginf(), targets.tail, _round(targets.tail))
+    rounded = Targets(targets.label, _round(targets.value), tail)
     keep = rounding_kl(targets, rounded) > KL_BOUND
-    return Targets(
-        targets.label,
-        torch.where(keep.unsqueeze(-1), targets.value, rounded.value),
-        torch.where(keep, targets.tail, rounded.tail),
-    )
+    value = torch.where(keep.unsqueeze(-1), targets.value, rounded.value)
+    return Targets(targets.label, value, torch.where(keep, targets.tail, rounded.tail))
 
 
 def _round(log_p: Tensor) -> Tensor:
@@ -96,13 +80,9 @@ def _round(log_p: Tensor) -> Tensor:
 
 def rounding_kl(exact: Targets, stored: Targets) -> Tensor:
     """KL(exact || stored) over the K classes and the tail, both renormalised; float [B], in nats."""
-    p, q = _log_masses(exact), _log_masses(stored)
+    masses = (torch.cat([targets.value, targets.tail.unsqueeze(-1)], -1) for targets in (exact, stored))
+    p, q = (mass.double().clamp_min(_LOG_ZERO).log_softmax(-1) for mass in masses)
     return (p.exp() * (p - q)).sum(-1).float()
-
-
-def _log_masses(targets: Targets) -> Tensor:
-    masses = torch.cat([targets.value, targets.tail.unsqueeze(-1)], -1).double().clamp_min(_LOG_ZERO)
-    return masses.log_softmax(-1)
 
 
 def sparse_kl(logits: Tensor, targets: Targets, temperature: float = 1.0) -> Tensor:
@@ -120,8 +100,7 @@ def sparse_kl(logits: Tensor, targets: Targets, temperature: float = 1.0) -> Ten
     Returns:
         float32 [B], in nats, >= 0.
     """
-    num_classes, top_k = logits.shape[-1], targets.label.shape[-1]
-    rest = num_classes - top_k
+    rest = logits.shape[-1] - targets.label.shape[-1]
     student = F.log_softmax(logits.float() / temperature, dim=-1)
     teacher = targets.value.clamp_min(_LOG_ZERO) / temperature
     student_top = student.gather(-1, targets.label)
@@ -155,14 +134,11 @@ class ClassDistribution(Target):
     """Log-probabilities of the K most likely of C classes, and the log of the mass of all others.
 
     Attributes:
-        top_k: K, 1 <= K <= C.
+        top_k: K, 1 <= K <= C; ValueError for any other.
         num_classes: C.
         class_names: names of the classes, where known.
         temperature: temperature of the teacher's softmax.
         class_map: the teacher's class for each class of the targets, None for its own classes.
-
-    Raises:
-        ValueError: if K is out of range.
     """
 
     kind: ClassVar[str] = "class_distribution"
@@ -241,16 +217,15 @@ class ClassDistribution(Target):
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         label, value, tail = stored = [np.stack([sample[key] for sample in samples]) for key in _KEYS]
-        remedy = "Find the damaged shard with recipes/inspect_dataset.py DATASET --verify True."
+        wrong = None
         if label.min() < 0 or label.max() >= self.num_classes:
+            wrong = f"classes of {label.min()} to {label.max()}, but they are 0 to {self.num_classes - 1}"
+        elif not (value.max() <= _ROUNDING and tail.max() <= _ROUNDING):  # nan is not
+            wrong = f"log-probabilities of up to {value.max()} and {tail.max()}, but they are at most 0"
+        if wrong:
             raise ValueError(
-                f"The classes of stored targets must lie in 0 to {self.num_classes - 1}, not {label.min()} to "
-                f"{label.max()}. {remedy}"
-            )
-        if not (value.max() <= _ROUNDING and tail.max() <= _ROUNDING):  # nan is not
-            raise ValueError(
-                f"The log-probabilities of stored targets must be at most 0, not {value.max()} with tails of up to "
-                f"{tail.max()}. {remedy}"
+                f"Stored targets hold {wrong}; find the damaged shard with recipes/inspect_dataset.py DATASET "
+                "--verify True."
             )
         return {key: torch.as_tensor(array) for key, array in zip(_KEYS, stored, strict=True)}
 
@@ -271,15 +246,6 @@ class ClassDistribution(Target):
         tail = records.field(_TAIL).to_numpy().astype(np.float64)
         masses = np.exp(np.concatenate([value.astype(np.float64), tail[:, None]], axis=1))
         return label.astype(np.int64), masses / masses.sum(axis=1, keepdims=True)
-
-    def summary(self, records: pa.StructArray) -> dict[str, float]:
-        _, masses = self.masses(records)
-        entropy = -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1)
-        return {
-            "probability of the most likely class": float(masses[:, 0].mean()),
-            "mass in the top K": float(masses[:, :-1].sum(axis=1).mean()),
-            "entropy (nats)": float(entropy.mean()),
-        }
 
     def most_likely(self, sample: Mapping[str, Any], count: int) -> list[tuple[int, float]]:
         """The `count` most likely classes of one stored target, at most K, with their probabilities."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset
 from numpy.typing import NDArray
 
 from hf_reinforce import images
@@ -13,11 +13,9 @@ from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.importers.ml_dr.config import OriginalConfig, read_config
 from hf_reinforce.importers.ml_dr.shards import Import
 from hf_reinforce.importers.ml_dr.unpickling import read_members
-from hf_reinforce.licenses import read_license, recorded_name
 from hf_reinforce.models.preprocessing import Preprocessing
-from hf_reinforce.sources.image_source import prepare
-from hf_reinforce.splits import split_text
-from hf_reinforce.store.config import PixelContract, ReinforcementConfig, SourceRecord
+from hf_reinforce.sources.image_source import recorded_source
+from hf_reinforce.store.config import PixelContract, ReinforcementConfig
 from hf_reinforce.store.pixel_contract import library_versions
 from hf_reinforce.targets import ClassDistribution
 
@@ -74,11 +72,12 @@ def import_ml_dr(
     missing = [str(path) for path in paths if not path.exists()]
     if missing or not paths or not len(dataset):
         raise ValueError(f"There must be archives and images to import; missing: {missing or 'any'}.")
-    dataset, image_column, label_column = prepare(dataset, image_column, label_column)
+    where = (source_name, source_config, source_revision, split)
+    dataset, source = recorded_source(dataset, image_column, label_column, *where)
     original = OriginalConfig(policy, None, ["unknown"], {}) if policy is not None else _find_config(paths)
     policy = original.policy
     rows = _check_id_map(np.arange(len(dataset)) if id_map is None else np.asarray(id_map), len(dataset))
-    label = dataset.features[label_column] if label_column else None
+    label = dataset.features[source.label_column] if source.label_column else None
     names = tuple(label.names) if isinstance(label, ClassLabel) else None
     counts = {count for count in (num_classes, names and len(names), original.num_classes) if count}
     if len(counts) != 1:
@@ -93,22 +92,12 @@ def import_ml_dr(
         num_samples=1,  # as K and shard_size: known when the archives have been read
         targets=(target,),
         seed=0,
-        source=SourceRecord(
-            source_name and recorded_name(source_name),
-            source_config,
-            source_revision,
-            split_text(split),
-            len(dataset),
-            image_column,
-            label_column,
-            tuple(name for name in dataset.column_names if name != image_column),
-            read_license(source_name, "dataset", source_revision),
-        ),
+        source=source,
         pixels=PixelContract(images.PIXEL_BACKEND, library_versions(), ()),
         shard_size=shard_size or 0,
         shuffled=False,
     )
-    run = Import(paths, dataset.cast_column(image_column, Image(decode=False)), rows, config, target, Path(output_dir))
+    run = Import(paths, dataset, rows, config, target, Path(output_dir))
     run.read()
     run.write()
     return run.folder
