@@ -6,9 +6,8 @@ python recipes/detect.py --model_name_or_path outputs/student --dataset_name ris
 
 from dataclasses import asdict, dataclass
 
-from arguments import given, json_object, one_line_errors, option, parse, required
+from arguments import json_object, one_line_errors, option, parse, required
 from training import check_same_run, train_and_evaluate
-from unused import DETECT, say_unused
 
 
 @dataclass
@@ -19,21 +18,25 @@ class BackboneArguments:
 
 
 @dataclass
-class DetectionArguments:
-    dataset_name: str | None = option("Hub id or folder of a dataset with a column of objects; or name files:")
+class ImagesArguments:
+    dataset_name: str | None = option("Hub id or folder of a dataset with images and what is in them; or name files:")
     dataset_config_name: str | None = option("Hub configuration of the dataset.")
     train_split: str = option("Training split.", "train")
     eval_split: str | None = option("Split to evaluate on, none without it.")
-    train_images: str | None = option("Folder of the training images, for --train_annotations.")
-    train_annotations: str | None = option("COCO JSON, e.g. instances_train2017.json.")
+    train_images: str | None = option("Folder of the training images.")
     eval_images: str | None = option("Folder of the images to evaluate on.")
-    eval_annotations: str | None = option("COCO JSON, e.g. instances_val2017.json.")
     image_column_name: str | None = option("Image column, default the only one.")
-    objects_column_name: str = option("Column with bbox and category, and for Mask R-CNN segmentation.", "objects")
-    box_format: str = option("coco (left, top, width, height) or pascal_voc (left, top, right, bottom).", "coco")
-    class_names: list[str] = option("Names of the categories, where the dataset does not have them.", [])
+    class_names: list[str] = option("Names of the classes, where the dataset does not have them.", [])
     max_train_samples: int | None = option("Train on the first so many images.")
     max_eval_samples: int | None = option("Evaluate on the first so many images.")
+
+
+@dataclass
+class DetectionArguments(ImagesArguments):
+    train_annotations: str | None = option("COCO JSON of --train_images, e.g. instances_train2017.json.")
+    eval_annotations: str | None = option("COCO JSON of --eval_images, e.g. instances_val2017.json.")
+    objects_column_name: str = option("Column with bbox and category, and for Mask R-CNN segmentation.", "objects")
+    box_format: str = option("coco (left, top, width, height) or pascal_voc (left, top, right, bottom).", "coco")
     architecture: str = option("faster_rcnn or mask_rcnn.", "faster_rcnn")
     min_size: list[int] = option("Shorter sides in pixels; training draws one, evaluation takes the last.", [800])
     max_size: int = option("Most pixels of the longer side.", 1333)
@@ -56,33 +59,38 @@ def training_classes() -> list[type]:
 
 @one_line_errors
 def main() -> None:
-    model, data, args = parse(__doc__, [BackboneArguments, DetectionArguments], training_classes, FURTHER)
-    say_unused(DETECT, (model, data, args), given())
-    from transformers import set_seed
-
+    model, data, args = parse_transfer(__doc__, DetectionArguments)
+    from hf_reinforce.transfer.boxes import DetectionDataset, read_coco
     from hf_reinforce.transfer.detector import Detector, MeanAveragePrecision
 
-    set_seed(args.seed)
     masks = data.architecture == "mask_rcnn"
-    train, test = dataset(data, "train", masks, args.seed), dataset(data, "eval", masks, args.seed)
+
+    def dataset(part):
+        if (rows := rows_of(data, part, "annotations", read_coco)) is None:
+            return None
+        columns = (data.image_column_name, data.objects_column_name)
+        return DetectionDataset(rows, part == "train", args.seed, *columns, data.box_format, data.class_names, masks)
+
+    train, test = dataset("train"), dataset("eval")
     if test is not None and test.class_names != train.class_names:
         raise ValueError(
             f"The categories to evaluate on ({len(test.class_names)}: {test.class_names[0]}, ...) are not those of "
             f"training ({len(train.class_names)}: {train.class_names[0]}, ...); choose annotations of one dataset."
         )
-    detector = Detector.of(
-        backbone(model),
-        train.class_names,
-        architecture=data.architecture,
-        min_size=data.min_size,
-        max_size=data.max_size,
-        anchor_scale=data.anchor_scale,
-        fpn_channels=data.fpn_channels,
-        fixed_batch_norm=data.fixed_batch_norm,
-        options=json_object("detector_args", data.detector_args),
-    )
-    new_metric = lambda: MeanAveragePrecision(train.class_names, masks)
-    finish(detector, args, new_metric, train, test, {**asdict(model), **asdict(data)})
+    settings = ("architecture", "min_size", "max_size", "anchor_scale", "fpn_channels", "fixed_batch_norm")
+    options = {name: getattr(data, name) for name in settings}
+    options["options"] = json_object("detector_args", data.detector_args)
+    detector = Detector.of(backbone(model), train.class_names, **options)
+    finish(detector, model, data, args, lambda: MeanAveragePrecision(train.class_names, masks), train, test)
+
+
+def parse_transfer(description, data_class):
+    """Flags of the student, the data and the training; seeds the process."""
+    model, data, args = parse(description, [BackboneArguments, data_class], training_classes, FURTHER)
+    from transformers import set_seed
+
+    set_seed(args.seed)
+    return model, data, args
 
 
 def backbone(model):
@@ -117,26 +125,16 @@ def rows_of(data, part, files, read):
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
-def dataset(data, part, masks, seed):
-    from hf_reinforce.transfer.boxes import DetectionDataset, read_coco
-
-    rows = rows_of(data, part, "annotations", read_coco)
-    if rows is None:
-        return None
-    columns = (data.image_column_name, data.objects_column_name)
-    return DetectionDataset(rows, part == "train", seed, *columns, data.box_format, data.class_names, masks)
-
-
-def finish(model, args, new_metric, train, test, asked) -> None:
+def finish(network, model, data, args, new_metric, train, test) -> None:
     """Trains from the last checkpoint on, where there is one, and evaluates."""
     from hf_reinforce.transfer.samples import collate
     from hf_reinforce.transfer.trainer import TransferTrainer
 
     if test is not None:
         new_metric()  # a missing package is noticed before the work
-    settings = {"seed": args.seed, **{key: value for key, value in asked.items() if "eval" not in key}}
-    check_same_run(args.output_dir, settings, write=args.process_index == 0)
-    trainer = TransferTrainer(model, args, new_metric, train_dataset=train, eval_dataset=test, data_collator=collate)
+    asked = {**asdict(model), **asdict(data)}
+    check_same_run(args, {"seed": args.seed, **{key: value for key, value in asked.items() if "eval" not in key}})
+    trainer = TransferTrainer(network, args, new_metric, train_dataset=train, eval_dataset=test, data_collator=collate)
     train_and_evaluate(trainer, args)
     if args.push_to_hub:
         trainer.push_to_hub()

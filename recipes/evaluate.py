@@ -9,9 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import class_map, given, one_line_errors, option, parse, required, write_json
-from checks import check_device
-from unused import EVALUATE, say_unused
+from arguments import check_device, class_map, one_line_errors, option, parse, required, write_json
 
 
 @dataclass
@@ -47,7 +45,6 @@ def main() -> None:
     if (args.dataset_name is None) == (args.suite is None):
         raise ValueError("Name either a dataset with --dataset_name, or a --suite.")
     check_device(args.device)
-    say_unused(EVALUATE, (args,), given())
     if args.output_dir:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
@@ -74,8 +71,7 @@ def evaluate_datasets(args):
     from hf_reinforce import evaluate_suite, load_suite
     from hf_reinforce.evaluation.evaluator import is_main_process
 
-    suite = load_suite(args.suite)
-    settings = make_settings(args)
+    suite, settings = load_suite(args.suite), make_settings(args)
     model = load_model(args).to(settings.device, args.dtype)
     names = " + ".join(args.model_name_or_path)
     found = evaluate_suite(model, names, suite, settings, args.output_dir, args.max_samples)
@@ -89,14 +85,20 @@ def evaluate_dataset(args):
     from hf_reinforce import ImageSource, SuiteEntry
     from hf_reinforce.evaluation import evaluator
     from hf_reinforce.evaluation.tasks import open_rows, open_task
+    from hf_reinforce.models.classes import tables
 
     rows, commit = open_rows(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
     model, given = load_model(args), class_map(args.class_map)
-    label_column, classes = args.label_column_name, None
-    if args.classes_from in rows.column_names:
-        label_column = args.classes_from
-    elif args.classes_from is not None:
-        classes = check_table(args.classes_from, rows.column_names)
+    label_column, classes, named = args.label_column_name, None, args.classes_from
+    if named in rows.column_names:
+        label_column = named
+    elif named is not None:
+        if named != "index" and named not in tables() and not Path(named).is_file():
+            raise ValueError(
+                f"--classes_from {named}: there is no such column, table or file; the columns are "
+                f"{', '.join(rows.column_names)}, the tables {', '.join(tables())}."
+            )
+        classes = named
     elif given is not None:
         model = model.with_classes(ImageSource.of(rows, args.image_column_name, label_column).class_names, given)
         classes = list(range(model.num_classes))
@@ -121,17 +123,6 @@ def evaluate_dataset(args):
     return found, {**figures, "num_samples": float(result.num_samples), "classes": result.class_map}
 
 
-def check_table(name, columns):
-    from hf_reinforce.models.classes import tables
-
-    if name != "index" and name not in tables() and not Path(name).is_file():
-        raise ValueError(
-            f"--classes_from {name}: there is no such column, table or file; the columns are {', '.join(columns)}, "
-            f"the tables {', '.join(tables())}."
-        )
-    return name
-
-
 def load_model(args):
     from hf_reinforce import load_teacher
 
@@ -140,13 +131,12 @@ def load_model(args):
 
 def make_settings(args):
     import torch
+    from accelerate import PartialState
 
     from hf_reinforce import EvaluationSettings
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by accelerate launch or torchrun
-        from accelerate import PartialState
-
         device = str(PartialState(cpu=device == "cpu").device)
     return EvaluationSettings(args.batch_size, args.num_workers, device, args.image_size, args.crop_pct, args.seed)
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import train_kd
-from arguments import flag_parser, given, known_words, one_line_errors, option, parse, write_json
-from checks import check_values
+from arguments import one_line_errors, option, parse, with_file, write_json
 from train_kd import DataArguments, ModelArguments, training_classes
-from unused import FINETUNE, say_unused
 
 # The paper's, for CIFAR-100, Flowers-102 and Food-101, except for the number of epochs (1,000; 10,000 for Flowers).
 DEFAULTS = {
@@ -26,8 +24,6 @@ DEFAULTS = {
     "per_device_train_batch_size": 256,
     "num_train_epochs": 100,
 }
-INSTEAD = {"timm_optimizer": "optim", "num_train_epochs": "max_steps"}
-"""Defaults that are left out where another flag is given."""
 
 
 @dataclass
@@ -45,65 +41,48 @@ FURTHER = (
 
 @one_line_errors
 def main() -> None:
-    classes = [FinetuneArguments, DataArguments, ModelArguments]
-    if {"-h", "--help"} & set(sys.argv):
-        parse(__doc__, classes, training_classes, FURTHER)
-    own, data, flags, args = read_flags(sys.argv[1:], classes)
-    runs = [(rate, seed) for rate in own.learning_rates or [args.learning_rate] for seed in own.seeds or [args.seed]]
-    results = []
-    for rate, seed in runs:
-        folder = args.output_dir if len(runs) == 1 else f"{args.output_dir}/lr{rate:g}-seed{seed}"
-        run = ["--learning_rate", str(rate), "--seed", str(seed), "--output_dir", folder]
-        # Each run is one of train_kd.py.
-        sys.argv = ["recipes/train_kd.py", *flags, *run]
-        train_kd.main()
-        path = Path(folder) / "eval_results.json"
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        results.append({"learning_rate": rate, "seed": seed, "output_dir": folder, **metrics})
-    if args.process_index == 0 and data.eval_split is not None:
-        write_json(Path(args.output_dir) / "finetune.json", results)
-        print_table(results)
-
-
-def read_flags(argv, classes):
-    """The recipe's own flags, those of the data, and all others with the defaults of fine-tuning; and their values."""
-    from transformers import HfArgumentParser
-
+    own, data, model, args = read_flags(sys.argv[1:])
     from hf_reinforce.hub.load import is_reinforced
 
-    parser, asked = flag_parser([*classes, *training_classes()]), given()
-    argv = known_words(argv, parser)
-    replaced = {name for name, other in INSTEAD.items() if other in asked}
-    defaults = {name: value for name, value in DEFAULTS.items() if name not in asked | replaced}
-    argv = [*argv, *(word for name, value in defaults.items() for word in (f"--{name}", str(value)))]
-    own, data, model, args = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-    check_values((own, data, model, args))
-    say_unused(FINETUNE, (own, args), asked)
     if "/" not in model.model_name_or_path and not Path(model.model_name_or_path).exists():
         raise ValueError(
             f"{model.model_name_or_path!r} is an architecture without weights; fine-tune a Hub id or a folder, or "
             "train from random weights with recipes/train_kd.py."
         )
-    flags = HfArgumentParser([FinetuneArguments]).parse_args_into_dataclasses(
-        args=argv, look_for_args_file=False, return_remaining_strings=True
-    )[1]
-    if "method" not in asked:
-        flags += ["--method", "reinforced" if is_reinforced(data.dataset_name) else "plain"]
-    return own, data, flags, args
+    rates, seeds, output_dir = own.learning_rates or [args.learning_rate], own.seeds or [args.seed], args.output_dir
+    method = "reinforced" if is_reinforced(data.dataset_name) else "plain"
+    results = []
+    for rate, seed in ((rate, seed) for rate in rates for seed in seeds):
+        folder = output_dir if len(rates) == len(seeds) == 1 else f"{output_dir}/lr{rate:g}-seed{seed}"
+        run = ["--learning_rate", str(rate), "--seed", str(seed), "--output_dir", folder]
+        _, data, model, args = read_flags([*sys.argv[1:], *run], method=method)
+        train_kd.train(data, model, args)
+        path = Path(folder) / "eval_results.json"
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        results.append({"learning_rate": rate, "seed": seed, "output_dir": folder, **metrics})
+    if args.process_index == 0 and data.eval_split is not None:
+        write_json(Path(output_dir) / "finetune.json", results)
+        print_table(results)
+
+
+def read_flags(argv, **further):
+    """The dataclasses of the flags, with the defaults of fine-tuning; those of timm only without an `--optim`."""
+    defaults = {**DEFAULTS, **further}
+    if not {"-h", "--help"} & set(argv) and any(word.partition("=")[0] == "--optim" for word in with_file(argv)):
+        del defaults["timm_optimizer"]
+    classes = [FinetuneArguments, DataArguments, ModelArguments]
+    return parse(__doc__, classes, training_classes, FURTHER, argv=argv, defaults=defaults)
 
 
 def print_table(results) -> None:
     """One line per learning rate: mean and standard deviation over the seeds."""
     print("| learning rate | seeds | top-1 | NLL | ECE |\n|---|---|---|---|---|")
     for rate in dict.fromkeys(result["learning_rate"] for result in results):
-        of_rate = [result for result in results if result["learning_rate"] == rate]
-        cells = [spread([result[f"eval_{name}"] for result in of_rate]) for name in ("accuracy", "nll", "ece")]
+        cells, of_rate = [], [result for result in results if result["learning_rate"] == rate]
+        for values in ([result[f"eval_{name}"] for result in of_rate] for name in ("accuracy", "nll", "ece")):
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.4f}{spread}")
         print(f"| {rate:g} | {len(of_rate)} | {' | '.join(cells)} |")
-
-
-def spread(values) -> str:
-    mean = f"{statistics.fmean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
 if __name__ == "__main__":

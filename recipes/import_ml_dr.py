@@ -10,8 +10,7 @@ says what is needed and what is carried over.
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import given, one_line_errors, option, parse, required
-from unused import IMPORT, say_unused
+from arguments import one_line_errors, option, parse, required
 
 
 @dataclass
@@ -39,7 +38,6 @@ class ImportArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [ImportArguments])
-    say_unused(IMPORT, (args,), given())
     from hf_reinforce import load_policy, write_dataset_card, write_preview
     from hf_reinforce.hub.load import load_source
     from hf_reinforce.hub.repository import dataset_commit

@@ -10,8 +10,7 @@ Its name is not inspect.py, which would hide the module `inspect` of Python from
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import given, one_line_errors, option, parse, required
-from unused import INSPECT, say_unused
+from arguments import one_line_errors, option, parse, required
 
 FIRST = "dataset_name"  # the flag that may be left out
 
@@ -34,7 +33,6 @@ class InspectArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [InspectArguments], first=FIRST)
-    say_unused(INSPECT, (args,), given(FIRST))
     from hf_reinforce.cards.inspection import inspect_dataset, operations_table, summary_table, verify_shards
     from hf_reinforce.hub.repository import Repository
 

@@ -5,9 +5,7 @@ python recipes/linear_probe.py --model_name_or_path outputs/student --dataset_na
 
 from dataclasses import dataclass, replace
 
-from arguments import given, one_line_errors, option, parse, required, write_json
-from checks import check_device
-from unused import PROBE, say_unused
+from arguments import check_device, one_line_errors, option, parse, required, write_json
 
 
 @dataclass
@@ -37,7 +35,6 @@ class ProbeArguments:
 def main() -> None:
     (args,) = parse(__doc__, [ProbeArguments])
     check_device(args.device)
-    say_unused(PROBE, (args,), given())
     if any(strength <= 0 for strength in args.strengths):
         raise ValueError(f"--strengths are values of C > 0, not {args.strengths}.")
     from hf_reinforce.transfer.extras import optional

@@ -11,9 +11,7 @@ Run the same command again to continue after an interruption, or with a larger -
 import logging
 from dataclasses import dataclass
 
-from arguments import class_map, given, one_line_errors, option, parse, required
-from checks import check_device
-from unused import REINFORCE, say_unused
+from arguments import check_device, class_map, one_line_errors, option, parse, required
 
 
 @dataclass
@@ -51,7 +49,6 @@ class ReinforceArguments:
 def main() -> None:
     (args,) = parse(__doc__, [ReinforceArguments])
     check_device(args.device)
-    say_unused(REINFORCE, (args,), given())
     from accelerate import PartialState
 
     from hf_reinforce import (
@@ -81,19 +78,10 @@ def main() -> None:
         weights=args.teacher_weights or None,
         temperature=args.teacher_temperature,
     ).to("cpu", args.teacher_dtype)
-    options = {
-        "num_samples": args.num_samples,
-        "top_k": args.top_k,
-        "image_column": args.image_column_name,
-        "label_column": args.label_column_name,
-        "class_map": class_map(args.class_map),
-        "shard_size": args.shard_size,
-        "embed_images": args.embed_images,
-        "on_error": args.on_error,
-        "num_workers": args.num_workers,
-        "batch_size": args.batch_size,
-        "device": args.device,
-    }
+    same = "num_samples top_k shard_size embed_images on_error num_workers batch_size device"
+    options = {name: getattr(args, name) for name in same.split()}
+    options |= {"image_column": args.image_column_name, "label_column": args.label_column_name}
+    options["class_map"] = class_map(args.class_map)
     if args.estimate:
         print(estimate(dataset, teacher, policy, num_images=num_images, **options))
         return

@@ -6,13 +6,15 @@ python recipes/train_kd.py --dataset_name me/cifar100-plus --model_name_or_path 
 
 import functools
 import json
+import logging
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from arguments import class_map, given, json_object, one_line_errors, option, parse, required
+from arguments import class_map, json_object, one_line_errors, option, parse, required
 from training import check_same_run, train_and_evaluate
-from unused import STUDENT, say_unused
+
+logger = logging.getLogger("hf_reinforce.train_kd")
 
 
 @dataclass
@@ -64,7 +66,11 @@ def training_classes() -> list[type]:
 
 @one_line_errors
 def main() -> None:
-    data, model_args, args = parse(__doc__, [DataArguments, ModelArguments], training_classes, FURTHER)
+    train(*parse(__doc__, [DataArguments, ModelArguments], training_classes, FURTHER))
+
+
+def train(data, model_args, args) -> None:
+    """Trains one student, or goes on with its training, evaluates it, and writes its card."""
     from transformers import set_seed
 
     from hf_reinforce import KDTrainer
@@ -74,14 +80,11 @@ def main() -> None:
     set_seed(args.seed)
     commit = data_commit(data, args.output_dir)
     replayed = args.method == "reinforced" or data.stored_views
-    train = training_data(data, replayed, args.seed, commit)
-    stored = train.config if replayed else None
-    reinforced = getattr(train, "config", None)
-    facts = {"is_reinforced": reinforced is not None, "embedded": bool(reinforced and reinforced.embed_images)}
-    say_unused(STUDENT, (data, model_args, args), given(), **facts)
-    names = stored.class_names if stored else train.source.class_names
-    num_labels = stored.num_classes if stored else len(names or [])
-    if not num_labels and reinforced:
+    train_set, config = training_data(data, replayed, args.seed, commit)
+    say_ignored(data, model_args, args, is_reinforced=config is not None)
+    names = config.class_names if replayed else train_set.source.class_names
+    num_labels = config.num_classes if replayed else len(names or [])
+    if not num_labels and config is not None:
         raise ValueError(
             f"{data.dataset_name} was reinforced without labels, so --method {args.method} has no classes; train with "
             "--method reinforced, or reinforce it again with its --label_column_name."
@@ -91,61 +94,63 @@ def main() -> None:
             f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it; name a column of "
             "texts with --label_column_name, if there is one."
         )
-    view_size = data.image_size or train.policy.image_size
-    input_size = model_args.input_size or view_size
-    model = create_student(
-        model_args.model_name_or_path,
-        num_labels,
-        input_size,
-        names,
-        json_object("model_args", model_args.model_args),
-        model_args.model_revision,
-    )
+    input_size = model_args.input_size or data.image_size or train_set.policy.image_size
+    further = json_object("model_args", model_args.model_args)
+    name = model_args.model_name_or_path
+    model = create_student(name, num_labels, input_size, names, further, model_args.model_revision)
+    preprocessing = student_preprocessing(model, input_size)
+    evaluated = evaluation_source(data, config, commit)
     trainer = KDTrainer(
         model,
         args,
-        train_dataset=train,
-        eval_dataset=evaluation_data(data, train, names, num_labels, student_preprocessing(model, input_size), commit),
+        train_dataset=train_set,
+        eval_dataset=evaluation_data(data, config, evaluated, names, num_labels, preprocessing),
         teacher=online_teacher(model_args, names) if args.method == "online" else None,
-        preprocessing=student_preprocessing(model, input_size),
+        preprocessing=preprocessing,
     )
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
-    check_same_run(args.output_dir, settings_of(data, model_args, args, commit), write=args.process_index == 0)
+    check_same_run(args, settings_of(data, model_args, args, commit))
     train_and_evaluate(trainer, args)
-    name, config_name, revision = evaluation_name(data, train, commit)
-    evaluated = Evaluation(name, config_name, data.eval_split, revision) if data.eval_split else None
     trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
         write_model_card,
         trainer,
-        base_model=model_args.model_name_or_path,
+        base_model=name,
         dataset_name=data.dataset_name,
         dataset_config_name=data.dataset_config_name,
-        evaluation=evaluated,
+        evaluation=Evaluation(*evaluated[:2], data.eval_split, evaluated[2]) if data.eval_split else None,
     )
     (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)()
     if args.process_index == 0:
+        flags = {"model_name_or_path": args.output_dir, "dataset_name": evaluated[0] or "DATASET"}
+        flags |= {"dataset_config_name": evaluated[1], "split": data.eval_split or "test"}
+        flags |= {"image_column_name": data.image_column_name, "label_column_name": data.label_column_name}
+        words = [word for flag, value in flags.items() if value for word in (f"--{flag}", value)]
         print(
             f"{args.output_dir} has the student (model.safetensors), how it was trained (README.md) and what it came "
-            f"to (all_results.json). Next: {evaluation_command(data, train, args.output_dir)}"
+            f"to (all_results.json). Next: {shlex.join(['python', 'recipes/evaluate.py', *words])}"
         )
 
 
-def evaluation_command(data, train, output_dir):
-    """The command that evaluates the student, on the same data as the training did where that was said."""
-    name, config, _ = evaluation_name(data, train)
-    flags = {"dataset_name": name or "DATASET", "dataset_config_name": config, "split": data.eval_split or "test"}
-    flags |= {"image_column_name": data.image_column_name, "label_column_name": data.label_column_name}
-    words = [word for flag, value in flags.items() if value for word in (f"--{flag}", value)]
-    return shlex.join(["python", "recipes/evaluate.py", "--model_name_or_path", output_dir, *words])
-
-
-def evaluation_name(data, train, commit=None):
-    """Hub id or folder of the evaluation set, its configuration and its revision."""
-    record = train.config.source if hasattr(train, "config") else None
-    source = (record.name, record.revision) if record else (data.dataset_name, commit)
-    name = data.eval_dataset_name or data.source_name_or_path or source[0]
-    config = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
-    return name, config, source[1] if name == source[0] else None
+def say_ignored(data, model_args, args, is_reinforced) -> None:
+    """Names in one line the flags that are not at their default and that a run of this kind does not read."""
+    teacher = ["teacher_name_or_path", "teacher_checkpoint", "teacher_dtype", "class_map"]
+    evaluation = ["eval_dataset_name", "eval_dataset_config_name", "max_eval_samples"]
+    ignored = teacher if args.method != "online" else []
+    ignored += {"plain": ["temperature", "hard_label_weight"], "reinforced": ["stored_views"]}.get(args.method, [])
+    ignored += ["policy", "train_split"] if is_reinforced else ["allow_missing", "accept_pixel_mismatch"]
+    ignored += evaluation if data.eval_split is None else []
+    if args.method != "plain" and not args.hard_label_weight:
+        ignored.append("label_smoothing_factor")
+    if args.timm_optimizer:
+        ignored += ["optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"]
+    given = [
+        f"--{field.name}"
+        for values in (data, model_args, args)
+        for field in fields(values)
+        if field.name in ignored and getattr(values, field.name) not in (field.default, None, [])
+    ]
+    if given:
+        logger.warning("These flags change nothing here: %s.", ", ".join(given))
 
 
 def data_commit(data, output_dir):
@@ -161,9 +166,9 @@ def data_commit(data, output_dir):
 def settings_of(data, model_args, args, commit) -> dict:
     """What a run that is resumed must have been begun with."""
     settings = {"method": args.method, "seed": args.seed, "temperature": args.temperature, **asdict(model_args)}
-    settings["dataset_commit"] = commit
     free = {"accept_pixel_mismatch", "source_name_or_path", "max_eval_samples"}  # change no sample of the training
-    return settings | {k: v for k, v in asdict(data).items() if k not in free and not k.startswith("eval")}
+    kept = {key: value for key, value in asdict(data).items() if key not in free and not key.startswith("eval")}
+    return {**settings, "dataset_commit": commit, **kept}
 
 
 def online_teacher(model_args, names):
@@ -177,9 +182,12 @@ def online_teacher(model_args, names):
 
 
 def training_data(data, replayed, seed, commit):
-    """The training set: stored reinforcements, or fresh augmentations of the same policy."""
+    """The training set, stored reinforcements or fresh augmentations; and the record of a reinforced dataset, or None.
+
+    Fresh augmentations of a reinforced dataset are of its policy.
+    """
     from hf_reinforce import AugmentedDataset, ImageSource, load_policy, load_reinforced
-    from hf_reinforce.hub.load import is_reinforced, load_source
+    from hf_reinforce.hub.load import is_reinforced
 
     if data.streaming and not replayed:
         raise ValueError("--streaming is for stored reinforcements; leave it out with --method plain and online.")
@@ -199,45 +207,49 @@ def training_data(data, replayed, seed, commit):
             streaming=data.streaming,
         )
         if replayed:
-            return stored
+            return stored, stored.config
         fresh = AugmentedDataset(stored.image_source(), stored.policy, data.image_size, seed)
         fresh.config = stored.config
-        return fresh
+        return fresh, stored.config
     if replayed or data.policy is None:
         raise ValueError(
             f"{data.dataset_name} is not a reinforced dataset; reinforce it with recipes/reinforce.py, or choose "
             "--method plain or online with a --policy."
         )
-    rows = load_source(data.dataset_name, data.dataset_config_name, data.train_split, commit)
-    if data.max_train_samples is not None:
-        rows = rows.select(range(min(data.max_train_samples, len(rows))))
+    rows = first_rows(data.max_train_samples, data.dataset_name, data.dataset_config_name, data.train_split, commit)
     source = ImageSource.of(rows, data.image_column_name, data.label_column_name)
-    return AugmentedDataset(source, load_policy(data.policy, data.image_size or 224), data.image_size, seed)
+    return AugmentedDataset(source, load_policy(data.policy, data.image_size or 224), data.image_size, seed), None
 
 
-def evaluation_data(data, train, names, num_labels, preprocessing, commit):
+def evaluation_source(data, config, commit):
+    """Hub id or folder of the evaluation set, its configuration and its revision."""
+    record = config and config.source
+    source, revision = (record.name, record.revision) if record else (data.dataset_name, commit)
+    name = data.eval_dataset_name or data.source_name_or_path or source
+    config_name = data.eval_dataset_config_name or (record.config_name if record else data.dataset_config_name)
+    return name, config_name, revision if name == source else None
+
+
+def evaluation_data(data, config, evaluated, names, num_labels, preprocessing):
     """The evaluation set, None without `eval_split`; its classes must be the student's."""
     from hf_reinforce import AugmentedDataset, ImageSource, evaluation_policy
-    from hf_reinforce.hub.load import load_source
 
+    name, config_name, revision = evaluated
     if data.eval_split is None:
         return None
-    name, config, revision = evaluation_name(data, train, commit)
     if name is None:
         raise ValueError(
             f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."
         )
-    rows = load_source(name, config, data.eval_split, revision, alone=data.streaming)
-    if data.max_eval_samples is not None:
-        rows = rows.select(range(min(data.max_eval_samples, len(rows))))
-    policy = evaluation_policy(**preprocessing.framing())
-    record = train.config.source if hasattr(train, "config") else None
-    image, label = data.image_column_name, data.label_column_name
-    if record and image is None and record.image_column in rows.column_names:  # the columns that were reinforced
-        image = record.image_column
-    if record and label is None and record.label_column in rows.column_names:
-        label = record.label_column
-    source = ImageSource.of(rows, image, label, names)
+    rows = first_rows(data.max_eval_samples, name, config_name, data.eval_split, revision, alone=data.streaming)
+    columns = [data.image_column_name, data.label_column_name]
+    if config:  # the columns that were reinforced
+        recorded = (config.source.image_column, config.source.label_column)
+        columns = [
+            own or (column if column in rows.column_names else None)
+            for own, column in zip(columns, recorded, strict=True)
+        ]
+    source = ImageSource.of(rows, *columns, names)
     if names and source.class_names and list(source.class_names) != list(names):
         raise ValueError(
             f"{name}, split {data.eval_split!r}, has {len(source.class_names)} classes ({source.class_names[0]}, ...) "
@@ -245,7 +257,15 @@ def evaluation_data(data, train, names, num_labels, preprocessing, commit):
             "evaluate with recipes/evaluate.py and a --class_map."
         )
     source.check_labels(num_labels, f"{name}, split {data.eval_split!r}")
-    return AugmentedDataset(source, policy)
+    return AugmentedDataset(source, evaluation_policy(**preprocessing.framing()))
+
+
+def first_rows(limit, *source, **options):
+    """The first rows of a dataset, all of them without a limit."""
+    from hf_reinforce.hub.load import load_source
+
+    rows = load_source(*source, **options)
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ def train_and_evaluate(trainer, args) -> None:
 
     SIGTERM and SIGINT end it with a checkpoint, and exit codes 143 and 130.
     """
-    from hf_reinforce.training.checkpoints import is_finished, last_checkpoint, load_finished
+    from hf_reinforce.training.checkpoints import is_finished, load_finished
 
     # transformers turns do_eval on by itself where there is an eval_strategy
     if args.do_train or not args.do_eval or args.eval_strategy != "no":
-        checkpoint = asked_checkpoint(args) or last_checkpoint(args)
+        checkpoint = first_checkpoint(args)
         if checkpoint and is_finished(checkpoint, args):
             logger.info("The run is finished already; its last checkpoint, %s, is evaluated.", checkpoint)
             metrics = load_finished(trainer, checkpoint)
@@ -37,23 +37,20 @@ def train_and_evaluate(trainer, args) -> None:
         trainer.save_metrics("eval", metrics)
 
 
-def asked_checkpoint(args):
-    """The folder of `--resume_from_checkpoint`; None for the last checkpoint, which must be there if it is True."""
+def first_checkpoint(args):
+    """The checkpoint of `--resume_from_checkpoint`; the last one, or None, where the flag is not given or True."""
     from hf_reinforce.training.checkpoints import last_checkpoint
 
     asked = args.resume_from_checkpoint
-    if asked is None:
-        return None
-    if str(asked).lower() == "true":
-        if last_checkpoint(args) is None:
-            raise ValueError(
-                f"--resume_from_checkpoint {asked}: {args.output_dir} has no checkpoint; leave it out to begin."
-            )
-        return None
+    if asked is None or str(asked).lower() == "true":
+        last = last_checkpoint(args)
+        if asked and last is None:
+            raise ValueError(f"--resume_from_checkpoint {asked}: {args.output_dir} has no checkpoint; leave it out.")
+        return last
     if not (Path(asked) / "trainer_state.json").is_file():
         raise ValueError(
-            f"--resume_from_checkpoint {asked} is no folder of a checkpoint (it has no trainer_state.json). Without "
-            "the flag a run goes on from its last checkpoint; to begin anew, choose another --output_dir."
+            f"--resume_from_checkpoint {asked} is no folder of a checkpoint (it has no trainer_state.json); leave it "
+            "out to go on from the last one, or choose another --output_dir to begin anew."
         )
     return asked
 
@@ -80,27 +77,17 @@ def train(trainer, checkpoint):
     return metrics
 
 
-def check_same_run(output_dir, asked, write) -> None:
-    """Refuses to go on with what was begun with other settings.
-
-    Args:
-        output_dir: folder of the run; its `run.json` keeps the settings.
-        asked: settings of this run; those that the file lacks are not compared.
-        write: whether this process writes the file where there is none.
-
-    Raises:
-        ValueError: if a setting differs; the message names it.
-    """
-    path = Path(output_dir) / "run.json"
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
-        ]
-        if different:
-            raise ValueError(
-                f"{output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
-                "the same."
-            )
-    elif write:
+def check_same_run(args, asked) -> None:
+    """Keeps the settings of a run in its `run.json`, and refuses to go on with what was begun with other ones."""
+    path = Path(args.output_dir) / "run.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    different = [
+        f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
+    ]
+    if different:
+        raise ValueError(
+            f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
+            "the same."
+        )
+    if not there and args.process_index == 0:
         write_json(path, asked)

@@ -8,9 +8,7 @@ cost 1e-4; more means that the target does not belong to the pixels.
 
 from dataclasses import dataclass, replace
 
-from arguments import given, one_line_errors, option, parse, required, write_json
-from checks import check_device
-from unused import VERIFY, say_unused
+from arguments import check_device, one_line_errors, option, parse, required, write_json
 
 
 @dataclass
@@ -31,22 +29,10 @@ class VerifyArguments:
 def main() -> None:
     (args,) = parse(__doc__, [VerifyArguments])
     check_device(args.device)
-    result = verify(args)
-    for name, value in result.items():
-        print(f"{name:14} {value}")
-    if args.output_json:
-        write_json(args.output_json, result)
-    if result["above_bound"]:
-        raise SystemExit(1)
-
-
-def verify(args):
     import torch
     from tqdm.auto import tqdm
 
-    from hf_reinforce import Teacher, load_reinforced
-    from hf_reinforce.models.networks import named_member
-    from hf_reinforce.models.preprocessing import preprocessing_from
+    from hf_reinforce import load_reinforced
     from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, batch_targets, rounding_kl
 
     dataset = load_reinforced(
@@ -56,13 +42,40 @@ def verify(args):
         source=args.source_name_or_path,
         accept_pixel_mismatch=args.accept_pixel_mismatch,
     )
-    config, target = dataset.config, dataset.config.classes
-    if target is None:
-        raise ValueError(f"{args.dataset_name} has no target over classes; verify one that has (--dataset_name).")
-    say_unused(VERIFY, (args,), given(), embedded=config.embed_images)
+    target, num_samples = dataset.config.classes, dataset.config.num_samples
+    if target is None or not all(teacher["weight_hash"] for teacher in target.teachers):
+        raise ValueError(
+            f"{args.dataset_name} has no target over classes whose teachers' weights are recorded, so nobody can ask "
+            "again; verify one that has (--dataset_name)."
+        )
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not all(teacher["weight_hash"] for teacher in target.teachers):
-        raise ValueError(f"{args.dataset_name} does not record its teachers' weights, so nobody can ask them again.")
+    teacher = recorded_teacher(args, target).to(device, target.teachers[0]["dtype"])
+    total = len(dataset) * num_samples
+    records = torch.linspace(0, total - 1, min(args.max_records or total, total)).round().long().tolist()
+    divergences = []
+    for start in tqdm(range(0, len(records), 64), desc="Verifying", unit="batch"):
+        pairs = [divmod(record, num_samples) for record in records[start : start + 64]]
+        answer = teacher(torch.stack([dataset.view(*pair) for pair in pairs]).to(device)).cpu().double()
+        stored = batch_targets(target.collate([dataset.target(*pair) for pair in pairs]))
+        top = answer.gather(-1, stored.label)
+        rest = answer.scatter(-1, stored.label, -torch.inf).logsumexp(-1)
+        divergences += rounding_kl(Targets(stored.label, top, rest), stored).tolist()
+    above = sum(divergence > KL_BOUND for divergence in divergences)
+    result = {"records": len(records), "max_kl": max(divergences), "bound": KL_BOUND, "above_bound": above}
+    for name, value in result.items():
+        print(f"{name:14} {value}")
+    if args.output_json:
+        write_json(args.output_json, result)
+    if above:
+        raise SystemExit(1)
+
+
+def recorded_teacher(args, target):
+    """The teacher whose answers are stored: the same weights, which look at images as they did then."""
+    from hf_reinforce import Teacher
+    from hf_reinforce.models.networks import named_member
+    from hf_reinforce.models.preprocessing import preprocessing_from
+
     names = args.teacher_name_or_path or [teacher["name"] for teacher in target.teachers]
     if len(names) != len(target.teachers):
         raise ValueError(
@@ -73,27 +86,11 @@ def verify(args):
     for name, teacher in zip(names, target.teachers, strict=True):
         own = preprocessing_from(teacher["preprocessing"])
         member = named_member(name, args.teacher_checkpoint, teacher["revision"], own)
-        members.append(
-            replace(member, preprocessing=own, weight=teacher["weight"], class_map=teacher.get("class_map"))
-        )
-    found = [member.weight_hash for member in members]
-    if found != [teacher["weight_hash"] for teacher in target.teachers]:
-        raise ValueError(f"These are other weights than those that answered: {found}.")
-    teacher = Teacher(members, target.temperature, target.class_map).to(device, target.teachers[0]["dtype"])
-    total = len(dataset) * config.num_samples
-    records = torch.linspace(0, total - 1, min(args.max_records or total, total)).round().long().tolist()
-    divergences = []
-    for start in tqdm(range(0, len(records), 64), desc="Verifying", unit="batch"):
-        pairs = [divmod(record, config.num_samples) for record in records[start : start + 64]]
-        views = torch.stack([dataset.view(position, slot) for position, slot in pairs]).to(device)
-        answer = teacher(views).cpu().double()
-        stored = [dataset.target(position, slot) for position, slot in pairs]
-        found = batch_targets(target.collate(stored))
-        top = answer.gather(-1, found.label)
-        rest = answer.scatter(-1, found.label, -torch.inf).logsumexp(-1)
-        divergences += rounding_kl(Targets(found.label, top, rest), found).tolist()
-    above = sum(divergence > KL_BOUND for divergence in divergences)
-    return {"records": len(records), "max_kl": max(divergences), "bound": KL_BOUND, "above_bound": above}
+        if member.weight_hash != teacher["weight_hash"]:
+            raise ValueError(f"{name} has other weights than those that answered: {member.weight_hash}.")
+        recorded = {"weight": teacher["weight"], "class_map": teacher.get("class_map")}
+        members.append(replace(member, preprocessing=own, **recorded))
+    return Teacher(members, target.temperature, target.class_map)
 
 
 if __name__ == "__main__":

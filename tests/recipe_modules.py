@@ -1,9 +1,11 @@
 """The recipes as modules, by path: `evaluate` is also the name of a package."""
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -20,3 +22,31 @@ def load_recipe(name: str) -> ModuleType:
         sys.modules[module_name] = module  # dataclasses and HfArgumentParser look their module up
         spec.loader.exec_module(module)
     return sys.modules[module_name]
+
+
+class Asked(Exception):
+    """A recipe has asked for its flags."""
+
+
+def flag_classes(name: str) -> list[type]:
+    """The dataclasses whose fields are the flags of a recipe."""
+
+    def parse(description, classes, further=tuple, *args, **options):
+        raise Asked([*classes, *further()])
+
+    modules = [load_recipe(name), sys.modules.get("detect")]  # segment.py has its flags parsed there
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", [name]))
+        for module in (module for module in modules if hasattr(module, "parse")):
+            stack.enter_context(mock.patch.object(module, "parse", parse))
+        try:
+            load_recipe(name).main()
+        except Asked as asked:
+            return asked.args[0]
+    raise AssertionError("it asks for no flags")
+
+
+def parse_flags(name: str, argv: list[str], **options) -> dict:
+    """The values of all flags that a recipe makes of its arguments."""
+    parsed = load_recipe("arguments").parse("", flag_classes(name), argv=argv, **options)
+    return {flag: value for values in parsed for flag, value in vars(values).items()}

@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from recipe_modules import load_recipe
+import yaml
+from recipe_modules import flag_classes, load_recipe
 from tiny import tiny_dataset, tiny_teacher
+from transformers import HfArgumentParser
 
 from hf_reinforce import load_policy, reinforce
 
@@ -19,11 +21,13 @@ def blocks(path, language):
 
 
 def commands(path):
+    """The name and the arguments of every recipe that a document runs."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if any(word.startswith("recipes/") and word.endswith(".py") for word in words):
-                yield words
+            for place, word in enumerate(words):
+                if word.startswith("recipes/") and word.endswith(".py"):
+                    yield Path(word).stem, words[place + 1 :]
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
@@ -52,27 +56,27 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if list(commands(path))], ids=lambda path: path.name)
-def test_commands_name_flags_that_exist(path):
-    from transformers import HfArgumentParser
+def test_commands_name_flags_that_exist(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, words in commands(path):
+        words = [word for word in words if word != "..."]
+        parser = HfArgumentParser(flag_classes(name), allow_abbrev=False)
+        first = getattr(load_recipe(name), "FIRST", None)
+        words = [f"--{first}", *words] if first and not words[0].startswith("-") else words
+        _, unknown = parser.parse_known_args(load_recipe("arguments").with_file(words))
+        assert not unknown, f"{path.name}: {name} {' '.join(words)}"
 
-    arguments = load_recipe("arguments")
-    for words in commands(path):
-        index = next(i for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py"))
-        recipe = load_recipe(Path(words[index]).stem)
-        classes = [cls for name, cls in vars(recipe).items() if name.endswith("Arguments")]
-        classes += getattr(recipe, "training_classes", list)()
-        parser = HfArgumentParser(classes, allow_abbrev=False)
-        flags = arguments.with_first_flag(words[index + 1 :], getattr(recipe, "FIRST", None))
-        if flags and flags[0].endswith(".yaml"):
-            flags = [*arguments._flags_of_file(str(ROOT / flags[0])), *flags[1:]]
-        parsed, unknown = parser.parse_known_args([flag for flag in flags if flag != "..."])
-        assert not unknown, f"{path.name}: {' '.join(words)}"
-        assert parsed
+
+def test_readme_and_guide_reinforce_as_the_yaml_file_does():
+    values = yaml.safe_load((ROOT / "recipes/cifar100_plus/reinforce.yaml").read_text(encoding="utf-8"))
+    for document in ("README.md", "docs/guide.md"):
+        words = next(words for name, words in commands(ROOT / document) if name == "reinforce")
+        flags = {flag[2:]: value for flag, value in zip(words[::2], words[1::2], strict=True)}
+        given = {key: values[key] for key in flags}
+        assert flags == {key: str(value[0] if isinstance(value, list) else value) for key, value in given.items()}
 
 
 def test_policy_of_the_guide_is_the_one_in_the_recipes():
-    import yaml
-
     (block,) = blocks(ROOT / "docs" / "guide.md", "yaml")
     text = (ROOT / "recipes" / "digits_plus" / "policy.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(block) == yaml.safe_load(text)
@@ -81,11 +85,11 @@ def test_policy_of_the_guide_is_the_one_in_the_recipes():
 @pytest.mark.slow
 def test_the_demo_makes_what_the_readme_opens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = "--train_size 20 --num_samples 2 --num_epochs 1 --teacher_epochs 1 --num_seeds 1"
-    monkeypatch.setattr("sys.argv", ["demo.py", *flags.split()])
+    monkeypatch.setattr("sys.argv", ["demo.py", "--num_samples", "2", "--num_epochs", "1", "--num_seeds", "1"])
+    monkeypatch.setattr(load_recipe("demo"), "TEACHER_EPOCHS", 1)
     load_recipe("demo").main()
     namespace = {}
     for block in blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(namespace["reinforced"]) == 20
+    assert len(namespace["reinforced"]) == 50
     assert (tmp_path / "outputs/demo/digits-plus/digits/preview.png").exists()

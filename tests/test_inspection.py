@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import concatenate_datasets
 from PIL import Image
-from recipe_modules import load_recipe
+from recipe_modules import load_recipe, parse_flags
 from tiny import NAMES, tiny_dataset, tiny_teacher
 
 from hf_reinforce import schema
@@ -324,11 +324,12 @@ def test_the_recipe(folder, tmp_path, monkeypatch, capsys):
         recipe.main()
 
 
-def test_the_recipe_takes_a_folder_a_flag_or_a_file():
-    with_flag, first = load_recipe("arguments").with_first_flag, load_recipe("inspect_dataset").FIRST
-    assert with_flag(["outputs/x", "--num_images", "3"], first) == ["--dataset_name", "outputs/x", "--num_images", "3"]
-    for words in (["--dataset_name", "outputs/x"], ["run.yaml", "--num_images", "3"], []):
-        assert with_flag(words, first) == words
+def test_the_recipe_takes_a_folder_a_flag_or_a_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("dataset_name: outputs/x\n")
+    first = load_recipe("inspect_dataset").FIRST
+    for words in (["outputs/x"], ["--dataset_name", "outputs/x"], [str(tmp_path / "run.yaml")]):
+        flags = parse_flags("inspect_dataset", [*words, "--num_images", "3"], first=first)
+        assert (flags["dataset_name"], flags["num_images"]) == ("outputs/x", 3)
 
 
 def test_the_code_of_the_document_runs(folder, tmp_path, monkeypatch, capsys):

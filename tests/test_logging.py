@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from recipe_modules import RECIPES, load_recipe
+from recipe_modules import RECIPES
 
 SCRIPT = """
 import dataclasses, logging, sys
@@ -31,10 +31,8 @@ def main():
 
 main()
 """
-PROJECT, LIBRARIES = (
-    "hf_reinforce.anything",
-    ("elsewhere", "datasets.load", "transformers.trainer", "huggingface_hub.api"),
-)
+PROJECT = "hf_reinforce.anything"
+LIBRARIES = ("elsewhere", "datasets.load", "transformers.trainer", "huggingface_hub.api")
 
 
 def said(tmp_path, *flags, rank=0, world=1, further="[]"):
@@ -72,18 +70,3 @@ def test_a_level_is_that_of_the_libraries_too(tmp_path, further):
     ]
     lines = said(tmp_path, *flags, "--log_level", "error", further=further)
     assert not [line for line in lines if " of " in line and "%" not in line]
-
-
-SCRIPTS = [path for path in sorted(RECIPES.glob("*.py")) if path.stem == "arguments" or "__main__" in path.read_text()]
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_every_recipe_parses_with_the_function_that_starts_logging(path):
-    text = path.read_text(encoding="utf-8")
-    assert ("parse(" in text) and ("basicConfig" in text) == (path.stem == "arguments")
-
-
-def test_help_lists_the_level(capsys):
-    with pytest.raises(SystemExit):
-        load_recipe("arguments").parse("Says.", [], argv=["--help"])
-    assert "--log_level" in capsys.readouterr().out

@@ -1,20 +1,20 @@
 """The recipes as a user runs them: help, a whole run from images to figures, resumption, mistakes."""
 
+import dataclasses
 import json
 import logging
 import os
-import re
-import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-import yaml
-from recipe_modules import load_recipe
+from datasets import load_dataset
+from recipe_modules import RECIPES, flag_classes, load_recipe
 from safetensors.torch import load_file, save_file
 from tiny import NAMES, tiny_dataset
 from transformers import AutoModelForImageClassification
@@ -23,60 +23,20 @@ from hf_reinforce import load_reinforced, load_teacher
 from hf_reinforce.cards import preview
 from hf_reinforce.metrics import Predictions, measure, score
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 ROWS, TEST_ROWS, C, SIZE = 24, 10, 5, 32
 ARCHITECTURE = "test_efficientnet"
-
-REINFORCE_FLAGS = [
-    "dataset_name",
-    "dataset_config_name",
-    "split",
-    "image_column_name",
-    "label_column_name",
-    "teacher_name_or_path",
-    "policy",
-    "image_size",
-    "num_samples",
-    "top_k",
-    "seed",
-    "output_dir",
-    "max_samples",
-    "shard_size",
-    "embed_images",
-    "num_workers",
-    "on_error",
-]
-TRAIN_FLAGS = [
-    "dataset_name",
-    "dataset_config_name",
-    "dataset_revision",
-    "source_name_or_path",
-    "eval_dataset_name",
-    "eval_split",
-    "model_name_or_path",
-    "teacher_name_or_path",
-    "method",
-    "temperature",
-]
-EVALUATE_FLAGS = ["model_name_or_path", "dataset_name", "split", "output_json"]
-INSPECT_FLAGS = ["dataset_name", "output_dir", "source_name_or_path", "num_images"]
-FLAGS = {
-    "reinforce": REINFORCE_FLAGS,
-    "train_kd": TRAIN_FLAGS,
-    "evaluate": EVALUATE_FLAGS,
-    "inspect_dataset": INSPECT_FLAGS,
-}
-
-HEAVY = ("torch", "transformers", "datasets", "timm", "numpy", "pyarrow", "hf_reinforce")
+SCRIPTS = [path.stem for path in sorted(RECIPES.glob("*.py")) if "def main(" in path.read_text(encoding="utf-8")]
+HEAVY = ("torch", "transformers", "datasets", "timm", "numpy", "pyarrow", "hf_reinforce", "matplotlib")
 HELP = """
 import runpy, sys
 sys.path.insert(0, {folder!r})
-sys.argv = [{script!r}, "--help"]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as stop:
-    assert not stop.code, stop.code
-print("IMPORTED", *(name for name in {heavy!r} if name in sys.modules))
+for name in {scripts!r}:
+    sys.argv = [f"{folder}/{{name}}.py", "--help"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+    print("IMPORTED", *(name for name in {heavy!r} if name in sys.modules))
 """
 
 
@@ -114,21 +74,13 @@ def workshop(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plus(workshop):
     """The reinforced dataset that `reinforce.py` makes in the workshop."""
+    flags = (
+        f"--dataset_name {workshop}/pets --teacher_name_or_path {workshop}/teacher --policy rrc --image_size {SIZE}"
+    )
+    flags += f" --num_samples 2 --top_k 3 --seed 5 --output_dir {workshop}/pets-plus"
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(RECIPES))
         patch.setattr(preview, "draw", lambda *args: None)
-        flags = {
-            "dataset_name": workshop / "pets",
-            "teacher_name_or_path": workshop / "teacher",
-            "policy": "rrc",
-            "image_size": SIZE,
-            "num_samples": 2,
-            "top_k": 3,
-            "seed": 5,
-            "output_dir": workshop / "pets-plus",
-        }
-        argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-        patch.setattr(sys, "argv", ["reinforce.py", *argv])
+        patch.setattr(sys, "argv", ["reinforce.py", *flags.split()])
         load_recipe("reinforce").main()
     return workshop / "pets-plus"
 
@@ -159,51 +111,18 @@ def train(recipe, plus, tmp_path):
 # -- help ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FLAGS)
-def test_help_is_instant_and_lists_the_flags(name):
-    script = RECIPES / f"{name}.py"
-    code = HELP.format(folder=str(RECIPES), script=str(script), heavy=HEAVY)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
-    text, imported = result.stdout.rsplit("IMPORTED", 1)
-    assert not imported.split(), "what is slow to import is imported after the help"
-    assert text.startswith(f"usage: {name}.py [FILE.yaml] [--flag value ...]")
-    for flag in FLAGS[name]:
-        assert f"--{flag}" in text, flag
-    assert name != "train_kd" or all(word in text for word in ("reinforced", "online", "plain", "TrainingArguments"))
-
-
-@pytest.mark.parametrize("name", FLAGS)
-def test_help_lists_every_flag_of_the_recipe_with_a_text(name, monkeypatch, capsys):
-    import dataclasses
-
-    monkeypatch.syspath_prepend(str(RECIPES))
-    module = load_recipe(name)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "-h"])
-    with pytest.raises(SystemExit) as stop:
-        module.main()
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    own = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == name]
-    for field in (field for cls in own for field in dataclasses.fields(cls)):
-        line = next(line for line in text.split("\n") if line.strip().startswith(f"--{field.name} "))
-        assert line.strip().removeprefix(f"--{field.name}").strip(), f"{field.name} has a help text"
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
-def test_the_documents_reinforce_as_the_yaml_file_does(document):
-    text = (RECIPES.parent / document).read_text(encoding="utf-8").replace("\\\n", " ")
-    (command,) = re.findall(r"^python recipes/reinforce.py (--.*)$", text, re.MULTILINE)
-    words = shlex.split(command)
-    flags = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
-    values = yaml.safe_load((RECIPES / "cifar100_plus" / "reinforce.yaml").read_text(encoding="utf-8"))
-    assert flags == {key: str(*listed(values[key])) for key in flags}
-
-
-@pytest.mark.parametrize("name", ["evaluate", "import_ml_dr", "publish", "reinforce", "train_kd", "verify"])
-def test_recipes_end_with_one_line(name):
-    main = load_recipe(name).main
-    assert main.__wrapped__.__name__ == "main" and main.__code__.co_name == "wrapped", "not @one_line_errors"
+def test_help_is_instant_and_lists_every_flag_with_a_text():
+    code = HELP.format(folder=str(RECIPES), scripts=SCRIPTS, heavy=HEAVY)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    *texts, end = result.stdout.split("IMPORTED\n")
+    assert not end and len(texts) == len(SCRIPTS), "what is slow to import is imported after the help"
+    for name, text in zip(SCRIPTS, texts, strict=True):
+        assert text.startswith(f"usage: {name}.py [FILE.yaml] [--flag value ...]") and "--log_level" in text
+        own = [cls for cls in flag_classes(name) if not cls.__module__.startswith("hf_reinforce")]
+        for field in (field for cls in own for field in dataclasses.fields(cls)):
+            line = next(line for line in text.splitlines() if line.strip().startswith(f"--{field.name} "))
+            assert len(line.split()) > 2, f"{field.name} has no help text"
+        assert load_recipe(name).main.__wrapped__.__name__ == "main", "not @one_line_errors"
 
 
 # -- from images to figures ---------------------------------------------------------------------------------------
@@ -362,11 +281,45 @@ def test_the_last_checkpoint_is_meant_by_true(train, caplog, tmp_path):
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 
-def test_idle_flags_are_named_once(train, caplog):
-    with caplog.at_level(logging.WARNING):
-        train(policy="nonsense", label_smoothing_factor=0.1, adam_beta2=0.5, max_steps=1)
-    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("These flags change nothing")]
-    assert all(f"--{flag} " in line for flag in ("policy", "label_smoothing_factor", "adam_beta2"))
+PARSED = "--dataset_name me/data --model_name_or_path me/model --output_dir FOLDER/out --use_cpu True"
+TEACHER = "--teacher_name_or_path me/t --class_map identity --teacher_dtype bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_reinforced", "expected"),
+    [
+        ("--policy nonsense --train_split test", True, "policy train_split"),
+        ("--policy rrc --train_split test --method plain", False, ""),
+        ("--label_smoothing_factor 0.1", True, "label_smoothing_factor"),
+        ("--label_smoothing_factor 0.1 --hard_label_weight 0.5", True, ""),
+        ("--label_smoothing_factor 0.1 --method plain", True, ""),
+        ("--adam_beta2 0.9 --optim sgd --timm_optimizer sgd", True, "adam_beta2 optim"),
+        ("--adam_beta2 0.9 --lr_scheduler_type cosine", True, ""),
+        (TEACHER, True, "teacher_name_or_path class_map teacher_dtype"),
+        (f"{TEACHER} --method online", True, ""),
+        ("--temperature 2 --hard_label_weight 0.5 --method plain", True, "temperature hard_label_weight"),
+        ("--temperature 2 --hard_label_weight 0.5", True, ""),
+        ("--temperature 1 --method plain", True, ""),  # the default
+        ("--stored_views True", True, "stored_views"),
+        ("--allow_missing True --method plain", False, "allow_missing"),
+        ("--allow_missing True --accept_pixel_mismatch True", True, ""),
+        ("--eval_dataset_name me/e --max_eval_samples 3", True, "eval_dataset_name max_eval_samples"),
+        ("--eval_dataset_name me/e --max_eval_samples 3 --eval_split test", True, ""),
+        *((f"{RECIPES}/{name}_plus/student.yaml PLAIN", True, "") for name in ("imagenet", "food101", "cifar100")),
+        *((f"{RECIPES}/{name}_plus/student.yaml", True, "") for name in ("imagenet", "flowers102", "cifar100")),
+    ],
+)
+def test_flags_that_do_nothing_are_named_in_one_line(flags, is_reinforced, expected, caplog, tmp_path):
+    of_file = flags.startswith(str(RECIPES))
+    words = flags.replace("PLAIN", "--method plain --use_cpu True") if of_file else f"{PARSED} {flags}"
+    argv = words.replace("FOLDER", str(tmp_path)).split()
+    parsed = load_recipe("arguments").parse("", flag_classes("train_kd"), argv=argv)
+    load_recipe("train_kd").say_ignored(*parsed, is_reinforced)
+    lines = [record.getMessage() for record in caplog.records if "change nothing" in record.getMessage()]
+    assert len(lines) == bool(expected)
+    assert {word.strip(",.-") for line in lines for word in line.split() if word.startswith("--")} == set(
+        expected.split()
+    )
 
 
 def test_inspection_has_a_folder_of_its_own(recipe, plus, tmp_path, monkeypatch, capsys):
@@ -416,82 +369,21 @@ def message(recipe, name, *arguments, **flags):
     return str(stop.value.code)
 
 
-def test_unknown_key_of_a_file(recipe, tmp_path):
+def test_unknown_flags_of_a_file_and_of_the_command_line(recipe, tmp_path):
     file = tmp_path / "student.yaml"
     file.write_text("dataset_name: pets\nlearning_rat: 0.1\n")
     assert f"no flag --learning_rat in {file}; did you mean --learning_rate?" in message(recipe, "train_kd", file)
-
-
-def test_missing_file_and_unknown_flag(recipe, tmp_path):
-    assert "There is no file" in message(recipe, "train_kd", tmp_path / "nothing.yaml")
     found = message(recipe, "evaluate", model_name_or_path="a", dataset_name="b", batchsize=3)
     assert found == "error: There is no flag --batchsize; did you mean --batch_size? --help lists the flags."
+
+
+@pytest.mark.parametrize(("flag", "instead"), load_recipe("arguments").REPLACED.items())
+def test_a_dropped_flag_names_its_replacement_where_there_is_one(flag, instead, recipe, tmp_path):
     file = tmp_path / "student.yaml"
-    file.write_text("images_on_device: true\n")
-    assert f"There is no flag --images_on_device in {file}; give --cache_images True" in message(
-        recipe, "train_kd", file
-    )
-
-
-@pytest.fixture
-def training_flags(workshop, tmp_path):
-    return {
-        "dataset_name": workshop / "pets",
-        "model_name_or_path": ARCHITECTURE,
-        "output_dir": tmp_path / "out",
-        "use_cpu": True,
-    }
-
-
-def test_training_on_images_that_are_not_reinforced(recipe, training_flags):
-    text = message(recipe, "train_kd", method="reinforced", **training_flags)
-    assert "is not a reinforced dataset; reinforce it with recipes/reinforce.py, or choose" in text
-    assert "--policy" in message(recipe, "train_kd", method="plain", **training_flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"method": "magic"}, "method must be one of reinforced, online, plain, not 'magic'"),
-        ({"model_name_or_path": "resnet51"}, "'resnet51' is neither a timm architecture"),
-        ({"method": "online"}, "needs a teacher"),
-        ({"dataset_config_name": "randaug"}, "has the configurations ['rrc']"),
-        ({"selection": "twice"}, "selection must be 'cycle' or 'random'"),
-        ({"eval_split": "validation"}, "validation"),
-        ({"source_name_or_path": "owner/nothing"}, "There is no dataset 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "There is no dataset 'owner/nothing'"),
-    ],
-)
-def test_mistakes_in_training_are_one_sentence(flags, expected, recipe, training_flags, plus):
-    assert expected in message(recipe, "train_kd", **{**training_flags, "dataset_name": plus, **flags})
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"num_samples": 0}, "num_samples must be"),
-        ({"top_k": 9}, "top_k must lie between 1 and the 5 classes, not 9"),
-        ({"policy": "magic"}, "Unknown policy 'magic'"),
-        ({"image_column_name": "picture"}, "no image column 'picture'; its columns are ['image', 'label']"),
-        ({"teacher_name_or_path": "owner/nothing"}, "There is no image classifier 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "There is no dataset 'owner/nothing'"),
-        ({"split": "validation"}, "validation"),
-        ({"class_map": "[0, 1, 9, 3, 4]"}, "class_map"),
-        ({"class_map": "{not json"}, "class_map"),
-        ({"max_samples": 0}, "--max_samples must be at least 1, not 0"),
-    ],
-)
-def test_mistakes_in_reinforcing_are_one_sentence(flags, expected, recipe, workshop, tmp_path):
-    common = {
-        "dataset_name": workshop / "pets",
-        "teacher_name_or_path": workshop / "teacher",
-        "output_dir": tmp_path / "plus",
-        "num_samples": 1,
-        "top_k": 2,
-        "image_size": SIZE,
-    }
-    assert expected in message(recipe, "reinforce", **{**common, **flags})
-    assert not list(tmp_path.rglob("*.parquet"))
+    file.write_text(f"{flag[2:]}: cosine\n")
+    for argv, where in ([flag, "cosine"], ""), ([file], f" in {file}"):
+        assert f"There is no flag {flag}{where}; did you mean {instead}?" in message(recipe, "train_kd", *argv)
+    assert instead not in message(recipe, "reinforce", flag, "1")
 
 
 def test_an_estimate_is_printed_and_nothing_is_written(recipe, workshop, tmp_path, capsys):
@@ -504,42 +396,9 @@ def test_an_estimate_is_printed_and_nothing_is_written(recipe, workshop, tmp_pat
 
 
 def test_other_settings_for_the_same_folder_are_refused(recipe, plus, workshop):
-    text = message(
-        recipe,
-        "reinforce",
-        dataset_name=workshop / "pets",
-        teacher_name_or_path=workshop / "teacher",
-        policy="rrc",
-        image_size=SIZE,
-        num_samples=2,
-        top_k=2,
-        seed=5,
-        output_dir=plus,
-    )
+    flags = {"dataset_name": workshop / "pets", "teacher_name_or_path": workshop / "teacher", "policy": "rrc"}
+    text = message(recipe, "reinforce", **flags, image_size=SIZE, num_samples=2, top_k=2, seed=5, output_dir=plus)
     assert "holds a reinforced dataset that was made differently: top_k: 2, not 3" in text
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"model_name_or_path": "owner/nothing"}, "There is no image classifier 'owner/nothing'"),
-        ({"dataset_name": "owner/nothing"}, "There is no dataset"),
-        ({"max_samples": 0}, "--max_samples must be at least 1, not 0"),
-        (
-            {"class_map": "[0]"},
-            f"class_map must give one teacher class in [0, {C}) for each of the dataset's {C} classes; it has 1 "
-            "entries: 0; mend --class_map.",
-        ),
-    ],
-)
-def test_mistakes_in_evaluation_are_one_sentence(flags, expected, recipe, workshop):
-    common = {
-        "dataset_name": workshop / "pets",
-        "model_name_or_path": workshop / "teacher",
-        "num_workers": 0,
-        "device": "cpu",
-    }
-    assert expected in message(recipe, "evaluate", **{**common, **flags})
 
 
 # -- processes ----------------------------------------------------------------------------------------------------
@@ -560,29 +419,30 @@ def test_accelerate_launch(plus, tmp_path):
     assert json.loads((tmp_path / "student" / "eval_results.json").read_text())["eval_num_samples"] == TEST_ROWS
 
 
-def test_a_folder_with_another_run_is_not_resumed(recipe, plus, workshop, training_flags):
-    flags = training_flags | {"dataset_name": plus, "max_steps": 2, "save_steps": 1, "eval_split": "test"}
-    flags |= {"eval_dataset_name": workshop / "pets", "source_name_or_path": workshop / "pets"}
-    recipe("train_kd", method="reinforced", **flags)
-    figures = (training_flags["output_dir"] / "train_results.json").read_text(encoding="utf-8")
-    refused = message(recipe, "train_kd", method="plain", **flags)
-    assert "holds another run" in refused
-    assert "method: 'plain', not 'reinforced'" in refused
+def test_a_folder_with_another_run_is_not_resumed(train, workshop):
+    flags = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_split": "test"}
+    folder = train(**flags, method="reinforced", eval_dataset_name=workshop / "pets")
+    figures = (folder / "train_results.json").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"holds another run .*method: 'plain', not 'reinforced'"):
+        train(**flags, method="plain")
     # Finished: evaluated again, its figures kept; what changes no sample may be asked for anew.
-    recipe("train_kd", method="reinforced", accept_pixel_mismatch=True, max_eval_samples=3, **flags)
-    assert (training_flags["output_dir"] / "train_results.json").read_text(encoding="utf-8") == figures
+    train(**flags, method="reinforced", accept_pixel_mismatch=True, max_eval_samples=3)
+    assert (folder / "train_results.json").read_text(encoding="utf-8") == figures
 
 
-def test_students_are_evaluated_on_their_own_classes(recipe, plus, workshop, training_flags, tmp_path):
-    other = tmp_path / "others"
-    other.mkdir()
-    tiny_dataset(TEST_ROWS, labels=C - 1).to_parquet(other / "test-00000-of-00001.parquet")
-    flags = training_flags | {"dataset_name": plus, "max_steps": 1, "eval_split": "test", "eval_dataset_name": other}
-    refused = message(recipe, "train_kd", source_name_or_path=workshop / "pets", **flags)
-    assert f"has {C - 1} classes" in refused and f"not the student's {C}" in refused
+def test_a_part_of_a_dataset_is_balanced(recipe, workshop, tmp_path, capsys):
+    def part(name, *flags):
+        recipe("subset", *flags, dataset_name=workshop / "pets", output_dir=tmp_path / name)
+        return load_dataset(str(tmp_path / name), split="train")
 
-
-def test_results_that_cannot_be_written_are_noticed_first(recipe, workshop):
-    flags = {"model_name_or_path": workshop / "nowhere", "dataset_name": workshop / "pets"}
-    blocked = workshop / "pets" / "train-00000-of-00001.parquet" / "test.json"
-    assert str(blocked.parent) in message(recipe, "evaluate", output_json=blocked, **flags)
+    half = part("half", "--share", "0.5")
+    assert capsys.readouterr().out.endswith(f"half has 12 of {ROWS} images.\n")
+    assert set(Counter(half["label"]).values()) == {2, 3} and half.features["label"].names == list(NAMES[:C])
+    assert (
+        part("again", "--share", "0.5")["label"]
+        == half["label"]
+        != part("other", "--share", "0.5", "--seed", "1")["label"]
+    )
+    for flags, says in ((["--share", "1"], "between 0 and 1, not be 1.0"), ([], "half exists already")):
+        with pytest.raises(SystemExit, match=says):
+            part("half", *flags)

@@ -4,23 +4,27 @@ import dataclasses
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from datasets import load_dataset
-from recipe_modules import load_recipe
-from tiny import NAMES, tiny_dataset
-from transformers import TrainingArguments
+from recipe_modules import flag_classes, load_recipe
 
 study = load_recipe("study")
 ROOT = Path(__file__).parent.parent
 
 SPEC = {
     "output_dir": "out",
-    "sizes": {"small": {"seeds": [0, 1], "teachers": ["a", "b"], "members": {"x": {"flag": 1}}, "net": {"depth": 6}}},
+    "sizes": {
+        "small": {
+            "seeds": [0, 1],
+            "teachers": ["a", "b"],
+            "members": {"x": {"flag": 1}},
+            "net": {"depth": 6},
+            "without": [{"method": "kd", "seed": "seed1"}],
+        }
+    },
     "stages": {
         "first": {"recipe": "write.py", "over": {"member": "{members}"}},
         "second": {
@@ -28,46 +32,30 @@ SPEC = {
             "config": "some.yaml",
             "flags": {"output_dir": "{output_dir}/{name}", "none": None, "teachers": "{teachers}", "args": "{net}"},
             "over": {"method": {"plain": None, "kd": {"method": "kd"}}, "seed": "{seeds}"},
+            "except": "{without}",
+        },
+        "evaluated": {
+            "recipe": "write.py",
+            "each": "second",
+            "flags": {"model": "{output_dir}/{run}", "method": "{method}"},
         },
     },
 }
 
 
-def test_a_stage_is_a_grid_over_its_axes():
+def test_a_stage_is_a_grid_over_its_axes_or_for_each_run_of_an_earlier_one():
     runs = study.runs_of(SPEC, "small", [])
-    assert [run.name for run in runs] == [
-        "first-x",
-        "second-plain-seed0",
-        "second-plain-seed1",
-        "second-kd-seed0",
-        "second-kd-seed1",
-    ]
+    settings = ["plain-seed0", "plain-seed1", "kd-seed0"]  # and not kd-seed1
+    names = [f"{stage}-{name}" for stage in ("second", "evaluated") for name in settings]
+    assert [run.name for run in runs] == ["first-x", *names]
     assert runs[0].command[1:] == ("--flag", "1")
-    assert runs[3].labels == {"method": "kd", "seed": "seed0"}
+    assert runs[3].labels == runs[6].labels == {"method": "kd", "seed": "seed0"}
     assert runs[3].command[1:] == (
         *("some.yaml", "--output_dir", "out/small/second-kd-seed0", "--teachers", "a", "b"),
         *("--args", '{"depth": 6}', "--method", "kd", "--seed", "0"),
     )
+    assert runs[6].command[1:] == ("--model", "out/small/second-kd-seed0", "--method", "kd")
     assert [run.name for run in study.runs_of(SPEC, "small", ["first"])] == ["first-x"]
-
-
-def test_combinations_of_a_grid_are_left_out():
-    sizes = {"small": {**SPEC["sizes"]["small"], "without": [{"method": "kd", "seed": "seed1"}]}}
-    stage = {**SPEC["stages"]["second"], "except": "{without}"}
-    runs = study.runs_of({**SPEC, "sizes": sizes, "stages": {"second": stage}}, "small", [])
-    assert [run.name for run in runs] == ["second-plain-seed0", "second-plain-seed1", "second-kd-seed0"]
-
-
-def test_a_stage_may_be_for_each_run_of_an_earlier_one():
-    evaluated = {
-        "recipe": "write.py",
-        "each": "second",
-        "flags": {"model": "{output_dir}/{run}", "method": "{method}"},
-    }
-    runs = study.runs_of({**SPEC, "stages": {**SPEC["stages"], "evaluated": evaluated}}, "small", ["evaluated"])
-    assert [run.name for run in runs][:2] == ["evaluated-plain-seed0", "evaluated-plain-seed1"] and len(runs) == 4
-    assert runs[3].command[1:] == ("--model", "out/small/second-kd-seed1", "--method", "kd")
-    assert runs[3].labels == {"method": "kd", "seed": "seed1"}
 
 
 def changed(**stage):
@@ -78,7 +66,7 @@ def changed(**stage):
     ("spec", "size", "only", "says"),
     [
         (SPEC, "large", [], "no size 'large'; its sizes are small"),
-        (SPEC, "small", ["third"], "no stage 'third'; its stages are first, second"),
+        (SPEC, "small", ["third"], "no stage 'third'; its stages are first, second, evaluated"),
         (changed(flags={"n": "{num}"}), "small", [], "uses {num}, which this size does not define"),
         (changed(grid={}), "small", [], "unknown keys ['grid']"),
         (
@@ -111,8 +99,9 @@ def recipes(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_study(recipes, monkeypatch, stage, *flags):
-    spec = {"output_dir": "out", "sizes": {"cpu": {}}, "stages": {"only": {"recipe": "write.py", **stage}}}
+def run_study(recipes, monkeypatch, stage, *flags, **further):
+    stages = {"only": {"recipe": "write.py", **stage}}
+    spec = {"output_dir": "out", "sizes": {"cpu": {}}, "stages": stages, **further}
     (recipes / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     monkeypatch.setattr(sys, "argv", ["study.py", "--study", "study.yaml", *flags])
     study.main()
@@ -125,16 +114,21 @@ def test_what_is_done_is_not_run_again(recipes, monkeypatch, capsys):
     record = json.loads((recipes / "out/cpu/done/only-n3.json").read_text())
     assert record["command"] == ["--n", "3"] and record["seconds"] > 0
     capsys.readouterr()
-    run_study(recipes, monkeypatch, {"over": {"n": [1, 4]}}, "--list_runs", "true")
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
-        ["done", "only-n1"],
-        ["todo", "only-n4"],
-    ]
+    run_study(recipes, monkeypatch, {"over": {"n": [1, "two words"]}}, "--list_runs", "true")
+    done, todo = capsys.readouterr().out.splitlines()
+    assert done.split()[:2] == ["done", "only-n1"] and shlex.split(todo)[-2:] == ["--n", "two words"]
+    with pytest.raises(SystemExit, match="only-n2 was run with other settings; remove"):
+        run_study(recipes, monkeypatch, {"over": {"n": {"n2": {"n": 9}}}})
 
 
-def test_commands_are_listed_as_a_shell_takes_them(recipes, monkeypatch, capsys):
-    run_study(recipes, monkeypatch, {"over": {"n": ["two words"]}}, "--list_runs", "true")
-    assert shlex.split(capsys.readouterr().out)[-2:] == ["--n", "two words"]
+def test_a_run_whose_data_is_missing_is_named_before_anything_runs(recipes, monkeypatch):
+    stage = {"over": {"n": [1]}, "flags": {"output_dir": "{output_dir}/{name}"}}
+    further = {"recipe": "write.py", "flags": {"n": 2, "data": "{output_dir}/only-n1"}}
+    missing = {"recipe": "write.py", "flags": {"n": 3, "data": "{output_dir}/elsewhere"}}
+    with pytest.raises(SystemExit, match="error: last needs out/cpu/elsewhere, which is not there and which no run"):
+        stages = {"only": {"recipe": "write.py", **stage}, "next": further, "last": missing}
+        run_study(recipes, monkeypatch, stage, stages=stages)
+    assert not (recipes / "ran.txt").exists()
 
 
 def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch):
@@ -147,22 +141,13 @@ def test_records_and_figures_are_kept_where_the_study_says(recipes, monkeypatch)
         "(folder / 'trainer_state.json').write_text(json.dumps({'log_history': log}))\n"
     )
     stage = {"recipe": "train.py", "flags": {"output_dir": "{output_dir}/{name}"}}
-    spec = {"output_dir": "out", "records": "kept", "sizes": {"cpu": {}}, "stages": {"only": stage}}
-    (recipes / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-    monkeypatch.setattr(sys, "argv", ["study.py", "--study", "study.yaml"])
-    study.main()
+    run_study(recipes, monkeypatch, stage, records="kept")
     record = json.loads((recipes / "kept/cpu/only.json").read_text())
     assert record["results"] == {"eval_accuracy": 0.5} and record["command"][0] == "--output_dir"
     assert record["seconds_per_step"] == 0.2  # of 0.2, 0.4 and 0.2; the first steps compile
     shutil.rmtree(recipes / "out")
     study.main()  # on another machine
     assert not (recipes / "out").exists()
-
-
-def test_a_run_with_other_settings_is_not_taken_for_done(recipes, monkeypatch):
-    run_study(recipes, monkeypatch, {"over": {"n": {"a": {"n": 1}}}})
-    with pytest.raises(SystemExit, match="only-a was run with other settings; remove"):
-        run_study(recipes, monkeypatch, {"over": {"n": {"a": {"n": 2}}}})
 
 
 def test_a_failure_ends_the_study_with_its_last_line(recipes, monkeypatch):
@@ -198,48 +183,17 @@ def test_runs_at_the_same_time_share_the_cores_and_timed_ones_are_alone(recipes,
     assert (recipes / "runs.txt").read_text() == "begin all begin all "
 
 
-@pytest.mark.parametrize(
-    ("file", "size", "left_out"),
-    [
-        ("study", "quick", {"tuning"}),
-        ("study", "cpu", set()),
-        ("study", "gpu", set()),
-        ("ablations", "cpu", set()),
-        ("ablations", "gpu", set()),
-        ("regime", "cpu", set()),
-        ("converged", "cpu", set()),
-        ("converged", "rehearsal", set()),
-    ],
-)
-def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file, size, left_out):
+SIZES = {"study": ("quick", "cpu", "gpu"), "ablations": ("cpu", "gpu"), "regime": ("cpu",)}
+
+
+@pytest.mark.parametrize("file", [*SIZES, "converged"])
+def test_the_studies_of_cifar100_have_flags_that_their_recipes_know(file):
     spec = yaml.safe_load((ROOT / f"recipes/cifar100_plus/{file}.yaml").read_text())
-    runs = study.runs_of(spec, size, [])
-    assert {run.stage for run in runs} == set(spec["stages"]) - left_out
-    known = {
-        path: subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True).stdout
-        for path in {run.command[0] for run in runs}
-    }
-    for run in runs:
-        flags = {word for word in run.command if word.startswith("--")}
-        trainer = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
-        allowed = trainer if run.command[0].endswith("train_kd.py") else {"--output_dir"}
-        assert all(flag in known[run.command[0]] for flag in flags - allowed)
-
-
-def test_a_part_of_a_data_set_is_balanced(tmp_path, monkeypatch, capsys):
-    tiny_dataset(40, labels=5).to_parquet(tmp_path / "images" / "train.parquet")
-    subset = load_recipe("subset")
-
-    def run(folder, *flags):
-        argv = ["--dataset_name", str(tmp_path / "images"), "--output_dir", str(tmp_path / folder), *flags]
-        monkeypatch.setattr(sys, "argv", ["subset.py", *argv])
-        subset.main()
-        return load_dataset(str(tmp_path / folder), split="train")
-
-    part = run("quarter")
-    assert capsys.readouterr().out.endswith("quarter has 10 of 40 images.\n")
-    assert sorted(part["label"]) == sorted([*range(5)] * 2) and part.features["label"].names == list(NAMES[:5])
-    assert run("again")["label"] == part["label"] != run("other", "--seed", "1")["label"]
-    for flags, says in ((["--share", "1"], "between 0 and 1, not be 1.0"), ([], "quarter exists already")):
-        with pytest.raises(SystemExit, match=says):
-            run("quarter", *flags)
+    for size in SIZES.get(file, ("cpu", "rehearsal")):
+        runs = study.runs_of(spec, size, [])
+        assert {run.stage for run in runs} == set(spec["stages"]) - ({"tuning"} if size == "quick" else set())
+        for run in runs:
+            known = {
+                field.name for cls in flag_classes(Path(run.command[0]).stem) for field in dataclasses.fields(cls)
+            }
+            assert {word[2:] for word in run.command if word.startswith("--")} <= known, run.name

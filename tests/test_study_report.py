@@ -60,15 +60,11 @@ def study(tmp_path, monkeypatch):
 
 
 def other_stages(folder):
-    """Leaves the results of the trainings of stage `samples`."""
-    for count, accuracy in ((1, 0.25), (2, 0.5)):
-        leave_results(folder / f"samples-num_samples{count}", accuracy)
-
-
-def leave_results(folder, accuracy):
-    folder.mkdir(parents=True)
-    figures = {"eval_accuracy": accuracy, "eval_nll": 1.5, "eval_ece": 0.0625, "eval_num_samples": 100.0}
-    (folder / "eval_results.json").write_text(json.dumps(figures))
+    """Leaves the results of the trainings of stage `samples`, and of one in stage `seeds`."""
+    for name, accuracy in (("samples-num_samples1", 0.25), ("samples-num_samples2", 0.5), ("seeds-seed1", 0.625)):
+        (folder / name).mkdir(parents=True)
+        figures = {"eval_accuracy": accuracy, "eval_nll": 1.5, "eval_ece": 0.0625, "eval_num_samples": 100.0}
+        (folder / name / "eval_results.json").write_text(json.dumps(figures))
 
 
 def run_report(monkeypatch, *flags):
@@ -101,39 +97,26 @@ def test_raw_figures_table_and_picture(study, tmp_path, monkeypatch):
     assert is_drawn(tmp_path / "docs/zoo-study-cpu-reliability.png")
 
 
-def test_the_table_comes_from_the_raw_figures_alone(study, tmp_path, monkeypatch):
-    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
-    before = (tmp_path / "docs/zoo-study-cpu.md").read_bytes()
-    for name in ("zoo-study-cpu.md", "zoo-study-cpu.png"):
-        (tmp_path / "docs" / name).unlink()
-    study.unlink()
-    run_report(monkeypatch, "--results", tmp_path / "docs/zoo-study-cpu.json")
-    assert (tmp_path / "docs/zoo-study-cpu.md").read_bytes() == before and (
-        tmp_path / "docs/zoo-study-cpu.png"
-    ).exists()
-
-
-def test_a_figure_that_some_seeds_lack_is_that_of_the_others(study, tmp_path, monkeypatch):
-    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
-    path = tmp_path / "docs/zoo-study-cpu.json"
-    results = json.loads(path.read_text())
-    results["rows"][1]["corrupted_accuracy"] = 0.125
-    path.write_text(json.dumps(results))
-    run_report(monkeypatch, "--results", path)
-    assert path.with_suffix(".md").read_text().splitlines()[3].split(" | ")[5] == "12.5"
-
-
-def test_other_stages_have_tables_of_their_own(study, tmp_path, monkeypatch):
+def test_tables_and_pictures_come_from_the_raw_figures_alone(study, tmp_path, monkeypatch):
     other_stages(tmp_path / "out/cpu")
     run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
-    lines = (tmp_path / "docs/zoo-study-cpu.md").read_text().splitlines()
-    start = lines.index("### samples")
-    assert lines[start + 2 :] == [
+    path = tmp_path / "docs/zoo-study-cpu.json"
+    before = path.with_suffix(".md").read_text()
+    lines = before.splitlines()
+    assert lines[lines.index("### samples") + 2 :] == [
         "| num_samples | top-1, % | NLL | ECE |",
         "|---|---|---|---|",
         "| num_samples1 | 25.0 | 1.500 | 0.062 |",
         "| num_samples2 | 50.0 | 1.500 | 0.062 |",
     ]
+    for suffix in (".md", ".png"):
+        path.with_suffix(suffix).unlink()
+    study.unlink()
+    run_report(monkeypatch, "--results", path)
+    assert path.with_suffix(".md").read_text() == before and path.with_suffix(".png").exists()
+    results = json.loads(path.read_text())
+    results["rows"][1]["corrupted_accuracy"] = 0.125  # which the other seed lacks
+    assert report.markdown(results).splitlines()[3].split(" | ")[5] == "12.5"
 
 
 def test_settings_are_compared_with_the_baseline_over_its_seeds(study, tmp_path, monkeypatch):
@@ -142,17 +125,9 @@ def test_settings_are_compared_with_the_baseline_over_its_seeds(study, tmp_path,
     spec = {**SPEC, "baseline": {"stage": "samples", "label": "num_samples2"}}
     spec["stages"] = {**SPEC["stages"], "seeds": {"recipe": "train.py", "over": {"seed": [1]}}}
     study.write_text(yaml.safe_dump(spec, sort_keys=False))
-    leave_results(tmp_path / "out/cpu/seeds-seed1", 0.625)
     run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
     text = (tmp_path / "docs/zoo-study-cpu.md").read_text()
     assert text.count("| baseline | 56.2 ± 8.8 | 1.500 ± 0.000 | 0.062 ± 0.000 |") == 2
-    assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
-
-
-def test_a_study_of_settings_alone_has_a_panel_for_each(study, tmp_path, monkeypatch):
-    shutil.rmtree(tmp_path / "out")
-    other_stages(tmp_path / "out/cpu")
-    run_report(monkeypatch, "--study", study, "--output_dir", tmp_path / "docs")
     assert json.loads((tmp_path / "docs/zoo-study-cpu.json").read_text())["rows"] == []
     assert is_drawn(tmp_path / "docs/zoo-study-cpu.png")
 
@@ -175,7 +150,7 @@ def test_the_tables_in_the_documents_are_made_of_the_raw_figures():
         size: json.loads((ROOT / f"docs/studies/cifar100_plus-study-{size}.json").read_text()) for size in SIZES
     }
     lines, quick = (
-        [line for line in report.table(results[size]).splitlines() if line.startswith("|")] for size in SIZES
+        [line for line in report.headline(results[size]).splitlines() if line.startswith("|")] for size in SIZES
     )
     pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")}
     assert [line for line in lines if line not in pages["docs/results.md"]] == []
