@@ -190,8 +190,8 @@ class Import:
         table = pa.table([pa.array([row]), pa.array([self.facts.hashes[row]]), *arrays], schema=arrow)
         return table if used else table.slice(0, 0)
 
-    def _arrow_schema(self, num_samples: int, top_k: int, kept: tuple[str, ...] = ()) -> pa.Schema:
-        target, source = self.target.storing(top_k), {name: self.dataset.features[name] for name in kept}
+    def _arrow_schema(self, num_samples: int, stored_classes: int, kept: tuple[str, ...] = ()) -> pa.Schema:
+        target, source = self.target.storing(stored_classes), {name: self.dataset.features[name] for name in kept}
         columns = {target.column: target.column_feature(num_samples)}
         return schema.reinforced_features(source, self.config.policy.feature, num_samples, columns).arrow_schema
 
@@ -243,18 +243,18 @@ class Import:
         """
         parts = [self._sorted(path) for path in sorted(self.staging.glob("*/*.arrow"))]
         shapes = [_shape(part.features.arrow_schema) for part in parts]
-        if len({top_k for _, top_k in shapes}) != 1:
+        if len({stored_classes for _, stored_classes in shapes}) != 1:
             raise ValueError(
                 f"{[path.name for path in self.paths]} must hold records, all with the same number of classes; found "
-                f"records of {sorted({top_k for _, top_k in shapes})} classes."
+                f"records of {sorted({stored_classes for _, stored_classes in shapes})} classes."
             )
-        num_samples, top_k = sum(count for count, _ in shapes), shapes[0][1]
+        num_samples, stored_classes = sum(count for count, _ in shapes), shapes[0][1]
         size = self.config.shard_size or min(max(1, SHARD_RECORDS // num_samples), MAX_SHARD_SIZE)
         unused = np.setdiff1d(np.arange(len(self.dataset)), self.used).tolist()
         self.config = replace(
             self.config,
             num_samples=num_samples,
-            targets=(self.target.storing(top_k),),
+            targets=(self.target.storing(stored_classes),),
             shard_size=size,
             skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in unused),
         )
