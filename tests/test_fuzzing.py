@@ -186,7 +186,7 @@ def test_records(policy, data):
         index, params, targets = found
         assert type(index) is int and len({len(params), *map(len, targets)}) == 1
         assert (targets.label >= 0).all() and (targets.label < 5).all()
-        assert np.isfinite(targets.value).all() and (targets.value <= 0).all()
+        assert targets.value.isfinite().all() and (targets.value <= 0).all()
         pa.array(params, Features({"params": policy.feature}).arrow_schema.field("params").type)
 
 

@@ -120,8 +120,8 @@ class Augmentation:
             size: side of the views in pixels.
 
         Yields:
-            Bins in the order of the table that shows them; numbers are sorted by value. Under one name each view has
-            one strength, or as in RandAugment one for each time that the operation was drawn.
+            Bins in the order of the table that shows them. Under one name each view has one strength, or as in
+            RandAugment one for each time that the operation was drawn.
         """
         applied = valid(params)
         yield _title(self.name), "no", ~applied
@@ -133,12 +133,9 @@ class ViewAugmentation(Augmentation):
     """An operation on one image."""
 
     def apply(self, image: Tensor, params: Params, scale: float = 1.0) -> Tensor:
-        """Applies parameters to a uint8 image [3, H, W] without changing it in place.
+        """Applies what `sample` returned to a uint8 image [3, H, W] without changing it in place.
 
-        Args:
-            image: uint8 [3, H, W], values 0 to 255.
-            params: what `sample` returned.
-            scale: replayed output size / output size at sampling; parameters in output pixels scale with it.
+        `scale` is the replayed output size / the output size at sampling; parameters in output pixels scale with it.
         """
         raise NotImplementedError
 

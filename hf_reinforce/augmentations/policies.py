@@ -147,11 +147,7 @@ class AugmentationPolicy:
         return image
 
     def render(self, encoded: images.Encoded, params: Mapping[str, Any], image_size: int | None = None) -> Tensor:
-        """`apply` to an encoded image; of an image that is cropped first, only the box is decoded.
-
-        Raises:
-            ImageError: if the image cannot be decoded.
-        """
+        """`apply` to an encoded image, of which only the box is decoded if it is cropped first."""
         first = self.view_operations[0]
         if first.stage != "crop" or first.field is None:
             return self.apply(images.decode(encoded), params, image_size)
@@ -176,16 +172,7 @@ class AugmentationPolicy:
         return {op.field: op.collate([item[op.field] for item in params]) for op in self.mix_operations}
 
     def mix(self, images: Tensor, partners: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        """Mixes views with their partners' on the device.
-
-        Args:
-            images: float [B, 3, S, S].
-            partners: float [B, 3, S, S]: the partners' views, themselves not mixed.
-            params: see `collate_mix`.
-
-        Returns:
-            float [B, 3, S, S].
-        """
+        """Mixes views, float [B, 3, S, S], with their partners' unmixed views, on the device; see `collate_mix`."""
         scale = images.shape[-1] / self.image_size
         for operation in self.mix_operations:
             images = operation.apply(images, partners, params[operation.field], scale)
@@ -218,11 +205,7 @@ class AugmentationPolicy:
 
 
 def read_operation(item: Any) -> ViewAugmentation | MixAugmentation:
-    """The operation that `{name: {option: value}}` or a name alone stands for.
-
-    Raises:
-        ValueError: as `AugmentationPolicy.from_dict`.
-    """
+    """The operation that `{name: {option: value}}` or a name alone stands for; a ValueError for anything else."""
     item = {item: None} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or len(item) != 1:
         raise ValueError(f"An operation is written as {{name: {{option: value}}}}; found {shortened(item)}.")
@@ -250,15 +233,7 @@ POLICY_NAMES = (
 
 
 def named_policy(name: str, image_size: int) -> AugmentationPolicy:
-    """A policy of the paper at an output size.
-
-    Args:
-        name: one of `POLICY_NAMES`.
-        image_size: side of a view in pixels, e.g. 224, or 32 for `small_*`.
-
-    Raises:
-        ValueError: for an unknown name or a size below 1.
-    """
+    """A policy of the paper, one of `POLICY_NAMES`, at a side of its views in pixels."""
     if name not in POLICY_NAMES:
         raise ValueError(f"Unknown policy {name!r}. Named policies: {', '.join(POLICY_NAMES)}; or give a YAML file.")
     operations: list[ViewAugmentation | MixAugmentation] = [RandomResizedCrop(image_size)]

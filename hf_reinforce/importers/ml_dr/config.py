@@ -20,13 +20,11 @@ from hf_reinforce.importers.ml_dr.unpickling import Member, safe_load
 # The transforms that store parameters, in the order of their application: class, options with the original's defaults,
 # and options that are supported at one value only; None: at any, because it is in the stored weights.
 _SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+_PADDED = {"pad_if_needed": [False], "fill": [0], "padding_mode": ["constant"]}
+_BLACK = {"value": [0], "inplace": [False]}
 TRANSFORMS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "resize": (Resize, {"size": None}, {}),
-    "random_crop": (
-        RandomCrop,
-        {"size": None, "padding": 0},
-        {"pad_if_needed": [False], "fill": [0], "padding_mode": ["constant"]},
-    ),
+    "random_crop": (RandomCrop, {"size": None, "padding": 0}, _PADDED),
     "random_resized_crop": (RandomResizedCrop, {"size": None, "scale": _SCALE, "ratio": _RATIO}, {}),
     "random_horizontal_flip": (HorizontalFlip, {"p": 0.5}, {}),
     "rand_augment": (
@@ -34,11 +32,7 @@ TRANSFORMS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {"num_ops": 2, "magnitude": 9, "p": 1.0},
         {"num_magnitude_bins": [31], "fill": [None]},
     ),
-    "random_erase": (
-        RandomErasing,
-        {"p": 0.5, "scale": (0.02, 0.33), "ratio": (0.3, 3.3)},
-        {"value": [0], "inplace": [False]},
-    ),
+    "random_erase": (RandomErasing, {"p": 0.5, "scale": (0.02, 0.33), "ratio": (0.3, 3.3)}, _BLACK),
     "mixup": (MixUp, {"alpha": 1.0, "p": 1.0}, {"div_by": None}),
     "cutmix": (CutMix, {"alpha": 1.0, "p": 1.0}, {}),
 }
@@ -46,28 +40,16 @@ WITHOUT_PARAMETERS = ("uint8", "to_tensor", "normalize")
 
 
 class OriginalConfig(NamedTuple):
-    """What an import reads in a `config.pth.tar`.
-
-    Attributes:
-        policy: that of `image_augmentation`.
-        num_classes: of the targets, None where it is not said.
-        teachers: their names.
-        normalize: `mean` and `std` of the teachers' inputs, as far as they are said.
-    """
+    """What an import reads in a `config.pth.tar`, as far as it is said there."""
 
     policy: AugmentationPolicy
     num_classes: int | None
-    teachers: list[str]
-    normalize: dict[str, list[float]]
+    teachers: list[str]  # their names
+    normalize: dict[str, list[float]]  # `mean` and `std` of their inputs
 
 
 def read_config(member: Member) -> OriginalConfig:
-    """The original's configuration in a `config.pth.tar`.
-
-    Raises:
-        UnsafePickleError: as `safe_load`.
-        ValueError: if it is not one, or as `policy_of`.
-    """
+    """The original's configuration; a ValueError if the file is none, or has what has no counterpart here."""
     config = safe_load(member.data, member.name)
     try:
         augmentation = {name: {**options} for name, options in config["reinforce"]["image_augmentation"].items()}

@@ -97,10 +97,11 @@ def import_ml_dr(
         shard_size=shard_size or 0,
         shuffled=False,
     )
-    run = Import(paths, dataset, rows, config, target, Path(output_dir))
+    folder = Path(output_dir) / policy.name
+    run = Import(paths, dataset, rows, config, target, folder)
     run.read()
     run.write()
-    return run.folder
+    return folder
 
 
 def _find_config(paths: Sequence[Path]) -> OriginalConfig:

@@ -11,7 +11,7 @@ import shutil
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
@@ -48,37 +48,32 @@ MIN_AGREEMENT = 0.25
 _REFERENCE_VIEWS = 4
 
 
+@dataclass
 class Import:
     """One import. `read` puts the rows aside, `write` makes the shards.
 
-    Args:
+    Attributes:
         paths: archives.
         dataset: the images, not decoded.
         rows: row of the dataset for each index of the archives, or -1.
         config: what the result will say of itself, but for what the archives say: N, K, shard size.
         target: the target of the archives, but for K.
-        output_dir: folder of the Hub repository.
-
-    Raises:
-        ValueError: if the folder holds something else.
+        folder: folder of the configuration; a ValueError if it holds something else.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        dataset: Dataset,
-        rows: NDArray[np.int64],
-        config: ReinforcementConfig,
-        target: ClassDistribution,
-        output_dir: Path,
-    ) -> None:
-        self.paths, self.dataset, self.rows, self.config, self.target = paths, dataset, rows, config, target
-        self.folder = output_dir / config.policy.name
-        self.staging, label = self.folder / ".import", config.source.label_column
+    paths: Sequence[Path]
+    dataset: Dataset
+    rows: NDArray[np.int64]
+    config: ReinforcementConfig
+    target: ClassDistribution
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.staging, label = self.folder / ".import", self.config.source.label_column
         self._start()
-        self.source = ImageSource(dataset, config.source.image_column, label)
-        self.facts = ImageFacts.of(self.source, rows[rows >= 0])
-        self.labels = np.asarray(dataset.with_format("numpy")[label]) if label else None
+        self.source = ImageSource(self.dataset, self.config.source.image_column, label)
+        self.facts = ImageFacts.of(self.source, self.rows[self.rows >= 0])
+        self.labels = np.asarray(self.dataset.with_format("numpy")[label]) if label else None
         self.used = np.flatnonzero([size is not None for size in self.facts.sizes])
         self._agreeing = self._compared = 0
         self._schema = lru_cache(self._arrow_schema)
@@ -99,12 +94,7 @@ class Import:
         write_whole(path, request)
 
     def read(self) -> None:
-        """Reads the archives, from where an interrupted import stopped.
-
-        Raises:
-            UnsafePickleError: if a record asks for any class or function but NumPy's numbers.
-            ValueError: if a record is damaged or does not fit the policy, the classes, the images or the others.
-        """
+        """Reads the archives, from where an interrupted import stopped."""
         total = int((self.rows >= 0).sum()) * len(self.paths)
         with tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
             for number, path in enumerate(self.paths):
@@ -236,11 +226,7 @@ class Import:
             )
 
     def write(self) -> None:
-        """Makes the shards out of what was put aside.
-
-        Raises:
-            ValueError: if an image of the id map is missing in an archive, or is there twice.
-        """
+        """Makes the shards out of what was put aside."""
         parts = [self._sorted(path) for path in sorted(self.staging.glob("*/*.arrow"))]
         shapes = [_shape(part.features.arrow_schema) for part in parts]
         if len({stored_classes for _, stored_classes in shapes}) != 1:

@@ -52,18 +52,11 @@ class UnsafePickleError(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive.
+    """One file of an archive."""
 
-    Attributes:
-        name: archive and name inside it, for messages.
-        folder: folder inside the archive.
-        index: index of the image; None for the configuration.
-        data: its contents.
-    """
-
-    name: str
+    name: str  # of the archive and inside it, for messages
     folder: str
-    index: int | None
+    index: int | None  # of the image; None for the configuration
     data: bytes
 
 
@@ -150,10 +143,6 @@ def _load(file: io.BytesIO) -> Any:
 
 def safe_load(data: bytes, name: str) -> Any:
     """The object in a file of `torch.save` (zip or legacy) or `joblib.dump`, made of plain containers and numbers.
-
-    Args:
-        data: contents of the file.
-        name: its name, for messages.
 
     Raises:
         UnsafePickleError: if it asks for any class or function but NumPy's numbers; the message names it.
