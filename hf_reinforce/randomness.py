@@ -63,21 +63,11 @@ def hash_uniform(seed: int, *keys: int | NDArray[np.int64]) -> NDArray[np.uint64
 def select_slots(
     selection: str, seed: int, epoch: NDArray[np.int64], groups: NDArray[np.int64], num_samples: int
 ) -> NDArray[np.int64]:
-    """Which reinforcement each row uses in an epoch.
+    """Which of N reinforcements each row uses in an epoch [B] or [1], int64 [B].
 
     `"cycle"` walks through all N before any is used twice, from an offset of the group's own; `"random"` draws
-    uniformly with replacement, as the paper does. Rows of one group use the same slot in the same epoch.
-
-    Args:
-        selection: `"cycle"` or `"random"`.
-        seed: training seed.
-        epoch: int64 [B] or [1], counted from 0.
-        groups: int64 [B]. The row for policies that look at one image; the same number for all rows for policies that
-            mix, so that an image and its partner are used together.
-        num_samples: N.
-
-    Returns:
-        int64 [B], values in [0, N).
+    uniformly with replacement, as the paper does. Rows of one group [B] use the same in the same epoch: a group is a
+    row for policies that look at one image, and all rows for policies that mix an image and its partner.
     """
     if selection == "cycle":
         offset = hash_uniform(seed, groups) % np.uint64(num_samples)

@@ -14,34 +14,24 @@ def test_a_signal_is_noted(name, code):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopSignals() as stop:
         assert (stop.requested, stop.exit_code) == (None, 0)
-        signal.raise_signal(signal.Signals[name])
-        assert (stop.requested, stop.exit_code) == (name, code)
-        signal.raise_signal(signal.SIGTERM)  # of a launcher, to a process that knows already
-        assert (stop.requested, stop.exit_code) == (name, code)
+        for number in (signal.Signals[name], signal.SIGTERM):  # the second of a launcher, to a process that knows
+            signal.raise_signal(number)
+            assert (stop.requested, stop.exit_code) == (name, code)
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
-@pytest.mark.parametrize("world", ["1", None])
-def test_a_second_interrupt_ends_at_once(monkeypatch, world):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world:
-        monkeypatch.setenv("WORLD_SIZE", world)
-    with StopSignals() as stop, pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-    assert stop.requested == "SIGINT"
-
-
-def test_a_launcher_repeats_the_interrupt_of_the_terminal(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(stopping, "_ECHO", 1000.0)
+@pytest.mark.parametrize(("world", "echo"), [("1", 1000.0), ("2", 1000.0), ("2", 0.0)])
+def test_a_second_interrupt_ends_at_once_but_not_when_a_launcher_repeats_the_first(monkeypatch, world, echo):
+    monkeypatch.setenv("WORLD_SIZE", world)
     with StopSignals() as stop:
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.exit_code == 130
-        monkeypatch.setattr(stopping, "_ECHO", 0.0)  # the time is over: this one is the user's
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(stopping, "_ECHO", echo)
+        if world == "1" or echo == 0.0:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        else:
             signal.raise_signal(signal.SIGINT)
+    assert stop.exit_code == 130
 
 
 def test_outside_of_the_main_thread_nothing_is_noted():

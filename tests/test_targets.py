@@ -29,65 +29,43 @@ def random_log_probs(seed, batch, num_classes, spread):
 
 
 @st.composite
-def distributions(draw, max_classes=40):
-    """One distribution as float64 log-probabilities [1, C], from flat to certain, with ties and impossible classes."""
-    kind = draw(st.sampled_from(["gaussian", "few levels", "values", "one-hot", "uniform", "impossible"]))
-    num_classes = draw(st.integers(1, max_classes) | st.sampled_from([100, 1000]))
+def distributions_and_k(draw, max_k=1000):
+    """Float64 log-probabilities [1, C], from flat to certain, with ties and impossible classes; and K."""
+    kind = draw(st.sampled_from(["gaussian", "few levels", "one-hot", "impossible"]))
+    num_classes = draw(st.integers(1, 40) | st.sampled_from([100, 1000]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    if kind == "gaussian":
-        logits = rng.normal(size=num_classes) * draw(st.sampled_from([1e-6, 1e-3, 0.02, 0.3, 1.0, 5.0, 50.0]))
-    elif kind == "few levels":
+    logits = rng.normal(size=num_classes) * draw(st.sampled_from([0.0, 1e-6, 1e-3, 0.02, 0.3, 1.0, 5.0, 50.0]))
+    if kind == "few levels":
         logits = rng.integers(0, 3, num_classes) * draw(st.floats(0, 10))
-    elif kind == "values":
-        logits = np.array(draw(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=max_classes)))
-    else:
-        logits = np.zeros(num_classes)
-        if kind == "one-hot":
-            logits[rng.integers(num_classes)] = draw(st.floats(5, 1000))
-        elif kind == "impossible":
-            logits[1:] = np.where(rng.random(num_classes - 1) < 0.5, -np.inf, rng.normal(size=num_classes - 1))
-    return torch.from_numpy(logits).log_softmax(-1).unsqueeze(0)
-
-
-@st.composite
-def distributions_and_k(draw, max_k=None):
-    log_probs = draw(distributions())
-    num_classes = log_probs.shape[-1]
-    top_k = draw(
-        st.integers(1, min(num_classes, max_k or num_classes)) | st.just(min(num_classes, max_k or num_classes))
-    )
-    return log_probs, top_k
-
-
-def renormalised(masses):
-    return masses / masses.sum()
+    elif kind == "one-hot":
+        logits[rng.integers(num_classes)] = draw(st.floats(5, 1000))
+    elif kind == "impossible":
+        logits[1:][rng.random(num_classes - 1) < 0.5] = -np.inf
+    most = min(num_classes, max_k)
+    return torch.from_numpy(logits).log_softmax(-1)[None], draw(st.integers(1, most) | st.just(most))
 
 
 def reference_kl(log_probs, stored):
     """KL(full-precision top-k and tail || stored), computed apart from the package, for a batch of one."""
     probs = log_probs[0].exp().numpy()
     inside = np.isin(np.arange(len(probs)), stored.label[0].numpy())
-    exact = renormalised(np.append(probs[stored.label[0].numpy()], probs[~inside].sum()))
-    found = renormalised(np.exp(np.append(stored.value[0].double().numpy(), float(stored.tail[0]))))
+    exact = np.append(probs[stored.label[0].numpy()], probs[~inside].sum())
+    found = np.exp(np.append(stored.value[0].double().numpy(), float(stored.tail[0])))
+    exact, found = exact / exact.sum(), found / found.sum()
     positive = exact > 0
     return float((exact[positive] * np.log(exact[positive] / found[positive])).sum())
 
 
 @given(distributions_and_k())
-def test_rounding_stays_within_the_bound(case):
+def test_rounding_stays_within_the_bound_and_changes_nothing_twice(case):
     log_probs, top_k = case
-    stored = encode(top_k_targets(log_probs, top_k))
+    exact = top_k_targets(log_probs, top_k)
+    stored = encode(exact)
     assert stored.value.dtype == stored.tail.dtype == torch.float32
-    assert reference_kl(log_probs, stored) <= KL_BOUND + 2e-6  # float32 values
-
-
-@given(distributions_and_k())
-def test_encode_is_idempotent(case):
-    once = encode(top_k_targets(*case))
-    twice = encode(once)
-    assert torch.equal(once.label, twice.label)
-    assert torch.equal(once.value, twice.value)
-    assert torch.equal(once.tail, twice.tail)
+    found = float(rounding_kl(exact, stored)[0])
+    assert found <= KL_BOUND and float(rounding_kl(exact, exact)[0]) == 0.0
+    assert found == pytest.approx(reference_kl(log_probs, stored), abs=2e-6)  # float32 values
+    assert all(map(torch.equal, stored, encode(stored)))
 
 
 @given(distributions_and_k(max_k=10))
@@ -102,8 +80,7 @@ def test_up_to_ten_classes_are_always_stored_in_the_codebook(case):
 
 def test_many_records_share_at_most_255_values():
     stored = encode(top_k_targets(random_log_probs(0, 4000, 100, 2.0), 10))
-    values = torch.cat([stored.value.flatten(), stored.tail]).unique()
-    assert 100 < len(values) <= CODEBOOK_LEVELS
+    assert 100 < len(torch.cat([stored.value.flatten(), stored.tail]).unique()) <= CODEBOOK_LEVELS
 
 
 def near_ties(num_masses):
@@ -131,26 +108,17 @@ def test_records_beyond_the_bound_keep_full_precision():
 
 
 @given(distributions_and_k())
-def test_values_are_sorted_and_labels_distinct(case):
+def test_the_most_likely_classes_and_all_of_the_mass_are_kept(case):
     log_probs, top_k = case
     exact = top_k_targets(log_probs, top_k)
     for targets in (exact, encode(exact)):
         assert targets.label.shape == targets.value.shape == (1, top_k) and targets.tail.shape == (1,)
         assert (targets.value[:, 1:] <= targets.value[:, :-1]).all()
-        assert len(targets.label.unique()) == top_k
-    assert torch.equal(encode(exact).label, exact.label)
-
-
-@given(distributions_and_k())
-def test_top_k_and_tail_hold_all_of_the_mass(case):
-    log_probs, top_k = case
-    targets = top_k_targets(log_probs, top_k)
-    expected = log_probs[0].sort(descending=True).values[:top_k].float()
-    torch.testing.assert_close(targets.value[0], expected)
-    torch.testing.assert_close(targets.value[0], log_probs[0].float()[targets.label[0]])
-    total = targets.value.exp().sum() + targets.tail.exp().sum()
-    torch.testing.assert_close(total, torch.tensor(1.0), atol=1e-5, rtol=0)
-    assert targets.tail.isneginf().all() or top_k < log_probs.shape[-1]
+        assert len(targets.label.unique()) == top_k and torch.equal(targets.label, exact.label)
+    torch.testing.assert_close(exact.value[0], log_probs[0].sort(descending=True).values[:top_k].float())
+    torch.testing.assert_close(exact.value[0], log_probs[0].float()[exact.label[0]])
+    torch.testing.assert_close(exact.value.exp().sum() + exact.tail.exp().sum(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    assert exact.tail.isneginf().all() or top_k < log_probs.shape[-1]
 
 
 def test_ties_are_broken_by_the_lower_class():
@@ -162,10 +130,9 @@ def test_ties_are_broken_by_the_lower_class():
 
 def test_a_teacher_without_an_answer_raises():
     """NaN must not become a target that looks like any other."""
-    log_probs = random_log_probs(0, 3, 8, 1.0)
-    log_probs[1, 2] = torch.nan
-    with pytest.raises(ValueError, match="(?i)nan|finite"):
-        encode(top_k_targets(log_probs, 4))
+    log_probs = random_log_probs(0, 3, 8, 1.0).index_fill(0, torch.tensor([1]), torch.nan)
+    with pytest.raises(ValueError, match="answered with nan"):
+        top_k_targets(log_probs, 4)
 
 
 def test_a_record_does_not_depend_on_its_batch():
@@ -177,44 +144,11 @@ def test_a_record_does_not_depend_on_its_batch():
         assert torch.equal(alone.tail[0], together.tail[row])
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 6])
-def test_top_k_out_of_range_raises(top_k):
-    with pytest.raises(ValueError, match=rf"between 1 and the number of classes, 5, not {top_k}"):
-        top_k_targets(torch.zeros(2, 5).log_softmax(-1), top_k)
-
-
-@given(distributions_and_k())
-def test_rounding_kl_equals_the_formula(case):
-    exact = top_k_targets(*case)
-    stored = encode(exact)
-    found = float(rounding_kl(exact, stored)[0])
-    assert found <= KL_BOUND
-    assert found == pytest.approx(reference_kl(case[0], stored), abs=2e-6)
-    assert float(rounding_kl(exact, exact)[0]) == 0.0
-
-
 def test_rounding_kl_sees_a_wrong_target():
     exact = top_k_targets(torch.tensor([[0.5, 0.25, 0.25]]).log(), 1)
     wrong = Targets(exact.label, torch.tensor([[0.25]]).log(), torch.tensor([0.75]).log())
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert float(rounding_kl(exact, wrong)[0]) == pytest.approx(expected, rel=1e-5)
-
-
-@given(distributions_and_k())
-def test_densify_spreads_the_tail_evenly(case):
-    log_probs, top_k = case
-    num_classes = log_probs.shape[-1]
-    stored = encode(top_k_targets(log_probs, top_k))
-    dense = densify(stored, num_classes).exp()[0].double()
-    assert dense.shape == (num_classes,)
-    assert float(dense.sum()) == pytest.approx(1.0, abs=1e-5)
-    masses = torch.cat([stored.value[0], stored.tail]).double().exp()
-    masses /= masses.sum()
-    torch.testing.assert_close(dense[stored.label[0]], masses[:-1], atol=1e-6, rtol=1e-4)
-    others = torch.ones(num_classes, dtype=torch.bool).scatter(0, stored.label[0], False)
-    if others.any():
-        expected = (masses[-1] / others.sum()).expand(int(others.sum()))
-        torch.testing.assert_close(dense[others], expected, atol=1e-6, rtol=1e-4)
 
 
 def dense_kl(logits, target_log_probs, temperature):
@@ -239,8 +173,8 @@ def assert_same_loss_and_gradient(logits, targets, target_log_probs, temperature
     torch.testing.assert_close(sparse_logits.grad.double(), dense_logits.grad, atol=atol, rtol=1e-3)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize(("num_classes", "top_k"), [(2, 1), (10, 1), (10, 9), (100, 10), (1000, 10)])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize(("num_classes", "top_k"), [(2, 1), (10, 9), (1000, 10)])
 @pytest.mark.parametrize("spread", [0.1, 2.0, 8.0])
 def test_sparse_kl_equals_dense_kl_on_the_densified_target(temperature, num_classes, top_k, spread):
     targets = encode(top_k_targets(random_log_probs(0, 8, num_classes, spread), top_k))
@@ -249,18 +183,12 @@ def test_sparse_kl_equals_dense_kl_on_the_densified_target(temperature, num_clas
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_all_classes_give_torch_kl_div_with_the_teacher_itself(temperature):
+def test_all_classes_and_a_flat_tail_lose_nothing(temperature):
     log_probs = random_log_probs(2, 8, 12, 2.0)
     logits = torch.from_numpy(np.random.default_rng(3).normal(size=(8, 12)) * 3)
     assert_same_loss_and_gradient(logits, top_k_targets(log_probs, 12), log_probs, temperature)
-
-
-def test_sparse_kl_is_the_kl_of_the_teacher_when_its_tail_is_flat():
-    """Where the tail is spread evenly already, the stored target loses nothing."""
-    probs = torch.tensor([[0.5, 0.05, 0.2, 0.05, 0.05, 0.1, 0.05]])
-    logits = torch.tensor([[1.0, -2.0, 0.5, 3.0, 0.0, 0.25, -1.0]])
-    for temperature in (1.0, 2.0):
-        assert_same_loss_and_gradient(logits, top_k_targets(probs.log(), 3), probs.log(), temperature)
+    flat = torch.tensor([[0.5, 0.05, 0.2, 0.05, 0.05, 0.1, 0.05]]).log()
+    assert_same_loss_and_gradient(logits[:1, :7], top_k_targets(flat, 3), flat, temperature)
 
 
 def test_sparse_kl_is_zero_with_zero_gradient_at_the_target():

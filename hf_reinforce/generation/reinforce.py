@@ -287,13 +287,9 @@ class Run:
             except KeyboardInterrupt:
                 stop.requested = "SIGINT"
         if stop.requested:
-            logger.warning(
-                "Stopped by %s: %d of %s shards are done and kept in %s; run the same command again to continue.",
-                stop.requested,
-                len(shard_files(self.written, self.config.split)),
-                self.num_shards or "an unknown number of",
-                self.written,
-            )
+            said = "Stopped by %s: %d of %s shards are done and kept in %s; run the same command again to continue."
+            done, of = len(shard_files(self.written, self.config.split)), self.num_shards or "an unknown number of"
+            logger.warning(said, stop.requested, done, of, self.written)
             raise SystemExit(stop.exit_code)
 
     def _samples_there(self, path: Path) -> int:

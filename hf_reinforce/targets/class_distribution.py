@@ -88,17 +88,9 @@ def rounding_kl(exact: Targets, stored: Targets) -> Tensor:
 def sparse_kl(logits: Tensor, targets: Targets, temperature: float = 1.0) -> Tensor:
     """Distillation loss KL(teacher || student) per sample, without ever building the teacher's dense distribution.
 
-    The teacher's tail is spread evenly over the classes outside of the top k. At a temperature T both
-    sides are softened, the teacher from its stored log-probabilities, and the loss is multiplied by T^2 (Hinton et
-    al., 2015).
-
-    Args:
-        logits: student logits, float [B, C].
-        targets: stored targets on the same device.
-        temperature: T > 0; the paper uses 1.
-
-    Returns:
-        float32 [B], in nats, >= 0.
+    The teacher's tail is spread evenly over the classes outside of the top k. At a temperature T > 0 both sides are
+    softened, the teacher from its stored log-probabilities, and the loss is multiplied by T^2 (Hinton et al., 2015).
+    Of student logits [B, C] it is float32 [B], in nats, >= 0.
     """
     rest = logits.shape[-1] - targets.label.shape[-1]
     student = F.log_softmax(logits.float() / temperature, dim=-1)
@@ -208,8 +200,7 @@ class ClassDistribution(Target):
 
     def read(self, record: Any) -> dict[str, Any]:
         label, value, tail = (record[field] for field in FIELDS)
-        stored = label.astype(np.int64), value.astype(np.float32), np.float32(tail)
-        return dict(zip(_KEYS, stored, strict=True))
+        return dict(zip(_KEYS, (label.astype(np.int64), value.astype(np.float32), np.float32(tail)), strict=True))
 
     def of_label(self, label: int) -> dict[str, Any]:
         targets = one_hot(torch.tensor([label]), self.top_k, self.num_classes)
@@ -236,13 +227,9 @@ class ClassDistribution(Target):
         return sparse_kl(outputs, batch_targets(batch), temperature)
 
     def masses(self, records: pa.StructArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The classes of T records, int64 [T, K], and their probabilities with that of all others, float64 [T, K + 1].
-
-        The probabilities of a record sum to 1.
-        """
-        label, value = (
-            records.field(field).flatten().to_numpy().reshape(-1, self.top_k) for field in (_LABEL, _VALUE)
-        )
+        """Classes [T, K] of T records, and their probabilities with that of all others [T, K + 1], which sum to 1."""
+        lists = (records.field(field).flatten().to_numpy() for field in (_LABEL, _VALUE))
+        label, value = (values.reshape(-1, self.top_k) for values in lists)
         tail = records.field(_TAIL).to_numpy().astype(np.float64)
         masses = np.exp(np.concatenate([value.astype(np.float64), tail[:, None]], axis=1))
         return label.astype(np.int64), masses / masses.sum(axis=1, keepdims=True)
