@@ -527,8 +527,8 @@ def test_other_settings_for_the_same_folder_are_refused(recipe, plus, workshop):
         ({"max_samples": 0}, "--max_samples must be at least 1, not 0"),
         (
             {"class_map": "[0]"},
-            f"class_map must give one teacher class in [0, {C}) for each of the dataset's {C} classes; it has 1 "
-            "entries: 0; mend --class_map.",
+            f"The class map has 1 classes, but the dataset has {C} classes; mend the file of --classes_from or of the "
+            "suite, or --class_map.",
         ),
     ],
 )

@@ -257,7 +257,7 @@ QUICK = [
     ("train_kd", "--model_args {{not", "--model_args must be an object in JSON"),
     ("train_kd", "--model_args '[1]'", "--model_args must be an object in JSON"),
     ("train_kd", "--model_args '{{\"nonsense\": 1}}'", "--model_args"),
-    ("train_kd", "--model_name_or_path vit_tiny_patch16_224", "cannot take views of 32 x 32"),
+    ("train_kd", "--model_name_or_path vit_tiny_patch16_224", "cannot take views of 32x32"),
     ("train_kd", "--model_args '{{\"in_chans\": 1}}'", "three channels"),
     ("train_kd", "--resume_from_checkpoint True", "has no checkpoint"),
     ("train_kd", "--resume_from_checkpoint {empty}", "is no folder of a checkpoint"),

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_reinforce.local_copies import resolve
 from hf_reinforce.models.networks import named_member
 from hf_reinforce.models.preprocessing import Preprocessing
-from hf_reinforce.models.processors import processor_preprocessing
 from hf_reinforce.models.students import is_architecture, student_preprocessing
 
 FINEST_STRIDE = 4
@@ -101,7 +99,7 @@ def load_backbone(
     if is_architecture(name_or_path):
         own = Preprocessing(224)
         return Backbone("timm", name_or_path, given, own.mean, own.std)
-    member = named_member(name_or_path, None, revision, head=False)
+    member = named_member(name_or_path, revision=revision, head=False)
     network: Any = getattr(member.model, "timm_model", member.model)
     if getattr(network, "pretrained_cfg", None):
         saved = getattr(getattr(member.model, "config", None), "model_args", None)
@@ -117,7 +115,7 @@ def load_backbone(
     config.out_indices = list(range(1, len(getattr(config, "stage_names", None) or [])))
     prefix = f"{network.base_model_prefix}."
     weights = {name.removeprefix(prefix): value for name, value in network.state_dict().items()}
-    own = processor_preprocessing(resolve(name_or_path), revision) or Preprocessing(224)
+    own = member.preprocessing or Preprocessing(224)
     if own.channels != "RGB":
         raise ValueError(
             f"{name_or_path} wants its channels as {own.channels}, which detectors and segmenters don't give it."
