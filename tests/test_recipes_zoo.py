@@ -228,7 +228,7 @@ study | --study {folder}/nothing.yaml | nothing.yaml
 study_report | --results {folder}/x.json | --study FILE or --results FILE
 evaluate | --model_name_or_path owner/nothing | There is no image classifier 'owner/nothing'
 evaluate | --dataset_name owner/nothing | There is no dataset 'owner/nothing'
-evaluate | --class_map '[0]' | class_map must give one teacher class in [0, 5) for each of the dataset's 5 classes;
+evaluate | --class_map '[0]' | The class map has 1 classes, but the dataset has 5 classes; mend
 reinforce | --top_k 9 | top_k must lie between 1 and the 5 classes, not 9
 reinforce | --policy magic | Unknown policy 'magic'
 reinforce | --image_column_name picture | no image column 'picture'; its columns are ['image', 'label']
@@ -247,7 +247,7 @@ train_kd | --dataset_name {images} | is not a reinforced dataset; reinforce it w
 train_kd | --dataset_name {images} --method plain | --policy
 train_kd | --model_args {{not | --model_args must be an object in JSON
 train_kd | --model_args '{{"nonsense": 1}}' | --model_args
-train_kd | --model_name_or_path vit_tiny_patch16_224 | cannot take views of 32 x 32
+train_kd | --model_name_or_path vit_tiny_patch16_224 | cannot take views of 32x32
 train_kd | --model_args '{{"in_chans": 1}}' | three channels
 train_kd | --resume_from_checkpoint True | has no checkpoint
 train_kd | --resume_from_checkpoint {empty} | is no folder of a checkpoint

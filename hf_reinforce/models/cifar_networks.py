@@ -4,9 +4,7 @@ timm's own networks reduce an image by 2 or 4 in their first layer. `timm.create
 these, and so does every flag that takes a timm architecture.
 """
 
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -15,19 +13,10 @@ from torch import Tensor, nn
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 """Of CIFAR-100's training images, RGB in [0, 1]."""
 
-MICRONET = "MicroNet"
-"""`architecture` in the `config.json` of a folder with weights of the MicroNet challenge; `variant` says which."""
-
 
 class CifarNetwork(nn.Module):
-    """Convolutions, the mean over space, and a linear layer, with the methods that timm asks of a classifier.
-
-    Args:
-        stem: from normalised images [B, 3, H, W] to features.
-        blocks: from there to features [B, C, H', W'].
-        num_features: C.
-        num_classes: outputs; with 0, the network gives the mean features instead.
-    """
+    """Convolutions, the mean over space, and a linear layer, with the methods that timm asks of a classifier; with 0
+    classes it gives the mean features instead."""
 
     def __init__(self, stem: nn.Module, blocks: Iterable[nn.Module], num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -43,11 +32,7 @@ class CifarNetwork(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the linear layer by a new one.
-
-        Raises:
-            ValueError: for another `global_pool` than `"avg"`, timm's name of the mean.
-        """
+        """Replaces the linear layer by a new one; the pooling stays the mean, timm's `"avg"`."""
         if global_pool not in (None, "avg"):
             raise ValueError(f"A CifarNetwork pools with 'avg', not {global_pool!r}.")
         self.num_classes = num_classes
@@ -83,11 +68,10 @@ class _ResidualBlock(nn.Module):
         self.body = nn.Sequential(_conv_norm(inputs, outputs, stride=stride), nn.ReLU(), _conv_norm(outputs, outputs))
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else _conv_norm(inputs, outputs, 1, stride)
-        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.body(x) + self.shortcut(x))
-        return out
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out.relu()
 
 
 class _PreactivationBlock(nn.Module):
@@ -114,9 +98,9 @@ class _InvertedBlock(nn.Module):
         self.depthwise = _conv_norm(hidden, hidden, stride=stride, groups=hidden)
         self.project = _conv_norm(hidden, outputs, 1)
         self.act = nn.Hardswish()
-        self.excite = _SqueezeExcitation(outputs) if stride == 1 else None
-        self.shortcut = None
+        self.excite = self.shortcut = None
         if stride == 1:
+            self.excite = _SqueezeExcitation(outputs)
             self.shortcut = nn.Identity() if inputs == outputs else _conv_norm(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,53 +127,26 @@ def _stages(block: Callable[..., nn.Module], widths: Iterable[int], depth: int, 
             inputs = width
 
 
-def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int = 100, in_chans: int = 3) -> CifarNetwork:
-    """ResNet for CIFAR (He et al., 2016, arXiv:1512.03385, section 4.2), with projections where the shape changes.
-
-    Args:
-        depth: 6 n + 2 layers: n blocks in each of three stages.
-        widths: channels of the stem and of the stages.
-        num_classes: outputs.
-        in_chans: channels of the images.
-    """
+def resnet(depth: int, widths: Sequence[int], num_classes: int = 100, in_chans: int = 3) -> CifarNetwork:
+    """ResNet of 6 n + 2 layers for CIFAR (He et al., 2016, arXiv:1512.03385, section 4.2); shortcuts are projections
+    where the shape changes."""
     stem = nn.Sequential(*_conv_norm(in_chans, widths[0]), nn.ReLU())
     blocks = _stages(_ResidualBlock, widths[1:], (depth - 2) // 6, widths[0])
     return CifarNetwork(stem, blocks, widths[-1], num_classes)
 
 
 def wide_resnet(depth: int, factor: int, num_classes: int = 100, in_chans: int = 3) -> CifarNetwork:
-    """Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv:1605.07146), without dropout.
-
-    Args:
-        depth: 6 n + 4 layers: n blocks in each of three stages.
-        factor: the stages have 16, 32 and 64 times as many channels.
-        num_classes: outputs.
-        in_chans: channels of the images.
-    """
+    """Wide ResNet of 6 n + 4 layers (Zagoruyko and Komodakis, 2016, arXiv:1605.07146), without dropout."""
     widths = [16 * factor, 32 * factor, 64 * factor]
     blocks = _stages(_PreactivationBlock, widths, (depth - 4) // 6, 16)
     last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU())
     return CifarNetwork(_conv(in_chans, 16), [*blocks, last], widths[-1], num_classes)
 
 
-_MICRONET_BLOCKS, _MICRONET_STRIDES = (2, 1, 1, 3, 1, 4, 1, 2, 1), (1, 2, 1, 1, 2, 1, 2, 1, 1)
-_MICRONET_WIDTHS = {
-    "v1": (3.0, (16, 32, 32, 48, 72, 72, 80, 88, 106)),
-    "v2": (2.5, (20, 36, 36, 56, 80, 80, 88, 96, 114)),
-}
-
-
-def micronet(version: str, num_classes: int = 100, in_chans: int = 3) -> CifarNetwork:
-    """A network of the MicroNet challenge (NeurIPS 2019) from github.com/Kthyeon/micronet_neurips_challenge.
-
-    Args:
-        version: `"v1"` or `"v2"`, of 0.46 and 0.48 M parameters.
-        num_classes: outputs.
-        in_chans: channels of the images.
-    """
-    expansion, widths = _MICRONET_WIDTHS[version]
+def micronet(expansion: float, widths: Sequence[int], num_classes: int = 100, in_chans: int = 3) -> CifarNetwork:
+    """A network of the MicroNet challenge (NeurIPS 2019), from github.com/Kthyeon/micronet_neurips_challenge."""
     blocks, inputs = list[nn.Module](), 32
-    for width, count, stride in zip(widths, _MICRONET_BLOCKS, _MICRONET_STRIDES, strict=True):
+    for width, count, stride in zip(widths, (2, 1, 1, 3, 1, 4, 1, 2, 1), (1, 2, 1, 1, 2, 1, 2, 1, 1), strict=True):
         for place in range(count):
             blocks.append(_InvertedBlock(inputs, width, 1 if place else stride, expansion))
             inputs = width
@@ -197,65 +154,29 @@ def micronet(version: str, num_classes: int = 100, in_chans: int = 3) -> CifarNe
     return CifarNetwork(stem, blocks, inputs, num_classes)
 
 
-def new_micronet(folder: str | Path) -> Any:
-    """A MicroNet as `config.json` in a folder describes it, with random weights; timm knows its `pretrained_cfg`.
-
-    Raises:
-        ValueError: if the variant is unknown.
-    """
-    import timm
-
-    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    if (variant := config.get("variant")) not in _MICRONET_WIDTHS:
-        raise ValueError(f"{folder} has a {MICRONET} of the variant {variant!r}; known are v1 and v2.")
-    return timm.create_model(f"cifar_micronet_{variant}", num_classes=config["num_classes"])
-
-
-_CFG = {
-    "input_size": (3, 32, 32),
-    "mean": CIFAR_MEAN,
-    "std": CIFAR_STD,
-    "interpolation": "bilinear",
-    "crop_pct": 1.0,
-    "num_classes": 100,
-    "classifier": "head",
+_MICRONET_V1, _MICRONET_V2 = (16, 32, 32, 48, 72, 72, 80, 88, 106), (20, 36, 36, 56, 80, 80, 88, 96, 114)
+_NETWORKS: dict[str, tuple[Callable[..., CifarNetwork], dict[str, Any]]] = {  # parameters with 100 classes
+    "cifar_resnet20": (resnet, {"depth": 20, "widths": (16, 16, 32, 64)}),  # 278,324
+    "cifar_resnet8x4": (resnet, {"depth": 8, "widths": (32, 64, 128, 256)}),  # 1,233,540
+    "cifar_wrn_16_2": (wide_resnet, {"depth": 16, "factor": 2}),  # 703,284
+    "cifar_micronet_v1": (micronet, {"expansion": 3.0, "widths": _MICRONET_V1}),  # 0.46 M
+    "cifar_micronet_v2": (micronet, {"expansion": 2.5, "widths": _MICRONET_V2}),  # 0.48 M
 }
+_CFG = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "num_classes": 100}
+_CFG |= {"mean": CIFAR_MEAN, "std": CIFAR_STD, "classifier": "head", "first_conv": "stem.0"}
 default_cfgs = generate_default_cfgs(
-    {
-        "cifar_resnet20": {**_CFG, "first_conv": "stem.0"},
-        "cifar_resnet8x4": {**_CFG, "first_conv": "stem.0"},
-        "cifar_wrn_16_2": {**_CFG, "first_conv": "stem"},
-        "cifar_micronet_v1": {**_CFG, "first_conv": "stem.0"},
-        "cifar_micronet_v2": {**_CFG, "first_conv": "stem.0"},
-    }
+    {name: _CFG | ({"first_conv": "stem"} if build is wide_resnet else {}) for name, (build, _) in _NETWORKS.items()}
 )
 
 
-@register_model  # type: ignore[untyped-decorator]
-def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-20: 16, 32 and 64 channels; 278,324 parameters with 100 classes."""
-    return build_model_with_cfg(resnet, "cifar_resnet20", pretrained, depth=20, widths=(16, 16, 32, 64), **kwargs)  # type: ignore[no-any-return]
+def _entry_point(name: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        build, arguments = _NETWORKS[name]
+        return build_model_with_cfg(build, name, pretrained, **arguments, **kwargs)  # type: ignore[no-any-return]
+
+    create.__name__ = name
+    return create
 
 
-@register_model  # type: ignore[untyped-decorator]
-def cifar_resnet8x4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-8 with four times the channels; 1,233,540 parameters with 100 classes."""
-    return build_model_with_cfg(resnet, "cifar_resnet8x4", pretrained, depth=8, widths=(32, 64, 128, 256), **kwargs)  # type: ignore[no-any-return]
-
-
-@register_model  # type: ignore[untyped-decorator]
-def cifar_wrn_16_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Wide ResNet of 16 layers and width 2; 703,284 parameters with 100 classes."""
-    return build_model_with_cfg(wide_resnet, "cifar_wrn_16_2", pretrained, depth=16, factor=2, **kwargs)  # type: ignore[no-any-return]
-
-
-@register_model  # type: ignore[untyped-decorator]
-def cifar_micronet_v1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MicroNet v1."""
-    return build_model_with_cfg(micronet, "cifar_micronet_v1", pretrained, version="v1", **kwargs)  # type: ignore[no-any-return]
-
-
-@register_model  # type: ignore[untyped-decorator]
-def cifar_micronet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MicroNet v2."""
-    return build_model_with_cfg(micronet, "cifar_micronet_v2", pretrained, version="v2", **kwargs)  # type: ignore[no-any-return]
+for _name in _NETWORKS:
+    register_model(_entry_point(_name))

@@ -5,25 +5,30 @@ not share is the prefix of the wrapper's weights, which `saved_weights` takes of
 its preprocessing in a file beside it, which `image_processor` writes.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from torch import Tensor, nn
 
 from hf_reinforce.local_copies import resolve
-from hf_reinforce.models.heads import fit_head
-from hf_reinforce.models.preprocessing import Preprocessing, timm_preprocessing
-from hf_reinforce.models.processors import processor_preprocessing, read_processor
-from hf_reinforce.models.records import recorded_classes
-from hf_reinforce.models.weights import WeightReport, loading
+from hf_reinforce.models.classes import ModelClasses, some
+from hf_reinforce.models.networks import Member, architecture, logits_of, named_member, try_network
+from hf_reinforce.models.preprocessing import Preprocessing, read_processor, timm_preprocessing
+from hf_reinforce.models.weights import WeightReport
 
 WHOLE_IMAGE_SIZE = 160
 """Up to this input size a student sees whole images in evaluation, above it the usual central crop of 0.875."""
 
 _OF_THE_ARCHITECTURE = ("fixed_input_size", "first_conv", "classifier", "license")
 """What stays of timm's configuration of pretrained weights; timm needs it to change the head."""
+
+logger = logging.getLogger(__name__)
 
 
 def create_student(
@@ -58,46 +63,33 @@ def create_student(
         student = create_student("mobilenetv3_small_100", num_labels=100, image_size=32)
         pretrained = create_student("timm/tf_efficientnet_lite0.in1k", num_labels=100, image_size=224)
     """
-    import timm
-    from transformers import AutoModelForImageClassification, TimmWrapperConfig
+    from transformers import AutoModelForImageClassification
 
     names = list(class_names) if class_names else [f"LABEL_{index}" for index in range(num_labels)]
-    crop_pct = 1.0 if image_size <= WHOLE_IMAGE_SIZE else 0.875
-    path = resolve(name_or_path)
-    if not is_architecture(name_or_path):
-        model = _pretrained(name_or_path, names, model_args, revision)
-        own = _own_preprocessing(model) or processor_preprocessing(path, revision) or Preprocessing(image_size)
+    source = None if is_architecture(name_or_path) else named_member(name_or_path, revision=revision, head=False)
+    config = _configuration(name_or_path, source, model_args or {})
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    try:
+        model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    except Exception as error:  # architectures raise whatever an argument leads to
+        raise ValueError(
+            f"timm cannot make a {name_or_path} with the arguments {dict(model_args or {})} "
+            f"({type(error).__name__}: {error}); mend model_args (--model_args)."
+        ) from error
+    if source is None:
+        own = replace(student_preprocessing(model, image_size), interpolation="bilinear")
     else:
-        cfg = timm.get_pretrained_cfg(name_or_path)
-        config = TimmWrapperConfig(
-            architecture=name_or_path,
-            num_labels=num_labels,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            model_args=dict(model_args or {}),
-            pretrained_cfg=cfg.to_dict() if cfg else {},
-        )
-        try:
-            model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-        except Exception as error:  # architectures raise whatever an argument leads to
-            raise ValueError(
-                f"timm cannot make a {name_or_path} with the arguments {dict(model_args or {})} "
-                f"({type(error).__name__}: {error}); mend model_args (--model_args)."
-            ) from error
-        own = replace(_own_preprocessing(model) or Preprocessing(image_size), interpolation="bilinear")
+        own = source.preprocessing or Preprocessing(image_size)
+        _take_weights(model, source, names)
+    crop_pct = 1.0 if image_size <= WHOLE_IMAGE_SIZE else 0.875
     record_preprocessing(model, replace(own, image_size=image_size, crop_pct=crop_pct, crop_mode="center"))
     image_processor(model)  # what cannot be saved is noticed before it is trained
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def is_architecture(name_or_path: str) -> bool:
-    """Whether a name is that of a timm architecture, which has no weights, and not of a folder or a Hub repository.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    import timm
-
+    """Whether a name is that of a timm architecture, which has no weights, and not of a folder or a Hub repository."""
     if "/" in name_or_path or Path(resolve(name_or_path)).exists():
         return False
     if not timm.is_model(name_or_path):
@@ -108,62 +100,93 @@ def is_architecture(name_or_path: str) -> bool:
     return True
 
 
-def _pretrained(
-    name_or_path: str, names: Sequence[str], model_args: Mapping[str, Any] | None, revision: str | None
-) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForImageClassification
+def _configuration(name: str, source: Member | None, model_args: Mapping[str, Any]) -> Any:
+    """The configuration of transformers for a timm architecture, or of a network like another one."""
+    from transformers import TimmWrapperConfig
 
-    path = resolve(name_or_path)
-    with loading(name_or_path, path):
-        try:
-            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        except OSError as error:
-            raise ValueError(f"There is no image classifier {name_or_path!r}: {error}") from error
-        theirs = recorded_classes(config, name_or_path) or ()
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: index for index, name in config.id2label.items()}
-        for stale in ("label_names", "label_descriptions"):  # of the classes that it was pretrained on
-            if hasattr(config, stale):
-                delattr(config, stale)
-        if _is_timm(config):
-            saved = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
-            config.model_args = {**saved, **(model_args or {})}
-        elif model_args:
-            raise ValueError(
-                f"{name_or_path} is a network of transformers, which takes no timm arguments {dict(model_args)}; "
-                "leave out model_args (--model_args)."
-            )
-        model, info = AutoModelForImageClassification.from_pretrained(
-            path,
-            revision=revision,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            trust_remote_code=False,
+    network: Any = None if source is None else source.model
+    config = getattr(network, "config", None)
+    cfg: Mapping[str, Any]
+    if network is None:
+        kind, cfg, saved = name, getattr(timm.get_pretrained_cfg(name), "to_dict", dict)(), {}
+    elif config is None:
+        kind, cfg, saved = architecture(network), network.pretrained_cfg, network.pretrained_model_args
+    elif _is_timm(config):
+        kind, cfg, saved = config.architecture, config.pretrained_cfg, config.model_args or {}
+    elif model_args:
+        raise ValueError(
+            f"{name} is a network of transformers, which takes no timm arguments {dict(model_args)}; leave out "
+            "model_args (--model_args)."
         )
-    fit_head(name_or_path, model, theirs, names, WeightReport.of(info))
-    return model  # type: ignore[no-any-return]
+    else:
+        return deepcopy(config)
+    saved = {key: value for key, value in saved.items() if key != "num_classes"}
+    return TimmWrapperConfig(architecture=kind, pretrained_cfg=dict(cfg), model_args={**saved, **model_args})
+
+
+def _take_weights(model: Any, source: Member, names: Sequence[str]) -> None:
+    """Gives a student the weights of a pretrained network, and says in a line what becomes of the head: for the same
+    classes it is kept, with its rows in the order of the names; for other ones it is new."""
+    prefix = "timm_model." if _is_timm(model.config) and source.kind != "transformers" else ""
+    state = {prefix + name: tensor for name, tensor in source.model.state_dict().items()}
+    rows, own = class_dimensions(model), model.state_dict()
+    WeightReport.between(model, state).check(source.name, lambda tensor: tensor in rows)
+    body = {name: tensor for name, tensor in state.items() if name in own and name not in rows}
+    count, theirs = len(names), source.class_names or ()
+    classes = ModelClasses(theirs, len(theirs))
+    fresh = {prefix + name for name in source.fresh}
+    order: Sequence[int] | None = range(count)
+    if fresh & set(rows) or any(state[name].shape != own[name].shape for name in rows):
+        has = "none" if fresh & set(rows) else next(state[name].shape[rows[name]] for name in rows)
+        order, said = None, f"gets a new head for {count} classes (its checkpoint has {has}): {', '.join(rows)}"
+    elif not classes.names or not ModelClasses(names, count).names:
+        said = f"keeps its head: nothing says what its {count} classes are, so they are taken as given"
+    elif (places := classes.places(names)) is None:
+        order = None
+        said = f"gets a new head: its {count} classes ({some(theirs)}) are not those of the dataset ({some(names)})"
+    else:
+        order = places[0]
+        moved = ", put into the order of the dataset by name" if list(order) != list(range(count)) else ""
+        said = f"keeps its head of {count} classes{moved}"
+    if order is not None:
+        body |= {name: state[name].index_select(rows[name], torch.tensor(order)) for name in rows}
+    model.load_state_dict(body, strict=False)
+    logger.info("%s %s.", source.name, said)
+
+
+def class_dimensions(model: Any) -> dict[str, int]:
+    """The tensors of a classifier of transformers that have one row for each class, and in which dimension."""
+    from transformers import AutoModelForImageClassification
+
+    config = deepcopy(model.config)
+    count = config.num_labels
+    config.num_labels = count + 1
+    with torch.device("meta"):
+        other = AutoModelForImageClassification.from_config(config, trust_remote_code=False).state_dict()
+    found = {}
+    for name, tensor in model.state_dict().items():
+        sizes = list(zip(tensor.shape, other[name].shape, strict=True)) if name in other else []
+        different = [dimension for dimension, (own, theirs) in enumerate(sizes) if own != theirs]
+        if len(different) == 1 and sizes[different[0]] == (count, count + 1):
+            found[name] = different[0]
+    return found
+
+
+# -- preprocessing, and what is saved -----------------------------------------------------------------------------
 
 
 def student_preprocessing(model: nn.Module, image_size: int | None = None) -> Preprocessing:
-    """How a student normalises and is evaluated: as it says itself, else with ImageNet's mean and deviation.
-
-    Args:
-        model: a student, or any other module.
-        image_size: side of its input in pixels, default its own.
-    """
+    """How a student normalises and is evaluated, at its own or another size: as it says itself, else with ImageNet's
+    mean and deviation."""
+    cfg = vars(getattr(model, "config", model)).get("pretrained_cfg")
+    own = timm_preprocessing(cfg) if cfg else getattr(model, "preprocessing", None)
     rounding = _rounding(getattr(model, "config", None))
-    own = _own_preprocessing(model)
     own = own or Preprocessing(image_size or 224, interpolation="bilinear", crop_rounding=rounding)
     return replace(own, image_size=image_size or own.image_size)
 
 
 def record_preprocessing(model: nn.Module, preprocessing: Preprocessing) -> None:
-    """Makes a student say how it normalises and is evaluated.
-
-    Raises:
-        ValueError: if timm cannot say it.
-    """
+    """Makes a student say how it normalises and is evaluated; a ValueError where timm cannot say it."""
     config: Any = getattr(model, "config", None)
     if not _is_timm(config):
         model.preprocessing = replace(preprocessing, crop_rounding=_rounding(config))  # type: ignore[assignment]
@@ -183,11 +206,7 @@ def record_preprocessing(model: nn.Module, preprocessing: Preprocessing) -> None
 
 
 def image_processor(model: nn.Module) -> Any:
-    """The image processor to save beside a student; None where transformers finds it in `config.json`, or has none.
-
-    Raises:
-        ValueError: if no image processor does what the student's preprocessing does.
-    """
+    """The image processor to save beside a student; None where transformers finds it in `config.json`, or has none."""
     from transformers import BitImageProcessor, MobileViTImageProcessor, PreTrainedModel
     from transformers.image_utils import PILImageResampling
 
@@ -223,8 +242,50 @@ def _rounding(config: Any) -> str:
     return "even" if config is None or _is_timm(config) else "down"
 
 
-def _own_preprocessing(model: nn.Module) -> Preprocessing | None:
-    cfg = vars(getattr(model, "config", model)).get("pretrained_cfg")
-    if not cfg:
-        return getattr(model, "preprocessing", None)
-    return timm_preprocessing(cfg)
+# -- whether student, teacher and datasets fit each other -----------------------------------------------------------
+
+
+def student_logits(model: nn.Module, student: nn.Module, images: Tensor, preprocessing: Preprocessing | None) -> Any:
+    """A student's logits [B, C] for views [B, 3, S, S] with values 0 to 255, and all that it returns.
+
+    It is called as `model`, which may wrap the `student` for several processes.
+    """
+    preprocessing = preprocessing or student_preprocessing(student, images.shape[-1])
+    outputs = model(preprocessing(images).contiguous(memory_format=torch.channels_last))
+    return logits_of(outputs, _name(student)), outputs
+
+
+def check_fit(
+    model: nn.Module, train: Any, evaluation: Any, teacher: Any, preprocessing: Preprocessing | None
+) -> None:
+    """Raises a ValueError if a student or its teacher cannot take the views, or the numbers of classes differ."""
+    name, count = _name(model), None
+    for what, dataset in (("the training set", train), ("the dataset to evaluate on", evaluation)):
+        if dataset is None:
+            continue
+        advice = "choose the side that it takes with preprocessing= (--input_size), or another network"
+        answer = lambda views: student_logits(model, model, views, preprocessing)[0]
+        count = try_network(model, answer, name, _size(dataset), advice)
+        config = getattr(dataset, "config", None)
+        classes = int(config.num_classes) if config is not None else len(dataset.source.class_names or ())
+        if classes not in (0, count):  # 0: nothing says how many there are
+            raise ValueError(
+                f"{name} answers with {count} classes, but {what} has {classes}; give the student that many "
+                "(create_student(..., num_labels=...), or num_classes= of timm), or choose other data."
+            )
+    if teacher is not None and train is not None:
+        advice = "make others (--image_size), or choose another teacher"
+        classes = try_network(teacher.members[0].model, teacher, "The teacher", _size(train), advice)
+        if classes != count:
+            raise ValueError(
+                f"The teacher answers with {classes} classes, but {name} with {count}. Fit the teacher to the classes "
+                "of the dataset: teacher.with_classes(names, class_map) (--class_map)."
+            )
+
+
+def _name(student: nn.Module) -> str:
+    return f"The student {getattr(getattr(student, 'config', None), 'name_or_path', '') or architecture(student)}"
+
+
+def _size(dataset: Any) -> int:
+    return int(dataset.image_size or dataset.policy.image_size)

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_reinforce.licenses import read_license, recorded_name
-from hf_reinforce.models.classes import some
-from hf_reinforce.models.ensembles import align, classes_of, find_entries, match, other_classes
-from hf_reinforce.models.networks import Member, module_member, named_member
+from hf_reinforce.models.classes import ModelClasses, label_entries, some
+from hf_reinforce.models.networks import Member, architecture, module_member, named_member
 from hf_reinforce.models.preprocessing import Preprocessing
-from hf_reinforce.models.records import architecture
 from hf_reinforce.targets import ClassDistribution
 
 ClassMap = str | Sequence[int] | Mapping[str, int | str]
-
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -59,63 +56,80 @@ class Teacher:
             raise ValueError("A teacher needs at least one member, positive weights and a positive temperature.")
         self.members = tuple(members)
         self.temperature = temperature
-        self.class_map = None if class_map is None else tuple(class_map)
         counts = [member.count_classes() for member in members]
         if len(set(counts)) > 1:
             found = ", ".join(f"{member.name}: {count}" for member, count in zip(members, counts, strict=True))
             raise ValueError(f"The members of a teacher must have the same classes; their class counts are {found}.")
-        self._own_classes = counts[0]
+        self._classes = [ModelClasses(member.class_names, counts[0]) for member in members]
+        self._order = list(range(counts[0]))
+        own = [member.class_map or self._order for member in members]
+        self._maps = [[each[index] for index in (self._order if class_map is None else class_map)] for each in own]
+        self._listed = class_map is not None  # whether a class map is recorded although it changes nothing
         self.fitted = False  # whether its classes are those of a dataset
         self._clash = ""  # why nobody can tell which classes of the members are the same
 
     @property
     def num_classes(self) -> int:
         """Classes that the targets tell apart."""
-        return len(self._maps()[0])
+        return len(self._maps[0])
+
+    @property
+    def class_map(self) -> tuple[int, ...] | None:
+        """The members' class for each class of the targets; None where it is the same, or not the same for all."""
+        first = self._maps[0]
+        shared = all(each == first for each in self._maps) and (self._listed or first != self._order)
+        return tuple(first) if shared else None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes of the targets, from the first member that knows any.
-
-        Raises:
-            ValueError: as `__call__`.
-        """
+        """Names of the classes of the targets, from the first member that knows any."""
         self._check_clash()
-        named = [place for place, member in enumerate(self.members) if classes_of(member, self._own_classes).names]
-        first = next(iter(named), 0)
+        first = next((place for place, classes in enumerate(self._classes) if classes.names), 0)
         names = self.members[first].class_names
-        return None if names is None else tuple(names[index] for index in self._maps()[first])
-
-    def _maps(self) -> list[list[int]]:
-        """For each member its class for each class of the targets."""
-        own = [list(member.class_map or range(self._own_classes)) for member in self.members]
-        return own if self.class_map is None else [[each[index] for index in self.class_map] for each in own]
-
-    def _with_maps(
-        self, maps: Sequence[Sequence[int]], clash: str = "", fitted: bool = True, listed: bool = False
-    ) -> "Teacher":
-        """This teacher with other `_maps`, in the simplest form: one for all members where they are the same, and none
-        where it says nothing, unless the user has `listed` it."""
-        same = all(list(each) == list(maps[0]) for each in maps)
-        plain = list(range(self._own_classes))
-        own = [None if same or list(each) == plain else tuple(each) for each in maps]
-        found = copy(self)
-        found.members = tuple(replace(m, class_map=each) for m, each in zip(self.members, own, strict=True))
-        found.class_map = tuple(maps[0]) if same and (listed or list(maps[0]) != plain) else None
-        found.fitted, found._clash = fitted, clash
-        return found
+        return None if names is None else tuple(names[index] for index in self._maps[first])
 
     def _check_clash(self) -> None:
         if self._clash:
             raise ValueError(self._clash)
 
+    def _with_maps(self, maps: list[list[int]], listed: bool = False, clash: str = "", fit: bool = True) -> "Teacher":
+        found = copy(self)
+        found._maps, found._listed, found._clash, found.fitted = maps, listed, clash, fit
+        return found
+
     def aligned(self) -> "Teacher":
         """The teacher with its members' classes in the order of the first one that names them.
 
         Where they cannot be matched by name, the teacher answers only after `with_classes` has said how the classes
-        correspond. A module without names (`kind` is `"module"`) is taken to have them in that order.
+        correspond.
         """
-        return self._with_maps(*align(self.members, self._own_classes, self._maps()), fitted=False)
+        names = next((classes.names for classes in self._classes if classes.names), None)
+        if names is None:
+            return self
+        maps, strangers = self._places(names)
+        theirs = [f"{self.members[i].name} has {some(self._classes[i].names) or 'no names'}" for i in strangers]
+        clash = (
+            "The members of the teacher cannot be matched by the names of their classes: one has "
+            f"{some(names)}; {'; '.join(theirs)}. Write the right id2label into each config.json, or pass class_map "
+            "(--class_map identity if all have the same classes in the same order)."
+        )
+        return self._with_maps(maps, clash=clash if strangers else "", fit=False)
+
+    def _places(self, names: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """For each member its class for each of the names, and which members have other classes.
+
+        A member without names is judged by its number of classes, if all others have them in this order; if others
+        have names, only a module is.
+        """
+        found = [classes.places(names) for classes in self._classes]
+        order, named = list(range(len(names))), any(classes.names for classes in self._classes)
+        in_order = all(each is None or each[0] == order for each in found)
+        strangers = []
+        for position, (member, classes) in enumerate(zip(self.members, self._classes, strict=True)):
+            judged = in_order and not classes.names and (member.kind == "module" or not named)
+            if len(names) != classes.count or (found[position] is None and not judged):
+                strangers.append(position)
+        return [order if each is None else each[0] for each in found], strangers
 
     def to(self, device: torch.device | str, dtype: str | None = None) -> "Teacher":
         """Moves the networks; with `bfloat16` or `float16` also casts them, see docs/guide.md for what that costs."""
@@ -145,32 +159,26 @@ class Teacher:
         self._check_clash()
         total = sum(member.weight for member in self.members)
         answers = []
-        for member in self.members:
+        for member, places in zip(self.members, self._maps, strict=True):
             logits = member.logits(images)
-            for chosen in (member.class_map, self.class_map):
-                logits = logits if chosen is None else logits[:, list(chosen)]
+            logits = logits if places == self._order else logits[:, places]
             share = torch.tensor(member.weight / total, device=logits.device).log()
             answers.append(F.log_softmax(logits / self.temperature, dim=-1) + share)
         return torch.stack(answers).logsumexp(0)
 
     def target(self, **options: Any) -> ClassDistribution:
-        """What is stored of the answers.
-
-        Args:
-            options: settings of a `ClassDistribution` that the teacher does not know, such as K.
-
-        Raises:
-            ValueError: if a setting is out of range.
-            TypeError: if there is no such setting, or the teacher knows it.
-        """
+        """What is stored of the answers; `options` are settings of a `ClassDistribution` such as K."""
         known: dict[str, Any] = {"class_names": self.class_names, "temperature": self.temperature}
         return ClassDistribution.of(self.num_classes, **known, class_map=self.class_map, **options)
 
     def describe(self) -> list[dict[str, Any]]:
         """What `reinforcement.json` records of each member; its licence where its own card states one."""
-        return [
-            {
-                "name": recorded_name(member.name) if member.kind != "module" else member.name,
+        found = []
+        for member, places in zip(self.members, self._maps, strict=True):
+            named = member.kind != "module"
+            licensed = read_license(member.name, "model", member.revision) if named and not member.checkpoint else None
+            record: dict[str, Any] = {
+                "name": recorded_name(member.name) if named else member.name,
                 "kind": member.kind,
                 "architecture": architecture(member.model),
                 "revision": member.revision,
@@ -178,11 +186,10 @@ class Teacher:
                 "dtype": str(next(member.model.parameters(), torch.empty(0)).dtype).removeprefix("torch."),
                 "weight": member.weight,
                 "preprocessing": member.preprocessing.record(),
-                **({} if member.class_map is None else {"class_map": list(member.class_map)}),
-                **_license(member),
             }
-            for member in self.members
-        ]
+            record |= {"class_map": places} if self.class_map is None and places != self._order else {}
+            found.append(record | ({"license": licensed} if licensed else {}))
+        return found
 
     def with_classes(self, names: Sequence[str] | None, class_map: ClassMap | None = None) -> "Teacher":
         """Fits the teacher to the classes of a dataset, by their names.
@@ -199,66 +206,58 @@ class Teacher:
         Raises:
             ValueError: if the classes do not match and no class_map says how they correspond.
         """
-        if isinstance(class_map, str) and class_map != "identity":
+        if class_map is None and names is None:
+            self._check_clash()
+            return self
+        if isinstance(class_map, (list, tuple, Mapping)):
+            return self._with_maps(self._found(names, class_map), listed=True)
+        if class_map not in (None, "identity"):
             raise ValueError(
                 f"class_map (--class_map) must be 'identity', a list of indices or a mapping, not {class_map!r}."
             )
-        if class_map is None:
-            if names is not None:
-                return self._with_maps(match(self.members, self._own_classes, tuple(names)))
-            self._check_clash()
-            return self
+        maps, strangers = self._maps, [0] if names is not None and len(names) != self.num_classes else []
+        if class_map is None and names is not None:
+            maps, strangers = self._places(names)
+        if strangers and names is not None:
+            theirs = self._classes[strangers[0]]
+            raise ValueError(
+                f"The classes of the dataset and of the teacher {self.members[strangers[0]].name} differ. Dataset "
+                f"({len(names)}): {some(names, 8)}. Teacher ({theirs.count}): {some(theirs.names, 8) or 'no names'}. "
+                "Pass class_map (--class_map): 'identity' if they are the same classes in the same order, else the "
+                "teacher's class for each class of the dataset."
+            )
+        return self._with_maps(maps)
+
+    def _found(self, names: Sequence[str] | None, class_map: Any) -> list[list[int]]:
+        """For each member its class for each entry of a class map: an index of the teacher's, or a name."""
         if names is None and isinstance(class_map, Mapping):
-            raise ValueError(
-                "A class_map by name needs a dataset with ClassLabel names; give --class_map a list of indices."
-            )
-        if class_map == "identity":
-            if names is not None and len(names) != self.num_classes:
-                raise other_classes(tuple(names), self.members[0], self.num_classes)
-            return self._with_maps(self._maps())
-        if isinstance(class_map, Mapping):
-            missing = [name for name in names or () if name not in class_map]
-            if missing:
-                raise ValueError(
-                    f"class_map has no entry for the dataset's classes {some(missing)}; add them to --class_map."
-                )
-            entries: list[int | str] = [class_map[name] for name in names or ()]
-        else:
-            entries = list(class_map)
-        valid = [not isinstance(e, bool) and (isinstance(e, str) or 0 <= e < self.num_classes) for e in entries]
-        if (names is not None and len(entries) != len(names)) or not all(valid):
-            raise ValueError(
-                f"class_map must give one teacher class in [0, {self.num_classes}) for each of the dataset's "
-                f"{len(names or entries)} classes; it has {len(entries)} entries: {some(entries)}; mend --class_map."
-            )
-        return self._with_maps(find_entries(self.members, self._own_classes, self._maps(), entries), listed=True)
+            raise ValueError("A class_map by name needs a dataset with ClassLabel names; list indices instead.")
+        named = next((classes for classes in self._classes if classes.names), self._classes[0])
+        maps = []
+        for member, own, classes in zip(self.members, self._maps, self._classes, strict=True):
+            known = classes if classes.names else named
+            entries = label_entries(known, names, (), class_map)[1].values()
+            found = [known.find(entry) for entry in entries]
+            if any(len(each) > 1 for each in found) or max((each[0] for each in found), default=0) >= len(own):
+                raise ValueError(f"class_map must name one class of {member.name} for each of the dataset's.")
+            maps.append([own[e] if isinstance(e, int) else each[0] for e, each in zip(entries, found, strict=True)])
+        return maps
 
     def check_processes(self) -> None:
-        """Refuses, in a run of several processes, a teacher that is not the same in all of them.
-
-        Raises:
-            ValueError: naming the member and the process.
-        """
+        """Refuses, in a run of several processes, a teacher that has other weights in one of them."""
         from accelerate import PartialState
         from accelerate.utils import gather_object
 
         if PartialState().num_processes == 1:
             return
-        own = [(member.name, member.weight_hash) for member in self.members]
-        for rank, theirs in enumerate(everyone := gather_object([own])):
-            for (name, expected), found in zip(everyone[0], theirs, strict=False):
-                if found[1] != expected:
+        everyone = gather_object([[(member.name, member.weight_hash) for member in self.members]])
+        for rank, theirs in enumerate(everyone):
+            for (name, expected), (_, found) in zip(everyone[0], theirs, strict=False):
+                if found != expected:
                     raise ValueError(
                         f"The processes have different teachers: {name} has the weights {expected} in process 0, but "
-                        f"{found[0]} has {found[1]} in process {rank}. Give all of them the same files; in Python, "
-                        "the same module."
+                        f"{found} in process {rank}; give all of them the same files, or the same module."
                     )
-
-
-def _license(member: Member) -> dict[str, str]:
-    named = member.kind != "module" and member.checkpoint is None
-    found = read_license(member.name, "model", member.revision) if named else None
-    return {"license": found} if found else {}
 
 
 def load_teacher(

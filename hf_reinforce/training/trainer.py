@@ -13,9 +13,15 @@ from transformers import EvalPrediction
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
 from hf_reinforce.metrics import Predictions, measure, score
-from hf_reinforce.models.fitting import check_fit, student_logits
 from hf_reinforce.models.preprocessing import Preprocessing
-from hf_reinforce.models.students import image_processor, record_preprocessing, saved_weights, student_preprocessing
+from hf_reinforce.models.students import (
+    check_fit,
+    image_processor,
+    record_preprocessing,
+    saved_weights,
+    student_logits,
+    student_preprocessing,
+)
 from hf_reinforce.models.teachers import Teacher
 from hf_reinforce.replay.dataset import ReinforcedDataset
 from hf_reinforce.replay.views import AugmentedDataset
@@ -40,7 +46,7 @@ class KDTrainer(ResumableTrainer):
     Raises:
         TypeError: for a dataset of another kind.
         ValueError: if the method lacks its teacher, its targets or its labels, or a label that it needs is no class;
-            if the student, the teacher and the datasets do not fit each other, see `fitting.check_fit`; or if the
+            if the student, the teacher and the datasets do not fit each other, see `students.check_fit`; or if the
             teacher has other weights in another process.
 
     Example:

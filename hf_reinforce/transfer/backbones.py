@@ -118,7 +118,7 @@ def load_backbone(
     given = dict(model_args or {})
     if is_architecture(name_or_path):
         return Backbone(name_or_path, given, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    member = named_member(name_or_path, None, revision, head=False)
+    member = named_member(name_or_path, revision=revision, head=False)
     network: Any = getattr(member.model, "timm_model", member.model)
     if not getattr(network, "pretrained_cfg", None):
         raise ValueError(
