@@ -68,7 +68,7 @@ def main() -> None:
     from transformers import set_seed
 
     from hf_reinforce import KDTrainer
-    from hf_reinforce.cards.model_card import Evaluation, write_model_card
+    from hf_reinforce.cards.model_card import write_model_card
     from hf_reinforce.models.students import create_student, student_preprocessing
 
     set_seed(args.seed)
@@ -108,14 +108,15 @@ def main() -> None:
     check_same_run(args.output_dir, settings_of(data, model_args, args, commit), write=args.process_index == 0)
     train_and_evaluate(trainer, args)
     name, config_name, revision = evaluation_name(data, train, commit)
-    evaluated = Evaluation(name, config_name, data.eval_split, revision) if data.eval_split else None
+    keys = ("dataset_name", "dataset_config", "dataset_split", "dataset_revision")
+    evaluated = dict(zip(keys, (name, config_name, data.eval_split, revision), strict=True))
     trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
         write_model_card,
         trainer,
         base_model=model_args.model_name_or_path,
         dataset_name=data.dataset_name,
         dataset_config_name=data.dataset_config_name,
-        evaluation=evaluated,
+        evaluation=evaluated if data.eval_split else None,
     )
     (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)()
     if args.process_index == 0:
@@ -128,7 +129,7 @@ def main() -> None:
 def evaluation_command(data, train, output_dir):
     """The command that evaluates the student, on the same data as the training did where that was said."""
     name, config, _ = evaluation_name(data, train)
-    flags = {"dataset_name": name or "DATASET", "dataset_config_name": config, "split": data.eval_split or "test"}
+    flags = {"dataset_name": name or "DATASET", "dataset_config_name": config, "split": data.eval_split or "SPLIT"}
     flags |= {"image_column_name": data.image_column_name, "label_column_name": data.label_column_name}
     words = [word for flag, value in flags.items() if value for word in (f"--{flag}", value)]
     return shlex.join(["python", "recipes/evaluate.py", "--model_name_or_path", output_dir, *words])

@@ -269,7 +269,6 @@ FAST = (
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr(preview, "draw", lambda *args: None)  # they take longer than the rest
-    monkeypatch.setattr("hf_reinforce.cards.dataset_card.draw_statistics", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

@@ -156,8 +156,10 @@ def _corruptions(evaluation: Evaluation, folder: Path) -> list[str]:
     pictures.draw_corruption_map(accuracies, clean, folder / CORRUPTIONS)
     means = {corruption: float(np.mean(list(found.values()))) for corruption, found in accuracies.items()}
     hardest, easiest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    told = f"{100 * means[hardest]:.1f} % under {hardest}, the lowest, to {100 * means[easiest]:.1f} % under {easiest}"
-    return [f"![Accuracy by corruption and severity; means from {markdown.text(told)}]({CORRUPTIONS})"]
+    told = f"means from {100 * means[hardest]:.1f} % under {hardest} to {100 * means[easiest]:.1f} % under {easiest}"
+    if means[hardest] == means[easiest]:
+        told = f"the mean is {100 * means[hardest]:.1f} %"
+    return [f"![Accuracy by corruption and severity; {markdown.text(told)}]({CORRUPTIONS})"]
 
 
 def _confusions(evaluation: Evaluation, clean: dict[str, DatasetResult], folder: Path) -> list[str]:

@@ -1,14 +1,13 @@
 """Reinforced datasets by Hub id or folder, joined with their images."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from glob import escape
 from typing import Any
 
 import datasets
-import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_reinforce import schema
@@ -19,7 +18,7 @@ from hf_reinforce.replay.joining import check_missing, positions_by_hash, record
 from hf_reinforce.sources.errors import explained
 from hf_reinforce.sources.image_source import one_split, say_columns
 from hf_reinforce.sources.loading import check_columns, load_source, remote_source
-from hf_reinforce.sources.rows import ParquetRows, read_footer, repair
+from hf_reinforce.sources.rows import ParquetRows
 from hf_reinforce.splits import WRITE, is_part
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import check_source_rows
@@ -81,7 +80,7 @@ def load_reinforced(
         logger.info("Loading %s, configuration %r, of commit %s.", name_or_path, config_name, repository.commit)
     files = repository.shards(config_name, config.split, streaming)
     images = None if config.embed_images else _images(name_or_path, config, source, streaming)
-    reinforced = _remote_rows(name_or_path, files, config) if streaming else _rows(name_or_path, files, config)
+    reinforced = _rows(name_or_path, files, config, streaming)
     if max_rows is not None:
         if config.policy.mix_operations:  # partners are in the same block
             max_rows = -(-max_rows // PARTNER_BLOCK) * PARTNER_BLOCK
@@ -121,9 +120,8 @@ def _images(
     if streaming and config.shuffled and isinstance(images, ParquetRows):
         raise ValueError(
             f"The policy {config.policy.name!r} mixes images, so the rows were reinforced in shuffled order and "
-            "cannot be streamed in step with their source. Leave out streaming=True (--streaming True); whoever "
-            "reinforces it can make it fit for streaming with --embed_images True, or from a source that is a stream "
-            "(load_dataset(..., streaming=True))."
+            "cannot be streamed in step with their source. Leave out streaming=True (--streaming True), or reinforce "
+            "with --embed_images True, or from a stream (load_dataset(..., streaming=True))."
         )
     return images
 
@@ -138,7 +136,7 @@ def _named_images(
     if streaming and is_part(record.split):
         raise ValueError(
             f"{name} was made from {record.split!r} of {found}, a part that a stream of the images cannot find. Leave "
-            "out streaming=True (--streaming True); whoever reinforces it can store the images (--embed_images True)."
+            "out streaming=True (--streaming True), or reinforce with --embed_images True."
         )
     where = (record.config_name, record.split, record.revision if source is None else None)
     try:
@@ -156,66 +154,35 @@ def _named_images(
     if images is None:
         raise ValueError(
             f"{found} is not stored as Parquet, so its rows cannot be streamed. Leave out streaming=True (--streaming "
-            "True), convert it with load_dataset(...).to_parquet(FILE) and name that folder with source= "
-            "(--source_name_or_path), or store the images when reinforcing (--embed_images True)."
+            "True), or convert it with load_dataset(...).to_parquet(FILE) and name that folder with source= "
+            "(--source_name_or_path)."
         )
     if not streaming:
         check_columns(found, images.features, columns)
     return images
 
 
-def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Dataset:
+def _rows(name: str, files: Sequence[str], config: ReinforcementConfig, streaming: bool) -> Dataset | ParquetRows:
     """The rows of some shards; known by their files, since a folder could be taken for an earlier one of its name."""
-    split = config.split
-    rows = Dataset.from_dict({})
-    if files:
-        with explained(name, files=files):
+    split, rows = config.split, Dataset.from_dict({})
+    with explained(name, files=files):
+        if streaming:
+            rows = ParquetRows(files, config.own_columns + [config.source.image_column] * config.embed_images)
+        elif files:
             rows = datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
+    expected = config.source.num_rows
+    if len(rows) == 0 or (expected is not None and len(rows) + len(config.skipped) != expected):
+        raise ValueError(
+            f"{name} holds {len(rows)} rows, not {expected}: shards are missing. Publish it again, or run the command "
+            "that reinforces it again."
+        )
+    if not streaming:
         check_source_rows(files)
-    _check_count(name, len(rows), config)
-    return rows
-
-
-def _remote_rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> ParquetRows:
-    """The rows of some shards, which stay where they are."""
-    record = config.source
-    columns = [*schema.REINFORCEMENT_COLUMNS, *(target.column for target in config.targets)]
-    columns += filter(None, [record.label_column])
-    if config.embed_images:
-        columns.append(record.image_column)
-    with _explained_files(name, files):
-        rows = ParquetRows(files, columns)
-    _check_count(name, len(rows), config)
-    there = rows.values(schema.SOURCE_ROW).to_numpy()
-    if len(np.unique(there)) < len(there):
+    elif len(pc.unique(rows.values(schema.SOURCE_ROW))) < len(rows):
         raise ValueError(
             f"Shards of {name} hold the same rows, so one is there twice; publish it again, or load it anew."
         )
     return rows
-
-
-def _check_count(name: str, count: int, config: ReinforcementConfig) -> None:
-    expected = config.source.num_rows
-    if count == 0 or (expected is not None and count + len(config.skipped) != expected):
-        raise ValueError(
-            f"{name} holds {count} rows, not {expected}: shards are missing. Publish it again, or run the command "
-            "that reinforces it again."
-        )
-
-
-@contextmanager
-def _explained_files(name: str, files: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        for file in files:
-            try:
-                read_footer(file)
-            except (ValueError, OSError):  # pyarrow's errors are such
-                raise ValueError(
-                    f"A file of {name!r} cannot be read, probably because it was cut short. {repair(file)}"
-                ) from error
-        raise
 
 
 def is_reinforced(name_or_path: str, config_name: str | None = None, revision: str | None = None) -> bool:

@@ -210,11 +210,6 @@ class ClassDistribution(Target):
     def words(self) -> str:
         return f"the {self.top_k} most likely of {self.num_classes:,} classes"
 
-    @property
-    def kept(self) -> str:
-        """How many of the classes are stored, for tables."""
-        return f"{self.top_k} of {self.num_classes:,}"
-
     def encode(self, answer: Tensor) -> pa.StructArray:
         """Turns log-probabilities [B, C] into records, rounded to the codebook."""
         return self.records(encode(top_k_targets(answer, self.top_k)))
@@ -272,13 +267,12 @@ class ClassDistribution(Target):
         masses = np.exp(np.concatenate([value.astype(np.float64), tail[:, None]], axis=1))
         return label.astype(np.int64), masses / masses.sum(axis=1, keepdims=True)
 
-    def summary(self, records: pa.StructArray) -> dict[str, float]:
+    def figures(self, records: pa.StructArray) -> dict[str, NDArray[Any]]:
         _, masses = self.masses(records)
-        entropy = -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1)
         return {
-            "probability of the most likely class": float(masses[:, 0].mean()),
-            "mass in the top K": float(masses[:, :-1].sum(axis=1).mean()),
-            "entropy (nats)": float(entropy.mean()),
+            "mass in the top K": masses[:, :-1].sum(axis=1),
+            "entropy (nats)": -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1),
+            "probability of the most likely class": masses[:, 0],
         }
 
     def most_likely(self, sample: Mapping[str, Any], count: int) -> list[tuple[int, float]]:
