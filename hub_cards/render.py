@@ -18,11 +18,10 @@ from typing import Any
 import yaml
 
 from hf_reinforce import ReinforcementConfig, load_policy
-from hf_reinforce.cards.dataset_card import describe, render
-from hf_reinforce.cards.markdown import code, hub_link
-from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
+from hf_reinforce.cards.dataset_card import Configuration, describe, render
+from hf_reinforce.cards.markdown import code, linked
+from hf_reinforce.cards.preview import PREVIEW_FILE
 from hf_reinforce.cards.statistics import Statistics
-from hf_reinforce.cards.tables import Configuration, Remarks
 from hf_reinforce.store.config import PixelContract, SourceRecord
 from hf_reinforce.targets import ClassDistribution
 
@@ -109,12 +108,12 @@ def measured(name: str, known: dict[str, Any]) -> dict[str, Configuration]:
             config,
             Statistics(**item["statistics"]),
             item["version"],
-            tuple(file for file in (PREVIEW_FILE, STATISTICS_FILE) if (HERE / name / key / file).exists()),
+            (HERE / name / key / PREVIEW_FILE).exists(),
         )
     return described
 
 
-def teacher_remarks(folder: str, known: dict[str, Any], accuracies: dict[str, float]) -> dict[str, str]:
+def teacher_notes(folder: str, known: dict[str, Any], accuracies: dict[str, float]) -> dict[str, str]:
     """What became a teacher that a recipe trains."""
     path = RECIPES / folder / "teacher.yaml"
     if not path.exists():
@@ -122,8 +121,8 @@ def teacher_remarks(folder: str, known: dict[str, Any], accuracies: dict[str, fl
     recipe = read(path)
     name, base = recipe["output_dir"], recipe["model_name_or_path"]
     text = (
-        f"{code(name)} is {hub_link(base)} ({known['teachers'][base]['license']}), fine-tuned on "
-        f"{hub_link(recipe['dataset_name'], 'datasets/')} with `recipes/{folder}/teacher.yaml`. Its accuracy on the "
+        f"{code(name)} is {linked(base)} ({known['teachers'][base]['license']}), fine-tuned on "
+        f"{linked(recipe['dataset_name'], 'datasets/')} with `recipes/{folder}/teacher.yaml`. Its accuracy on the "
         f"{recipe['eval_split']} split is "
     )
     text += f"{100 * accuracies[name]:.1f} %." if name in accuracies else "not measured yet."
@@ -142,8 +141,7 @@ def card(name: str) -> str:
     )
     plan = None if path.exists() else f"`recipes/{folder}`"
     citation = known["sources"][recipes[0]["dataset_name"]]["citation"].rstrip()
-    remarks = Remarks(plan, teacher_remarks(folder, known, accuracies), citation)
-    return str(render(name, described, remarks))
+    return str(render(name, described, plan, teacher_notes(folder, known, accuracies), citation))
 
 
 def take_over(folder: Path) -> None:
@@ -162,9 +160,8 @@ def take_over(folder: Path) -> None:
                     "eval_accuracy"
                 ]
         (target / key).mkdir(parents=True, exist_ok=True)
-        for file in (PREVIEW_FILE, STATISTICS_FILE):
-            if (folder / key / file).exists():
-                shutil.copyfile(folder / key / file, target / key / file)
+        if item.preview:
+            shutil.copyfile(folder / key / PREVIEW_FILE, target / key / PREVIEW_FILE)
     content = {"configurations": configurations, "teacher_accuracy": accuracies}
     (target / MEASURED_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 

@@ -33,7 +33,7 @@ class InspectArguments:
 @one_line_errors
 def main() -> None:
     (args,) = parse(__doc__, [InspectArguments], first=FIRST)
-    from hf_reinforce.cards.inspection import inspect_dataset, operations_table, summary_table, verify_shards
+    from hf_reinforce.cards.inspection import inspect_dataset, inspection_tables, verify_shards
     from hf_reinforce.hub.repository import Repository
 
     repository = Repository.find(args.dataset_name, args.dataset_revision)
@@ -46,9 +46,7 @@ def main() -> None:
         raise SystemExit(1 if problems else 0)
     output_dir = args.output_dir or f"outputs/{Path(args.dataset_name).resolve().name}-inspection"
     content = inspect_dataset(folder, output_dir, source=args.source_name_or_path, num_images=args.num_images)
-    print(summary_table(content))
-    if content["groups"]:
-        print(f"\n{operations_table(content)}")
+    print(inspection_tables(content))
     for note in content["notes"]:
         print(f"\n{note}")
     print(f"\nWritten to {output_dir}.")

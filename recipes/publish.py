@@ -19,7 +19,7 @@ class PublishArguments:
     private: bool = option("Create the repository as a private one.", False)
     revision: str | None = option("Branch, created if it does not exist; default main.")
     tag: str | None = option("Name to give to the result.")
-    commit_message: str | None = option("Default: policy, N, K and teachers of each configuration.")
+    commit_message: str | None = option("Default: the name and N of each configuration.")
     dry_run: bool = option("List what would be sent, and send nothing.", False)
 
 

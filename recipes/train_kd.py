@@ -74,7 +74,7 @@ def train(data, model_args, args) -> None:
     from transformers import set_seed
 
     from hf_reinforce import KDTrainer
-    from hf_reinforce.cards.model_card import Evaluation, write_model_card
+    from hf_reinforce.cards.model_card import write_model_card
     from hf_reinforce.models.students import create_student, student_preprocessing
 
     set_seed(args.seed)
@@ -111,18 +111,20 @@ def train(data, model_args, args) -> None:
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # every process looks there for checkpoints
     check_same_run(args, settings_of(data, model_args, args, commit))
     train_and_evaluate(trainer, args)
+    keys = ("dataset_name", "dataset_config", "dataset_split", "dataset_revision")
+    where = dict(zip(keys, (*evaluated[:2], data.eval_split, evaluated[2]), strict=True))
     trainer.create_model_card = functools.partial(  # push_to_hub calls it as well
         write_model_card,
         trainer,
         base_model=name,
         dataset_name=data.dataset_name,
         dataset_config_name=data.dataset_config_name,
-        evaluation=Evaluation(*evaluated[:2], data.eval_split, evaluated[2]) if data.eval_split else None,
+        evaluation=where if data.eval_split else None,
     )
     (trainer.push_to_hub if args.push_to_hub else trainer.create_model_card)()
     if args.process_index == 0:
         flags = {"model_name_or_path": args.output_dir, "dataset_name": evaluated[0] or "DATASET"}
-        flags |= {"dataset_config_name": evaluated[1], "split": data.eval_split or "test"}
+        flags |= {"dataset_config_name": evaluated[1], "split": data.eval_split or "SPLIT"}
         flags |= {"image_column_name": data.image_column_name, "label_column_name": data.label_column_name}
         words = [word for flag, value in flags.items() if value for word in (f"--{flag}", value)]
         print(

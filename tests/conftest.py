@@ -74,14 +74,14 @@ def through_parquet(tmp_path):
     return round_trip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub():
-    """A stand-in for the Hub, of this module alone."""
+    """A stand-in for the Hub; each module gives its repositories names of its own."""
     with HubServer() as server:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(hub, tmp_path_factory):
     """`client(function, *args)`: runs a function in a process whose Hub is the stand-in."""
     caller = Client(hub, tmp_path_factory.mktemp("client"))

@@ -21,42 +21,28 @@ def run_recipe(name, *argv):
 
 
 class Client:
-    """Calls functions of the tests in another process, whose clients were imported for the test's Hub.
+    """Calls functions of the tests in another process, whose clients were imported for the Hub of a test.
 
     Args:
         hub: the server.
         cache: folder of what the clients download.
-
-    Attributes:
-        environment: of processes that talk to the Hub, instead of everything else that configures the clients.
     """
 
     def __init__(self, hub, cache):
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-        self.environment = {
-            **kept,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(cache),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        self._pool = None
-
-    def start(self, function, *args, **kwargs):
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-            with mock.patch.dict(os.environ, self.environment, clear=True):
-                self._pool.submit(os.getpid).result()
-        return self._pool.submit(function, *args, **kwargs)
+        disabled = (
+            "HUB_DISABLE_XET",
+            "HUB_DISABLE_TELEMETRY",
+            "HUB_DISABLE_PROGRESS_BARS",
+            "DATASETS_DISABLE_PROGRESS_BARS",
+        )
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        with mock.patch.dict(os.environ, {**kept, **own, **{f"HF_{name}": "1" for name in disabled}}, clear=True):
+            self._pool.submit(os.getpid).result()
 
     def __call__(self, function, *args, **kwargs):
-        return self.start(function, *args, **kwargs).result(timeout=120)
+        return self._pool.submit(function, *args, **kwargs).result(timeout=120)
 
     def close(self):
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._pool.shutdown()

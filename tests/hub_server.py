@@ -7,14 +7,14 @@
         hub.seen("PUT /objects/")                       # what they asked for
         hub.served["/datasets/me/photos/resolve/..."]   # how many bytes they got
 
-It keeps everything in memory and speaks the part of the Hub's HTTP interface that these clients use: repositories,
-commits of regular and of large files, branches, tags, listings, and downloads with ranges. Whoever
-has the token may write anywhere; without it, private repositories do not exist and files of gated ones are refused.
+It keeps everything in memory and speaks the part of the Hub's HTTP interface that these clients use. Whoever has the
+token may write anywhere; without it, private repositories do not exist and files of gated ones are refused.
 """
 
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -24,9 +24,71 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_storage import HubError, Repository, StoredFile, is_large
-
 TOKEN = "hf_token_of_the_tests"
+
+
+def is_large(path: str) -> bool:
+    """Whether the Hub keeps a file outside git."""
+    return path.endswith((".parquet", ".safetensors", ".bin", ".png"))
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a commit."""
+
+    content: bytes
+    large: bool
+
+    @property
+    def oid(self) -> str:
+        """What clients compare with their own file: sha256 of a large file, git's hash of any other."""
+        if self.large:
+            return hashlib.sha256(self.content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
+
+
+@dataclass
+class Repository:
+    """Files of each commit by its id, messages of the commits in their order, branches and tags by name."""
+
+    private: bool = False
+    gated: bool = False
+    commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.commit("main", "initial commit", {})
+
+    def find(self, revision: str) -> str:
+        """The commit that a branch, tag or id names."""
+        found = self.branches.get(revision) or self.tags.get(revision) or revision
+        if found not in self.commits:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return found
+
+    def files(self, revision: str = "main") -> dict[str, StoredFile]:
+        return self.commits[self.find(revision)]
+
+    def commit(self, branch: str, message: str, files: dict[str, StoredFile]) -> str:
+        oid = os.urandom(20).hex()
+        self.commits[oid] = files
+        self.messages.append(message)
+        self.branches[branch] = oid
+        return oid
+
+    def add(self, files: dict[str, bytes]) -> str:
+        """A commit on `main` of exactly these files; its id."""
+        return self.commit("main", "add files", {path: StoredFile(files[path], is_large(path)) for path in files})
+
+
+class HubError(Exception):
+    """An answer that is an error: status, message, the code by which clients tell errors apart, further headers."""
+
+    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
 
 
 @dataclass
@@ -70,8 +132,7 @@ class HubServer:
     def add_repository(self, kind: str, name: str, files: dict[str, bytes], **options: bool) -> Repository:
         """Stores a repository; `kind` is `dataset` or `model`, options are `private` and `gated`."""
         repository = self.repositories[f"{kind}s", name] = Repository(**options)
-        stored = {path: StoredFile(content, is_large(path)) for path, content in files.items()}
-        repository.commit("main", "add files", stored)
+        repository.add(files)
         return repository
 
     def seen(self, pattern: str) -> list[str]:
@@ -148,22 +209,23 @@ class RequestHandler(BaseHTTPRequestHandler):
                 return function(self, **parts)
         raise HubError(404, f"no such address: {self.command} {path}")
 
-    def repository(self, kind: str, name: str, write: bool = False) -> Repository:
+    def repository(self, kind: str, name: str) -> Repository:
         found = self.hub.repositories.get((kind.rstrip("/"), name))
-        if found is None or (found.private and not self.authorised()):
-            raise HubError(404 if self.authorised() else 401, "Repository not found", "RepoNotFound")
-        if write and not self.authorised():
-            raise HubError(401, "Invalid credentials in Authorization header")
+        authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if found is None or (found.private and not authorised):
+            raise HubError(404 if authorised else 401, "Repository not found", "RepoNotFound")
+        if self.command in ("POST", "PUT"):
+            self.check_token()
         return found
 
-    def authorised(self) -> bool:
-        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+    def check_token(self, code: str = "") -> None:
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise HubError(401, "Invalid credentials in Authorization header", code)
 
     def create_repository(self) -> Answer:
         asked = json.loads(self.body)
         kind, name = f"{asked.get('type', 'model')}s", f"{asked.get('organization') or 'me'}/{asked['name']}"
-        if not self.authorised():
-            raise HubError(401, "Invalid credentials in Authorization header")
+        self.check_token()
         described = {"url": f"{self.hub.url}/{kind}/{name}".replace("/models/", "/"), "id": name, "name": name}
         if (kind, name) in self.hub.repositories:
             return Answer(described, status=409)
@@ -172,8 +234,11 @@ class RequestHandler(BaseHTTPRequestHandler):
         return Answer(described)
 
     def repository_info(self, kind: str, name: str, revision: str = "main") -> Answer:
-        repository = self.repository(kind, name)
-        siblings = [{"rfilename": path} for path in repository.files(revision)]
+        repository, siblings = self.repository(kind, name), []
+        for path, file in repository.files(revision).items():
+            large = {"sha256": file.oid, "size": len(file.content), "pointerSize": 134}
+            named = {"rfilename": path, "size": len(file.content), "blobId": file.oid}
+            siblings.append({**named, **({"lfs": large} if file.large else {})})
         state = {"private": repository.private, "gated": "auto" if repository.gated else False, "tags": []}
         return Answer({"id": name, "sha": repository.find(revision), "siblings": siblings, **state})
 
@@ -196,16 +261,15 @@ class RequestHandler(BaseHTTPRequestHandler):
         return Answer(list(entries.values()))
 
     def upload_modes(self, kind: str, name: str, revision: str) -> Answer:
-        files = self.repository(kind, name, write=True).files(revision)
+        files = self.repository(kind, name).files(revision)
         answers = []
         for path in (asked["path"] for asked in json.loads(self.body)["files"]):
-            mode = "lfs" if is_large(path) else "regular"
-            oid = files[path].oid if path in files else None
+            mode, oid = "lfs" if is_large(path) else "regular", files[path].oid if path in files else None
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return Answer({"files": answers})
 
     def upload_addresses(self, name: str, kind: str = "models") -> Answer:
-        self.repository(kind, name, write=True)
+        self.repository(kind, name)
         answers = [{"oid": asked["oid"], "size": asked["size"]} for asked in json.loads(self.body)["objects"]]
         for answer in answers:
             if answer["oid"] not in self.hub.objects:
@@ -219,9 +283,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         return Answer({})
 
     def make_commit(self, kind: str, name: str, revision: str) -> Answer:
-        repository = self.repository(kind, name, write=True)
-        if revision not in repository.branches:
-            raise HubError(400, f"{revision} is no branch")
+        repository = self.repository(kind, name)
         header, *operations = [json.loads(line) for line in self.body.splitlines()]
         if header["value"].get("parentCommit") not in (None, repository.find(revision)):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
@@ -245,7 +307,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         return Answer({**listed, "converts": []})
 
     def create_reference(self, kind: str, name: str, what: str, revision: str) -> Answer:
-        repository, asked = self.repository(kind, name, write=True), json.loads(self.body)
+        repository, asked = self.repository(kind, name), json.loads(self.body)
         reference = asked["tag"] if what == "tag" else revision
         if " " in reference:
             raise HubError(400, f"Invalid reference name: {reference}")
@@ -259,8 +321,8 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def download(self, name: str, revision: str, path: str, kind: str = "models") -> Answer:
         repository = self.repository(kind, name)
-        if repository.gated and not self.authorised():
-            raise HubError(401, f"Access to {name} is restricted. Please log in.", "GatedRepo")
+        if repository.gated:
+            self.check_token("GatedRepo")
         file = repository.files(revision).get(path)
         commit = {"X-Repo-Commit": repository.find(revision)}
         if file is None:

@@ -246,7 +246,6 @@ FAST = ("good", "labels -1", "labels null", "labels float", "shards differ", "ca
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr(preview, "draw", lambda *args: None)  # they take longer than the rest
-    monkeypatch.setattr("hf_reinforce.cards.dataset_card.draw_statistics", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

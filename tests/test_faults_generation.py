@@ -30,7 +30,7 @@ from recipe_modules import RECIPES, load_recipe
 from tiny import NAMES, tiny_dataset, tiny_image, tiny_teacher
 
 from hf_reinforce import images, load_policy, reinforce
-from hf_reinforce.cards import dataset_card, preview
+from hf_reinforce.cards import preview
 from hf_reinforce.cards.inspection import verify_shards
 from hf_reinforce.generation import reinforce as run_of_files
 from hf_reinforce.generation.reinforcer import source_is_gone
@@ -146,7 +146,7 @@ def _recipe(argv, log, environment, pictures, at=None, number=signal.SIGKILL, ti
 
 
 def _draw_nothing():
-    preview.draw = dataset_card.draw_statistics = lambda *arguments: None
+    preview.draw = lambda *arguments: None
 
 
 def before_change(folder, at, action, times=1):

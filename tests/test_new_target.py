@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from hf_reinforce import KDTrainer, KDTrainingArguments, ReinforcementConfig, load_policy, load_reinforced, reinforce
 from hf_reinforce.cards.dataset_card import write_dataset_card
+from hf_reinforce.cards.inspection import inspect_dataset
 from hf_reinforce.generation.reinforcer import Reinforcer
 from hf_reinforce.targets import TARGETS, ClassDistribution, Target
 
@@ -53,8 +53,8 @@ class Embedding(Target):
     def loss(self, outputs, batch, temperature):
         return F.mse_loss(outputs, batch["embedding"], reduction="none").mean(-1)
 
-    def summary(self, records):
-        return {"mean norm": float(np.linalg.norm(records.flatten().to_numpy().reshape(-1, self.size), axis=1).mean())}
+    def figures(self, records):
+        return {"norm": np.linalg.norm(records.flatten().to_numpy().reshape(-1, self.size), axis=1)}
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Score(Target):
     def loss(self, outputs, batch, temperature):
         return (outputs[:, 0] - batch["brightness"]).square()
 
-    def summary(self, records):
-        return {"mean brightness": pc.mean(records).as_py()}
+    def figures(self, records):
+        return {"share of white": records.to_numpy()}
 
 
 class Answering:
@@ -232,9 +232,16 @@ def test_beside_a_distribution_over_classes(known, tmp_path):
     assert any(difference.startswith("targets: ") for difference in config.differences(alone))
 
 
-def test_the_card_has_the_columns_and_what_was_measured(folder, dataset):
+def test_the_card_and_the_inspection_say_what_was_measured(folder, dataset, tmp_path):
     write_dataset_card(folder.parent)
     card = (folder.parent / "README.md").read_text()
-    assert "`image_embedding_0` (embedding)" in card and "`brightness` (how bright the image is)" in card
-    brightness = [dataset.target(position, 0)["brightness"] for position in range(64)]
-    assert f"mean brightness {np.mean(brightness):.3f}" in card and "mean norm " in card
+    assert "`image_embedding_0`: embedding" in card and "`brightness`: how bright the image is" in card
+    brightness = np.mean([dataset.target(position, 0)["brightness"] for position in range(ROWS)])
+    norms = [np.linalg.norm(dataset.target(p, slot)["embedding"]) for p in range(ROWS) for slot in range(N)]
+    assert f"| brightness: share of white | {brightness:.3f} |" in card
+    assert f"| image_embedding_0: norm | {np.mean(norms):.3f} |" in card
+    content = inspect_dataset(folder, tmp_path)
+    expected = {"image_embedding_0: norm": np.mean(norms), "brightness: share of white": brightness}
+    assert content["figures"] == pytest.approx(expected, rel=1e-5) and content["agreement"] is None
+    flips = [group for group in content["groups"] if group["operation"] == "horizontal flip"]
+    assert sum(group["targets"] for group in flips) == ROWS * N and flips[0]["figures"].keys() == expected.keys()

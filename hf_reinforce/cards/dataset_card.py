@@ -1,27 +1,23 @@
 """Dataset cards, rendered from what is in the folder and nothing else."""
 
+import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from hf_reinforce.cards import markdown, tables
-from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE, draw_statistics
-from hf_reinforce.cards.statistics import measure, summaries
-from hf_reinforce.cards.tables import Configuration, Remarks
-from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, OTHER, UNKNOWN, is_hub_id, is_imagenet
-from hf_reinforce.store.atomic import whole_file
+from hf_reinforce.cards import markdown
+from hf_reinforce.cards.preview import PREVIEW_FILE
+from hf_reinforce.cards.statistics import Statistics, measure
+from hf_reinforce.licenses import IMAGENET_LICENSE, IMAGENET_PROMPT, is_hub_id, is_imagenet
+from hf_reinforce.store.atomic import write_whole
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.shards import shard_files
 
 CARD_FILE = "README.md"
-INSTALL = (
-    "There is no release on a package index yet. Get a copy of its repository, which also has the recipes, and run "
-    "`pip install .` there, or `make install` for an environment of its own in `.venv`."
-)
-"""How to get this package; a card is read by people who have never heard of it."""
 
 RECIPES: Mapping[tuple[str, int], str] = {
     ("ILSVRC/imagenet-1k", 224): "imagenet_plus",
@@ -32,21 +28,37 @@ RECIPES: Mapping[tuple[str, int], str] = {
 """Folders of `recipes/` with the settings for a student, by source and side of the views in pixels."""
 
 _SETTINGS = (  # after the paper's for CIFAR, Food and Flowers
+    "--method reinforced",
     "--model_name_or_path mobilenetv3_large_100 --num_train_epochs 100 --per_device_train_batch_size 256",
     "--timm_optimizer sgd --learning_rate 0.2 --weight_decay 5e-4 --lr_scheduler_type cosine",
 )
-_TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
 
-def write_dataset_card(folder: str | Path) -> None:
-    """Writes the dataset card of a repository, and a picture of the targets' statistics for each configuration.
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration as a card describes it.
 
-    `reinforce` and `import_ml_dr` write neither; the recipes call this function after them.
+    Attributes:
+        config: how it was made, or is to be made.
+        statistics: what was measured on its targets; None: nothing yet.
+        version: tells `datasets` one content from another; None where there is no content yet.
+        preview: whether `preview.png` lies in its folder.
+    """
+
+    config: ReinforcementConfig
+    statistics: Statistics | None = None
+    version: str | None = None
+    preview: bool = False
+
+
+def write_dataset_card(folder: str | Path) -> None:
+    """Writes the dataset card of a repository, `README.md`.
+
+    `reinforce` and `import_ml_dr` write none; the recipes call this function after them.
 
     Args:
-        folder: the folder of the repository, the parent of what `reinforce` returns. It gets `README.md`, and each
-            finished configuration in it `statistics.png`.
+        folder: the folder of the repository, the parent of what `reinforce` returns.
 
     Raises:
         FileNotFoundError: if there is no finished configuration.
@@ -57,44 +69,27 @@ def write_dataset_card(folder: str | Path) -> None:
 
         write_dataset_card("outputs/cifar100-plus")
     """
-    described = describe(folder, draw=True)
-    with whole_file(Path(folder) / CARD_FILE) as temporary:
-        render(Path(folder).resolve().name, described).save(temporary)
+    card = render(Path(folder).resolve().name, describe(folder))
+    write_whole(Path(folder) / CARD_FILE, str(card))
 
 
-def current_card(folder: str | Path, config_names: Collection[str]) -> DatasetCard:
+def current_card(folder: Path, config_names: Collection[str]) -> DatasetCard:
     """The folder's own card, with what somebody added to it, if it describes these configurations as they are now.
 
     Else a new card, which is not written.
-
-    Args:
-        folder: the folder of a repository.
-        config_names: the configurations that the card is for.
-
-    Raises:
-        FileNotFoundError: if there is no finished configuration.
-        ValueError: if a shard is damaged, or there is none.
     """
-    path = Path(folder) / CARD_FILE
-    everything = set(config_names) == {file.parent.name for file in Path(folder).glob(f"*/{CONFIG_FILE}")}
-    if everything and path.exists():
+    path = folder / CARD_FILE
+    if path.exists():
         card = DatasetCard.load(path)
         stated = card.data.to_dict().get("configs") or []
         versions = {item.get("config_name"): item.get("version") for item in stated}
-        if not versions or versions == {name: _version(Path(folder) / name) for name in config_names}:
+        if not versions or versions == {name: _version(folder / name) for name in config_names}:
             return card
-    return render(Path(folder).resolve().name, describe(folder, config_names))
+    return render(folder.resolve().name, describe(folder, config_names))
 
 
-def describe(
-    folder: str | Path, config_names: Collection[str] | None = None, draw: bool = False
-) -> dict[str, Configuration]:
-    """Measures the finished configurations of a repository.
-
-    Args:
-        folder: holds one subfolder with `reinforcement.json` and Parquet files for each configuration.
-        config_names: the configurations to describe, default all that are finished.
-        draw: draw `statistics.png` into each of them.
+def describe(folder: str | Path, config_names: Collection[str] | None = None) -> dict[str, Configuration]:
+    """Measures the finished configurations of a repository, or some of them, by name.
 
     Raises:
         FileNotFoundError: if there is no finished configuration.
@@ -105,18 +100,8 @@ def describe(
         config = ReinforcementConfig.load(path)
         if not config.complete or not (config_names is None or path.name in config_names):
             continue
-        shards = shard_files(path, config.split)
-        if not shards:
-            raise ValueError(
-                f"{path} has no shards of the split {config.split!r}; run the command that reinforces this dataset "
-                "again."
-            )
-        statistics = measure(shards, config)[0] if config.classes else None
-        if draw and statistics is not None:
-            draw_statistics(statistics, path / STATISTICS_FILE)
-        pictures = tuple(file for file in (PREVIEW_FILE, STATISTICS_FILE) if (path / file).exists())
-        figures = summaries(shards[0], config)
-        described[path.name] = Configuration(config, statistics, _version(path), pictures, figures)
+        statistics, _ = measure(shard_files(path, config.split), config)
+        described[path.name] = Configuration(config, statistics, _version(path), (path / PREVIEW_FILE).exists())
     if not described:
         raise FileNotFoundError(f"{folder} holds no finished configuration of a reinforced dataset.")
     return described
@@ -130,60 +115,72 @@ def _version(folder: Path) -> str:
 
 
 def train_command(name: str, config_name: str, config: ReinforcementConfig) -> str:
-    """The command that trains a student: with the recipe for its source, else with settings after the paper's.
-
-    Args:
-        name: of the repository or folder.
-        config_name: of the configuration.
-        config: the configuration.
-    """
-    recipe, settings = _recipe(config) or "--method reinforced", () if _recipe(config) else _SETTINGS
+    """The command that trains a student: with the recipe for its source, else with settings after the paper's."""
+    recipe = RECIPES.get((config.source.name or "", config.policy.image_size))
+    first, *settings = (f"recipes/{recipe}/student.yaml",) if recipe else _SETTINGS
     data = f"--dataset_name {markdown.shell_word(name)} --dataset_config_name {markdown.shell_word(config_name)}"
-    lines = [f"accelerate launch recipes/train_kd.py {recipe}", data, *settings, "--output_dir outputs/student"]
+    lines = [f"accelerate launch recipes/train_kd.py {first}", data, *settings, "--output_dir outputs/student"]
     return " \\\n    ".join(lines)
 
 
-def _recipe(config: ReinforcementConfig) -> str | None:
-    folder = RECIPES.get((config.source.name or "", config.policy.image_size))
-    return folder and f"recipes/{folder}/student.yaml"
-
-
-def render(name: str, described: Mapping[str, Configuration], remarks: Remarks | None = None) -> DatasetCard:
+def render(
+    name: str,
+    described: Mapping[str, Configuration],
+    plan: str | None = None,
+    teacher_notes: Mapping[str, str] | None = None,
+    citation: str | None = None,
+) -> DatasetCard:
     """The card of a dataset.
 
     Args:
         name: of the repository or folder.
         described: its configurations by name, at least one.
-        remarks: what the data cannot tell.
+        plan: where the plan of a dataset is that has not been generated, as Markdown.
+        teacher_notes: what to say of a teacher, by its name in `reinforcement.json`, as Markdown.
+        citation: BibTeX entry of the source.
     """
-    remarks = remarks or Remarks()
     configs = {key: item.config for key, item in described.items()}
     joined = {key: config for key, config in configs.items() if not config.embed_images}
     shown = next(iter(joined or configs))  # the configuration of the examples
-    return DatasetCard.from_template(
+    by_teachers: dict[str, list[str]] = {}
+    for key, config in configs.items():
+        temperature = config.classes.temperature if config.classes else None
+        by_teachers.setdefault(json.dumps([config.teachers, temperature]), []).append(key)
+
+    def sources(named: Mapping[str, ReinforcementConfig]) -> str:
+        return " and ".join(dict.fromkeys(markdown.source(config.source.name) for config in named.values()))
+
+    measured = {key: item.statistics for key, item in described.items() if item.statistics is not None}
+    text = markdown.render(
+        "dataset_card.md",
         _metadata(name, described),
-        template_path=str(_TEMPLATE),
         name=name,
-        markdown=markdown,
-        tables=tables,
-        remarks=remarks,
         described=described,
         configs=configs,
-        statistics={key: item.statistics for key, item in described.items() if item.statistics is not None},
+        statistics=measured,
+        figures=dict.fromkeys(figure for found in measured.values() for figure in found.figures),
+        sources=sources(configs),
         joined=joined,
+        joined_sources=sources(joined),
         shown=shown,
         imagenet=any(is_imagenet(config.source.name) for config in configs.values()),
-        install=INSTALL,
-        recipe=_recipe(configs[shown]),
         command=train_command(name, shown, configs[shown]),
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
-        summaries=tables.summary_lines(described),
+        by_teachers=list(by_teachers.values()),
+        plan=plan,
+        teacher_notes=teacher_notes or {},
+        citation=citation,
     )
+    return DatasetCard(text)
 
 
 def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardData:
-    sources = dict.fromkeys(item.config.source.name for item in described.values())
-    rows = max(item.num_rows or 0 for item in described.values())
+    configs = [item.config for item in described.values()]
+    counts = [
+        item.statistics.num_rows if item.statistics else item.config.source.num_rows for item in described.values()
+    ]
+    rows = max(count or 0 for count in counts)
+    sources = dict.fromkeys(config.source.name for config in configs)
     return DatasetCardData(
         pretty_name=name,
         annotations_creators=["machine-generated"],
@@ -195,12 +192,11 @@ def _metadata(name: str, described: Mapping[str, Configuration]) -> DatasetCardD
             {
                 "config_name": key,
                 **({"version": item.version} if item.version else {}),
-                "data_files": [{"split": split, "path": f"{key}/{split}-*.parquet"}],
+                "data_files": [{"split": item.config.split, "path": f"{key}/{item.config.split}-*.parquet"}],
             }
             for key, item in described.items()
-            for split in [item.config.split]
         ],
-        **_license([item.config for item in described.values()]),
+        **_license(configs),
     )
 
 
@@ -208,31 +204,25 @@ def _license(configs: Sequence[ReinforcementConfig]) -> dict[str, Any]:
     """Licence metadata: the sources' terms and the teachers', none at all where a source's are not known."""
     if any(is_imagenet(config.source.name) for config in configs):
         return {**IMAGENET_LICENSE, "extra_gated_prompt": IMAGENET_PROMPT}
-    if any(config.source.license is None for config in configs):
+    sources = [config.source.license for config in configs]
+    if None in sources:
         return {}
-    stated = [config.source.license for config in configs]
-    stated += [teacher.get("license") for config in configs for teacher in config.teachers]
-    return {"license": _together([name.strip() for item in stated if item for name in item.split(",")])}
+    stated = [*sources, *(teacher.get("license") for config in configs for teacher in config.teachers)]
+    return {"license": _union([name.strip() for item in stated if item for name in item.split(",")])}
 
 
-def _together(licenses: Sequence[str]) -> str | list[str]:
-    """Licences that all apply, as metadata: `other` and `unknown` say more than the rest of a list."""
-    names = list(dict.fromkeys(licenses))
-    return next((name for name in (OTHER, UNKNOWN) if name in names), names if len(names) > 1 else names[0])
-
-
-def _listed(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [value] if value else []
+def _union(*metadata: Any) -> Any:
+    """Metadata that are one value, a list or None, together: likewise."""
+    lists = [value if isinstance(value, list) else [value] for value in metadata if value]
+    names = list(dict.fromkeys(name for values in lists for name in values))
+    return names if len(names) > 1 else next(iter(names), None)
 
 
 def keep_metadata(card: DatasetCard, on_hub: DatasetCard) -> list[str]:
     """Keeps what the metadata on the Hub say and a new card does not: what somebody added, and other configurations.
 
-    Where there are other configurations, the licences and sources of both cards apply.
-
-    Args:
-        card: describes the configurations that are published; changed in place.
-        on_hub: the card that it will replace.
+    Where there are other configurations, the licences and sources of both cards apply. `card`, of the configurations
+    that are published, is changed in place.
 
     Returns:
         Names of the configurations that only the Hub has.
@@ -245,10 +235,6 @@ def keep_metadata(card: DatasetCard, on_hub: DatasetCard) -> list[str]:
             setattr(card.data, key, value)
     if others:
         card.data.configs = [*(mine.get("configs") or []), *others]
-        licenses, sources = (
-            [name for data in (theirs, mine) for name in _listed(data.get(key))]
-            for key in ("license", "source_datasets")
-        )
-        card.data.license = _together(licenses) if licenses else None
-        card.data.source_datasets = list(dict.fromkeys(sources)) or None
+        for key in ("license", "source_datasets"):
+            setattr(card.data, key, _union(theirs.get(key), mine.get(key)))
     return [str(item.get("config_name")) for item in others]

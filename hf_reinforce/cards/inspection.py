@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_reinforce import images, schema
@@ -21,14 +20,14 @@ from hf_reinforce.images import ImageError
 from hf_reinforce.models.classes import class_words
 from hf_reinforce.sources.loading import load_source, remote_source
 from hf_reinforce.splits import is_part
-from hf_reinforce.store.atomic import whole_file
+from hf_reinforce.store.atomic import write_whole
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.rows import ParquetRows, column_reader
 from hf_reinforce.store.shards import file_checksum, shard_files
 
 JSON_FILE = "inspection.json"
 PICTURE_FILE = "disagreements.png"
-_FORMAT = 2
+_FORMAT = 3
 _EXAMPLES = 100  # of duplicates
 
 
@@ -65,7 +64,18 @@ def inspect_dataset(
     statistics, found = measure(shard_files(folder, config.split), config, every_row=True)
     wrong = np.flatnonzero(found["compared"] & (found["prediction"] != found["label"]))
     doubt = found["label_probability"][wrong] - found["probability"][wrong]
-    doubtful = _doubtful(wrong[np.argsort(doubt, kind="stable")[:num_images]], found, config)
+    words = class_words(config.class_names or [str(index) for index in range(config.num_classes)])
+    keys = ("row", "label", "label_probability", "prediction", "probability")
+    doubtful = [
+        {
+            **{key: found[key][at].item() for key in keys},
+            "position": int(at),
+            schema.IMAGE_HASH: found["hash"][at].decode(),
+            "label_name": words[found["label"][at]],
+            "prediction_name": words[found["prediction"][at]],
+        }
+        for at in wrong[np.argsort(doubt, kind="stable")[:num_images]]
+    ]
     output_dir.mkdir(parents=True, exist_ok=True)
     notes = _draw(doubtful, config, folder, source, output_dir / PICTURE_FILE)
     content = {
@@ -83,42 +93,14 @@ def inspect_dataset(
         "duplicates": duplicates(found["hash"], found["row"], found["label"]),
         "notes": notes,
     }
-    with whole_file(output_dir / JSON_FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(output_dir / JSON_FILE, json.dumps(content, indent=1) + "\n")
     return content
 
 
-def _doubtful(
-    positions: NDArray[np.int64], found: Mapping[str, NDArray[Any]], config: ReinforcementConfig
-) -> list[dict[str, Any]]:
-    """What is known of some images: their place, label and prediction."""
-    words = class_words(config.class_names or [str(index) for index in range(config.num_classes)])
-    return [
-        {
-            **{
-                key: found[key][at].item()
-                for key in ("row", "label", "label_probability", "prediction", "probability")
-            },
-            "position": int(at),
-            schema.IMAGE_HASH: found["hash"][at].decode(),
-            "label_name": words[found["label"][at]],
-            "prediction_name": words[found["prediction"][at]],
-        }
-        for at in positions
-    ]
-
-
 def duplicates(hashes: NDArray[Any], rows: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Images that are there more than once.
+    """Images that are there more than once, by the hashes, source rows and labels (-1: none) of all rows [R].
 
-    Args:
-        hashes: of their encoded bytes, [R].
-        rows: their rows of the source, [R].
-        labels: their labels, -1 where there is none, [R].
-
-    Returns:
-        `images`: distinct images with more than one copy; `rows` that hold one of them; `with_different_labels`: those
-        whose copies have different labels; up to 100 `examples`, those with different labels first.
+    Up to 100 of them are `examples`, those with different labels first.
     """
     order = np.lexsort((rows, hashes))
     _, starts = np.unique(hashes[order], return_index=True)
@@ -141,13 +123,10 @@ def _draw(
     """Draws the images whose labels are doubtful, and returns notes on what cannot be drawn."""
     path.unlink(missing_ok=True)
     if config.source.label_column is None:
-        return [
-            "The dataset was reinforced without labels, so nothing is compared with them; reinforce it with "
-            "--label_column_name to compare."
-        ]
+        return ["Nothing is compared with labels, since there are none; reinforce it with --label_column_name."]
     if not doubtful:
         return []
-    pictures: dict[int, Tensor] = {}
+    pictures = {}
     try:
         rows, at = _image_rows(config, folder, source), "position" if config.embed_images else "row"
         read = column_reader(rows, config.source.image_column)
@@ -165,7 +144,7 @@ def _draw(
         return []
     return [
         f"{len(doubtful) - len(shown)} of the {len(doubtful)} images are not drawn, since the source holds other "
-        "images in their rows; name the one that was reinforced, in its original order, with --source_name_or_path."
+        "images in their rows; name the one that was reinforced with --source_name_or_path."
     ]
 
 
@@ -182,51 +161,32 @@ def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -
     return load_source(name, *where) if remote is None else remote
 
 
-def summary_table(content: Mapping[str, Any]) -> str:
-    """The figures of the whole dataset, as a Markdown table that can be read in a terminal too."""
-    copies, compared = content["duplicates"], content["compared_rows"]
+def inspection_tables(content: Mapping[str, Any]) -> str:
+    """What `inspect_dataset` returned as two Markdown tables, which can be read in a terminal too."""
+    copies = content["duplicates"]
+    facts = {
+        "images": f"{content['num_rows']:,}, each with {content['num_samples']} reinforcements",
+        "size": f"{content['num_bytes']:,} bytes",
+        "targets": text("; ".join(content["targets"])),
+        "teachers": ", ".join(map(text, content["teachers"])),
+        "mean target is another class": f"{content['disagreeing_rows']:,} of {content['compared_rows']:,} with labels",
+        "more than once": f"{copies['images']:,}, in {copies['rows']:,} rows",
+        "of them with different labels": f"{copies['with_different_labels']:,}",
+    }
     targets = content["measured_rows"] * content["num_samples"]
-    doubtful = f"{content['disagreeing_rows']:,} of {compared:,}" if compared else "no labels"
-    lines = [
-        ["images", f"{content['num_rows']:,}"],
-        ["reinforcements of each (N)", f"{content['num_samples']}"],
-        ["targets", text("; ".join(content["targets"]))],
-        ["size", f"{content['num_bytes']:,} bytes, {content['num_bytes'] / targets:.1f} a reinforcement"],
-        ["teachers", ", ".join(text(name) for name in content["teachers"])],
-        ["probability inside the top K", _share(content["captured_mass"])],
-        ["entropy of a target", f"{content['entropy']:.3f} nats"],
-        ["probability of the most likely class", _share(content["confidence"])],
-        ["targets that agree with the label", _share(content["agreement"])],
-        ["images whose mean target is another class", doubtful],
-        ["images that are there more than once", f"{copies['images']:,}, in {copies['rows']:,} rows"],
-        ["of them with different labels", f"{copies['with_different_labels']:,}"],
-    ]
-    return _aligned(["", ""], lines)
+    rows = [["operation", "strength", "targets", "agreement", *map(text, content["figures"])]]
+    for group in [{**content, "operation": "all", "strength": "", "targets": targets}, *content["groups"]]:
+        values = [group["agreement"], *group["figures"].values()]
+        shown = ["no labels" if value is None else f"{value:.3f}" for value in values]
+        rows.append([group["operation"], group["strength"], f"{group['targets']:,}", *shown])
+    return f"{_aligned([('', ''), *facts.items()])}\n\n{_aligned(rows)}"
 
 
-def operations_table(content: Mapping[str, Any]) -> str:
-    """The targets by operation and strength, as a Markdown table that can be read in a terminal too."""
-    targets = content["measured_rows"] * content["num_samples"]
-    everything = {**content, "operation": "all", "strength": "", "targets": targets}
-    rows = [
-        [
-            *(group["operation"], group["strength"], f"{group['targets']:,}", f"{group['entropy']:.3f}"),
-            *(_share(group["confidence"]), _share(group["agreement"])),
-        ]
-        for group in [everything, *content["groups"]]
-    ]
-    return _aligned(["operation", "strength", "targets", "entropy", "confidence", "agreement"], rows)
-
-
-def _share(value: float | None) -> str:
-    return "no labels" if value is None else f"{100 * value:.1f} %"
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns have one width."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (header, *rows)]
-    lines.insert(1, ["-" * max(width, 3) for width in widths])
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns have one width, the header first."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines.insert(1, ["-" * width for width in widths])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -250,21 +210,16 @@ def verify_shards(folder: str | Path) -> tuple[int, list[str]]:
     folder = Path(folder)
     config = ReinforcementConfig.load(folder)
     if not config.checksums:
-        raise ValueError(
-            f"{folder} is not finished, or was made before checksums were recorded; run the command that reinforces "
-            "it again to complete it."
-        )
-    remedy = (
-        "Run the command that reinforces it again, which computes only this shard; or delete it to download it again."
-    )
+        raise ValueError(f"{folder} is not finished; run the command that reinforces it again to complete it.")
+    remedy = "Run the command that reinforces it again"
     if any(teacher.get("kind") == "ml-dr" for teacher in config.teachers):
-        remedy = "Import the archives again, into another folder; or delete it to download it again."
+        remedy = "Import the archives again, into another folder"
     there, problems = {path.name: path for path in shard_files(folder, config.split)}, []
     for name in tqdm(sorted(config.checksums), desc="Verifying", unit="shard"):
         path = there.pop(name, None)
-        if path is None:
-            problems.append(f"{name} is missing in {folder}. {remedy}")
-        elif file_checksum(path) != config.checksums[name]:
-            problems.append(f"{path} is damaged. {remedy}")
-    problems += [f"{path} is no shard of this dataset. Delete it." for path in there.values()]
-    return len(config.checksums), problems
+        if path is None or file_checksum(path) != config.checksums[name]:
+            found = f"{name} is missing in {folder}" if path is None else f"{path} is damaged"
+            problems.append(f"{found}. {remedy}; or delete it to download it again.")
+    return len(config.checksums), problems + [
+        f"{path} is no shard of this dataset. Delete it." for path in there.values()
+    ]

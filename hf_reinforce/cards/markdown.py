@@ -5,7 +5,12 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
+from huggingface_hub import CardData
+
+from hf_reinforce.licenses import IMAGENET_LICENSE, is_hub_id, is_imagenet
 from hf_reinforce.models.classes import printable
 
 _PLAIN = re.compile(r"[\w .,:;/@+='?%()-]")  # neither Markdown nor HTML give these a meaning inside a line
@@ -34,9 +39,21 @@ def code(value: object) -> str:
     return f"<code>{text(line)}</code>"
 
 
-def hub_link(name: str, kind: str = "") -> str:
-    """A link to a repository of the Hub; `kind` is `"datasets/"`, or empty for a model. The name must be a Hub id."""
-    return f"[{text(name)}](https://huggingface.co/{kind}{name})"
+def linked(name: str, kind: str = "") -> str:
+    """A name, as a link if it is a repository of the Hub; `kind` is `"datasets/"`, or empty for a model."""
+    return f"[{text(name)}](https://huggingface.co/{kind}{name})" if is_hub_id(name) else code(name)
+
+
+def source(name: str | None) -> str:
+    """The name of a dataset that was reinforced."""
+    return "the source dataset" if name is None else linked(name, "datasets/")
+
+
+def license_text(license: str | None, source_name: str | None = None) -> str:
+    """A licence, or that none is stated; of an ImageNet source a link to its terms of access."""
+    if is_imagenet(source_name):
+        return f"[ImageNet terms of access]({IMAGENET_LICENSE['license_link']})"
+    return "not stated" if license is None else text(license)
 
 
 def python_string(value: str) -> str:
@@ -54,3 +71,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the cells are Markdown already."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@cache
+def _templates() -> Any:
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("hf_reinforce.cards"))
+    own = (text, code, linked, source, license_text, python_string)
+    environment.globals.update({function.__name__: function for function in own})
+    return environment
+
+
+def render(template: str, metadata: CardData, **values: Any) -> str:
+    """A card from a file of `templates/`, which may call the functions above."""
+    return str(_templates().get_template(template).render(card_data=metadata.to_yaml(), **values))

@@ -1,4 +1,4 @@
-"""The pictures of cards: images and views with the teacher's answers, what the targets look like, doubtful labels."""
+"""The pictures of cards and inspections: images and views with the teacher's answers, and doubtful labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,22 +6,18 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Image, IterableDataset
 from torch import Tensor
 
-from hf_reinforce import schema
 from hf_reinforce.augmentations import Crop
-from hf_reinforce.cards.statistics import BINS, Statistics, num_rows
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.dataset import ReinforcedDataset
 from hf_reinforce.store.atomic import whole_file
 from hf_reinforce.store.config import ReinforcementConfig
-from hf_reinforce.store.shards import open_shard, shard_files
+from hf_reinforce.store.rows import ParquetRows
+from hf_reinforce.store.shards import shard_files
 
 PREVIEW_FILE = "preview.png"
-STATISTICS_FILE = "statistics.png"
 _IMAGES, _VIEWS, _BARS = 3, 4, 5
 _COLUMNS = 4  # of doubtful labels
 _VIEW_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
@@ -47,29 +43,17 @@ def write_preview(folder: str | Path, images: Dataset | IterableDataset | None =
     """
     folder = Path(folder)
     config = ReinforcementConfig.load(folder)
-    shards = shard_files(folder, config.split)
-    first = next((shard for shard in shards if num_rows(shard)), None)
-    if first is None:
+    embedded = [config.source.image_column] if config.embed_images else []
+    rows = ParquetRows([str(shard) for shard in shard_files(folder, config.split)], config.own_columns + embedded)
+    if not len(rows):
         return
-    with open_shard(first) as file:
-        head = pa.Table.from_batches([next(file.iter_batches(PARTNER_BLOCK))])
     if images is not None:
         images = images.cast_column(config.source.image_column, Image(decode=False))
     if isinstance(images, IterableDataset):
         images = Dataset(next(iter(images.with_format("arrow").iter(batch_size=PARTNER_BLOCK))))
-    rows = Dataset(pa.concat_tables([head, *_partners(head.slice(0, _IMAGES), head, shards, config)]))
+        rows = rows.select(range(min(PARTNER_BLOCK, len(rows))))
     dataset = ReinforcedDataset(rows, config, images, accept_pixel_mismatch=True)
-    draw(dataset, range(min(_IMAGES, len(head))), folder / PREVIEW_FILE)
-
-
-def _partners(drawn: pa.Table, head: pa.Table, shards: Sequence[Path], config: ReinforcementConfig) -> list[pa.Table]:
-    """The mixing partners that are not in the first block; those of an imported dataset may be in any shard."""
-    if not config.policy.mix_operations:
-        return []
-    params = drawn.column(schema.AUGMENTATION_PARAMS).combine_chunks().flatten()
-    rows = set(params.field(schema.PARTNER_ROW).to_pylist()) - {None, *head.column(schema.SOURCE_ROW).to_pylist()}
-    places = sorted({row // config.shard_size for row in rows})
-    return [pq.read_table(shards[place], filters=[(schema.SOURCE_ROW, "in", rows)]) for place in places]
+    draw(dataset, range(min(_IMAGES, len(rows))), folder / PREVIEW_FILE)
 
 
 def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> None:
@@ -143,35 +127,6 @@ def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, label
         axis.text(1, place, share, fontsize=_SIZE, va="center", ha="right")
     axis.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), yticks=[], xticks=[])
     axis.spines[["top", "right", "bottom"]].set_visible(False)
-
-
-def draw_statistics(statistics: Statistics, path: Path) -> None:
-    """Draws how sure the teacher was, and where there are labels how often it was right, overall and by class."""
-    from matplotlib.figure import Figure
-
-    by_class = sorted(100 * share for share in statistics.class_agreement or () if share is not None)
-    figure = Figure(figsize=(6.5, 2.7) if by_class else (3.5, 2.7), layout="constrained")
-    axes = figure.subplots(1, 2 if by_class else 1, squeeze=False)[0]
-    share, edges = 100 / max(sum(statistics.confidence_counts), 1), np.arange(BINS) / BINS
-    style: dict[str, Any] = {"width": 0.9 / BINS, "align": "edge"}
-    counts = share * np.array(statistics.confidence_counts)
-    axes[0].bar(edges, counts, color=_OTHER, label="it is another class", **style)
-    if statistics.confidence_hits is not None:
-        axes[0].bar(
-            edges, share * np.array(statistics.confidence_hits), color=_RIGHT, label="it is the label", **style
-        )
-        axes[0].set_ylim(top=1.35 * counts.max())  # room for the legend
-        axes[0].legend(frameon=False, fontsize=_SIZE, loc="upper left", handlelength=1, borderaxespad=0.2)
-    axes[0].set_title("How sure the teacher was", fontsize=_SIZE + 1)
-    axes[0].set(xlabel="probability of the most likely class", ylabel="share of the targets (%)", xlim=(0, 1))
-    if by_class:
-        axes[1].fill_between(np.linspace(0, 100, len(by_class)), by_class, color=_RIGHT, alpha=0.5)
-        axes[1].set_title("How often it is right, by class", fontsize=_SIZE + 1)
-        axes[1].set(
-            xlabel="classes, sorted (%)", ylabel="share of a class's targets (%)", ylim=(0, 100), xlim=(0, 100)
-        )
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=160)
 
 
 def draw_doubtful(shown: Sequence[tuple[dict[str, Any], Tensor]], path: Path) -> None:

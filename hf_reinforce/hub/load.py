@@ -79,7 +79,7 @@ def load_reinforced(
         logger.info("Loading %s, configuration %r, of commit %s.", name_or_path, config_name, repository.commit)
     files = repository.shards(config_name, config.split, streaming)
     images = None if config.embed_images else _images(name_or_path, config, source, streaming)
-    reinforced = _remote_rows(name_or_path, files, config) if streaming else _rows(name_or_path, files, config)
+    reinforced = _rows(name_or_path, files, config, streaming)
     if max_rows is not None:
         if config.policy.mix_operations:  # partners are in the same block
             max_rows = -(-max_rows // PARTNER_BLOCK) * PARTNER_BLOCK
@@ -119,9 +119,8 @@ def _images(
     if streaming and config.shuffled and isinstance(images, ParquetRows):
         raise ValueError(
             f"The policy {config.policy.name!r} mixes images, so the rows were reinforced in shuffled order and "
-            "cannot be streamed in step with their source. Leave out streaming=True (--streaming True); whoever "
-            "reinforces it can make it fit for streaming with --embed_images True, or from a source that is a stream "
-            "(load_dataset(..., streaming=True))."
+            "cannot be streamed in step with their source. Leave out streaming=True (--streaming True), or reinforce "
+            "with --embed_images True, or from a stream (load_dataset(..., streaming=True))."
         )
     return images
 
@@ -136,7 +135,7 @@ def _named_images(
     if streaming and is_part(record.split):
         raise ValueError(
             f"{name} was made from {record.split!r} of {found}, a part that a stream of the images cannot find. Leave "
-            "out streaming=True (--streaming True); whoever reinforces it can store the images (--embed_images True)."
+            "out streaming=True (--streaming True), or reinforce with --embed_images True."
         )
     where = (record.config_name, record.split, record.revision if source is None else None)
     try:
@@ -154,30 +153,22 @@ def _named_images(
     if images is None:
         raise ValueError(
             f"{found} is not stored as Parquet, so its rows cannot be streamed. Leave out streaming=True (--streaming "
-            "True), convert it with load_dataset(...).to_parquet(FILE) and name that folder with source= "
-            "(--source_name_or_path), or store the images when reinforcing (--embed_images True)."
+            "True), or convert it with load_dataset(...).to_parquet(FILE) and name that folder with source= "
+            "(--source_name_or_path)."
         )
     if not streaming:
         check_columns(found, images.features, columns)
     return images
 
 
-def _rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> Dataset:
+def _rows(name: str, files: Sequence[str], config: ReinforcementConfig, streaming: bool) -> Dataset | ParquetRows:
     """The rows of some shards; known by their files, since a folder could be taken for an earlier one of its name."""
-    split = config.split
-    check_rows(name, ParquetRows(files, [schema.SOURCE_ROW]), config)
-    with explained(name):
-        return datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
-
-
-def _remote_rows(name: str, files: Sequence[str], config: ReinforcementConfig) -> ParquetRows:
-    """The rows of some shards, which stay where they are."""
-    record = config.source
-    columns = [*schema.REINFORCEMENT_COLUMNS, *(target.column for target in config.targets)]
-    columns += filter(None, [record.label_column])
-    if config.embed_images:
-        columns.append(record.image_column)
-    rows = ParquetRows(files, columns)
+    if not streaming:
+        check_rows(name, ParquetRows(files, [schema.SOURCE_ROW]), config)
+        with explained(name):
+            split = config.split
+            return datasets.load_dataset("parquet", split=split, data_files={split: [escape(file) for file in files]})
+    rows = ParquetRows(files, config.own_columns + [config.source.image_column] * config.embed_images)
     check_rows(name, rows, config)
     return rows
 

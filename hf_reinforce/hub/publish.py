@@ -2,7 +2,7 @@
 
 The shards of a configuration that is new on the Hub are uploaded first, in as many commits as the Hub's client makes
 of them. One commit of all other files follows: `reinforcement.json`, without which a configuration is not finished,
-the pictures, the card, and whatever changes in a configuration that is already there, so readers see the old one or
+the picture, the card, and whatever changes in a configuration that is already there, so readers see the old one or
 the new one. That commit names the one that it builds on; if somebody else was faster, the Hub refuses it.
 """
 
@@ -14,19 +14,14 @@ from glob import escape
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetInfo, HfApi, RepoFile
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils.sha import git_hash
 
-from hf_reinforce.cards.dataset_card import current_card, keep_metadata
+from hf_reinforce.cards.dataset_card import CARD_FILE, current_card, keep_metadata
 from hf_reinforce.cards.markdown import code
-from hf_reinforce.cards.preview import PREVIEW_FILE, STATISTICS_FILE
+from hf_reinforce.cards.preview import PREVIEW_FILE
 from hf_reinforce.licenses import is_hub_id
 from hf_reinforce.sources.errors import explained_publishing
 from hf_reinforce.sources.files import check_no_local_paths
@@ -35,7 +30,6 @@ from hf_reinforce.store.shards import SHARD_NAME, check_shards, file_checksum, s
 
 logger = logging.getLogger(__name__)
 
-_CARD_FILE = "README.md"
 _Contents = Mapping[str, Path | bytes]
 
 
@@ -82,9 +76,8 @@ def push_to_hub(
     """Uploads a folder that `reinforce` wrote, as it is.
 
     Files that the Hub already has are not sent again, so the same call continues after an interruption. Sent are
-    `README.md`, and of each configuration `reinforcement.json`, the card's pictures and the Parquet files. The card
-    names the repository instead of the folder, and keeps the configurations and the metadata that only the card on
-    the Hub has.
+    `README.md`, and of each configuration `reinforcement.json`, the preview and the Parquet files. The card names the
+    repository instead of the folder, and keeps the configurations and the metadata that only the card on the Hub has.
 
     Args:
         folder: the folder of the repository.
@@ -93,7 +86,7 @@ def push_to_hub(
         private: create the repository as a private one.
         revision: branch to upload to, created from `main` if it does not exist; default `main`.
         tag: name to give to the result.
-        commit_message: default: policy, N, K and teachers of each configuration.
+        commit_message: default: the name and N of each configuration.
         token: default the one that `hf auth login` stored, or `HF_TOKEN`.
         dry_run: send nothing, and report what would be sent; without the Hub that is everything.
 
@@ -112,120 +105,89 @@ def push_to_hub(
         raise ValueError(
             f"repo_id must be 'owner/name', with letters, digits, '-', '_' and '.' in both of them, not {repo_id!r}."
         )
-    folder = Path(folder)
+    folder, branch, api = Path(folder), revision or "main", HfApi(token=token)
     configs = _finished_configs(folder, [config_name] if isinstance(config_name, str) else config_name)
-    files = {path: file for name, config in configs.items() for path, file in _files(folder, name, config).items()}
-    _warn_of_local_names(configs)
-    branch = _Branch(HfApi(token=token), repo_id, revision or "main")
-    message, own_card = commit_message or _message(configs), _own_card(folder, configs)
+    files = _files(folder, configs)
+    own_card = _own_card(folder, configs)
+    message = commit_message or f"Add {', '.join(f'{name} (N={c.num_samples})' for name, c in configs.items())}"
 
     def plan(state: _State) -> tuple[_Contents, dict[str, FileChange]]:
         """All files as they are to be, and which of them are sent or deleted."""
-        contents: _Contents = {**files, _CARD_FILE: _card(own_card, folder.resolve().name, branch, state)}
+        there = None
+        if CARD_FILE in state.files:
+            path = api.hf_hub_download(repo_id, CARD_FILE, repo_type="dataset", revision=state.sha)
+            there = DatasetCard.load(path, ignore_metadata_errors=True)
+        contents: _Contents = {**files, CARD_FILE: _card(own_card, folder.resolve().name, repo_id, there)}
         return contents, _changes(configs, contents, state)
 
     with explained_publishing(repo_id):
-        state = _state_or_nothing(branch) if dry_run else branch.state()
+        try:
+            state = _state(api, repo_id, branch)
+        except (OfflineModeIsEnabled, HTTPError) as error:
+            if not dry_run or isinstance(error, HfHubHTTPError):
+                raise
+            logger.warning("The Hub cannot be asked (%s), so every file is listed as new.", type(error).__name__)
+            state = _State()
         _, changes = plan(state)
         if dry_run:
             return Publication(tuple(changes.values()))
-        if private and state.info is not None and not state.info.private:
+        if private and state.private is False:
             raise ValueError(
                 f"{repo_id} exists and is public; make it private in its settings first, or choose another name."
             )
-        tagged = None if tag is None else state.tags.get(tag)
-        if tagged is not None and (changes or tagged != state.sha):
+        if tag in state.tags and (changes or state.tags[tag] != state.sha):
             raise ValueError(f"{repo_id} already has a tag {tag!r}, of other contents; choose another name.")
         sha = state.sha
         if changes:
-            branch.create(private)
+            where = {"repo_id": repo_id, "repo_type": "dataset"}
+            api.create_repo(**where, private=private, exist_ok=True)
+            if branch != "main" and not branch.startswith("refs/pr/"):
+                api.create_branch(**where, branch=branch, exist_ok=True)
             new = [name for name in configs if f"{name}/{CONFIG_FILE}" not in state.files]
-            shards = [path for path in changes if path in files and _is_shard(path, new)]
+            shards = [escape(path) for path in changes if path in files and _is_shard(path, new)]
+            where |= {"revision": branch, "commit_message": message}
             if shards:
-                branch.upload(folder, shards, f"{message}: shards")
-            state = branch.state()  # with what others have committed meanwhile
+                of_shards = {**where, "commit_message": f"{message}: shards"}
+                api.upload_folder(**of_shards, folder_path=folder, allow_patterns=shards)
+            state = _state(api, repo_id, branch)  # with what others have committed meanwhile
             contents, remaining = plan(state)
-            changes |= remaining
-            sha = branch.commit(contents, remaining, message, state) if remaining else state.sha
-        if tag is not None and tagged is None:
-            branch.api.create_tag(repo_id, repo_type="dataset", tag=tag, revision=sha)
-    return Publication(tuple(changes.values()), f"{branch.api.endpoint}/datasets/{repo_id}/commit/{sha}")
+            operations = [
+                CommitOperationDelete(path) if change.reason == "deleted" else CommitOperationAdd(path, contents[path])
+                for path, change in remaining.items()
+            ]
+            changes, sha = changes | remaining, state.sha
+            if operations:
+                sha = api.create_commit(**where, operations=operations, parent_commit=state.sha).oid
+        if tag is not None and tag not in state.tags:
+            api.create_tag(repo_id, repo_type="dataset", tag=tag, revision=sha)
+    return Publication(tuple(changes.values()), f"{api.endpoint}/datasets/{repo_id}/commit/{sha}")
 
 
 @dataclass(frozen=True)
 class _State:
-    """What a branch holds: the newest commit, None where there is no repository; its files by path; all tags."""
+    """What a branch holds: the newest commit and its files by path, None and none where there is no repository."""
 
-    info: DatasetInfo | None = None
-    files: Mapping[str, RepoFile] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def sha(self) -> str | None:
-        return None if self.info is None else self.info.sha
+    sha: str | None = None
+    private: bool | None = None
+    files: Mapping[str, RepoSibling] = field(default_factory=dict)
+    tags: Mapping[str | None, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Branch:
-    """A branch of a dataset repository."""
-
-    api: HfApi
-    repo_id: str
-    name: str
-
-    def state(self) -> _State:
-        """What is there now; for a branch that does not exist, what it would start from.
-
-        Raises:
-            ValueError: if the name is that of a tag or commit.
-        """
-        try:
-            refs = self.api.list_repo_refs(self.repo_id, repo_type="dataset")
-            info = self.api.dataset_info(self.repo_id, revision=self.name)
-            if not self.name.startswith("refs/pr/") and self.name not in {ref.name for ref in refs.branches}:
-                raise ValueError(
-                    f"{self.name!r} is a tag or a commit of {self.repo_id}, and what it holds cannot change; name a "
-                    "branch with revision=, and the result with tag=."
-                )
-        except RevisionNotFoundError:
-            info = self.api.dataset_info(self.repo_id)
-        except RepositoryNotFoundError:
-            return _State()
-        entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=info.sha, recursive=True)
-        files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-        return _State(info, files, {ref.name: ref.target_commit for ref in refs.tags})
-
-    def create(self, private: bool) -> None:
-        """Creates the repository and the branch, unless they exist."""
-        self.api.create_repo(self.repo_id, repo_type="dataset", private=private, exist_ok=True)
-        if self.name != "main" and not self.name.startswith("refs/pr/"):
-            self.api.create_branch(self.repo_id, repo_type="dataset", branch=self.name, exist_ok=True)
-
-    def upload(self, folder: Path, paths: Sequence[str], message: str) -> None:
-        """Uploads files of a folder, in as many commits as the client makes of them."""
-        where = {"repo_id": self.repo_id, "repo_type": "dataset", "revision": self.name}
-        patterns = [escape(path) for path in paths]
-        self.api.upload_folder(**where, folder_path=folder, allow_patterns=patterns, commit_message=message)
-
-    def commit(self, contents: _Contents, changes: Mapping[str, FileChange], message: str, state: _State) -> str:
-        """Makes one commit of some changes on top of a state. Returns its id."""
-        operations = [
-            CommitOperationDelete(path) if change.reason == "deleted" else CommitOperationAdd(path, contents[path])
-            for path, change in changes.items()
-        ]
-        where = {"repo_id": self.repo_id, "repo_type": "dataset", "revision": self.name, "parent_commit": state.sha}
-        return str(self.api.create_commit(operations=operations, commit_message=message, **where).oid)
-
-
-def _state_or_nothing(branch: _Branch) -> _State:
-    """What a branch holds; nothing where the Hub cannot be asked."""
+def _state(api: HfApi, repo_id: str, branch: str) -> _State:
+    """What is there now; for a branch that does not exist, what it would start from."""
     try:
-        return branch.state()
-    except (OfflineModeIsEnabled, HTTPError) as error:
-        if isinstance(error, HfHubHTTPError):
-            raise
-        logger.warning("The Hub cannot be asked (%s), so every file is listed as new.", type(error).__name__)
+        refs = api.list_repo_refs(repo_id, repo_type="dataset")
+    except RepositoryNotFoundError:
         return _State()
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    if branch in tags or re.fullmatch(r"[0-9a-f]{40}", branch):
+        raise ValueError(
+            f"{branch!r} is a tag or a commit of {repo_id}, and what it holds cannot change; name a branch with "
+            "revision=, and the result with tag=."
+        )
+    exists = branch.startswith("refs/pr/") or branch in {ref.name for ref in refs.branches}
+    info = api.dataset_info(repo_id, revision=branch if exists else "main", files_metadata=True)
+    return _State(info.sha, info.private, {file.rfilename: file for file in info.siblings or ()}, tags)
 
 
 def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, ReinforcementConfig]:
@@ -245,69 +207,52 @@ def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, 
         check_shards(folder / name, config)
         for shard in shard_files(folder / name, config.split):
             check_no_local_paths(shard)
-    return configs
-
-
-def _warn_of_local_names(configs: dict[str, ReinforcementConfig]) -> None:
-    for name, config in configs.items():
-        source = config.source.name
-        if not config.embed_images and not is_hub_id(source):
+        if not config.embed_images and not is_hub_id(config.source.name):
             logger.warning(
                 "%s: its images are in %s, which others cannot load; they will have to pass source= "
                 "(--source_name_or_path).",
                 name,
-                repr(source) if source else "a dataset without a name",
+                repr(config.source.name or "a dataset without a name"),
             )
+    return configs
 
 
-def _files(folder: Path, name: str, config: ReinforcementConfig) -> dict[str, Path]:
-    """The files of a configuration that belong into the repository, by their paths there.
-
-    Raises:
-        ValueError: if one of them is a link: what it points to may lie anywhere.
-    """
-    subfolder = folder / name
-    pictures_and_config = (subfolder / file for file in (CONFIG_FILE, PREVIEW_FILE, STATISTICS_FILE))
-    found = sorted(path for path in pictures_and_config if path.exists() or path.is_symlink())
-    found += shard_files(subfolder, config.split)
-    for path in (subfolder, *found):
-        _check_no_link(path)
-    return {f"{name}/{path.name}": path for path in found}
-
-
-def _check_no_link(path: Path) -> None:
-    if path.is_symlink():
-        raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
+def _files(folder: Path, configs: Mapping[str, ReinforcementConfig]) -> dict[str, Path]:
+    """The files that belong into the repository, by their paths there."""
+    found: dict[str, Path] = {}
+    for name, config in configs.items():
+        paths = [folder / name / CONFIG_FILE, *shard_files(folder / name, config.split)]
+        preview = folder / name / PREVIEW_FILE
+        found |= {f"{name}/{path.name}": path for path in [*paths, *([preview] if preview.exists() else [])]}
+    for path in (folder / CARD_FILE, *(folder / name for name in configs), *found.values()):
+        if path.is_symlink():  # what it points to may lie anywhere
+            raise ValueError(f"{path} is a link; replace it by a copy of what it points to.")
+    return found
 
 
 def _own_card(folder: Path, configs: Mapping[str, ReinforcementConfig]) -> str:
     """The folder's card, or a new one if only some of its configurations are published."""
-    _check_no_link(folder / _CARD_FILE)
     try:
-        card = current_card(folder, list(configs))
+        return str(current_card(folder, list(configs)))
     except (yaml.YAMLError, UnicodeError) as error:
         lines = " ".join(str(error).split())
         raise ValueError(
-            f"The YAML at the top of {folder / _CARD_FILE} cannot be read ({lines}); mend it, or delete the file."
+            f"The YAML at the top of {folder / CARD_FILE} cannot be read ({lines}); mend it, or delete the file."
         ) from error
-    return str(card)
 
 
-def _card(own: str, folder_name: str, branch: _Branch, state: _State) -> bytes:
+def _card(own: str, folder_name: str, repo_id: str, there: DatasetCard | None) -> bytes:
     """The folder's card with the repository's name, and with what only the card on the Hub has."""
     card = DatasetCard(own)
     names = "|".join(re.escape(str(name)) for name in (folder_name, card.data.pretty_name) if name)
     calls = rf'((?:load_(?:dataset|reinforced)\(|--dataset_name )")(?:{names})"'
-    card.text = re.sub(calls, rf'\g<1>{branch.repo_id}"', card.text)
-    if _CARD_FILE in state.files:
-        there = branch.api.hf_hub_download(branch.repo_id, _CARD_FILE, repo_type="dataset", revision=state.sha)
-        kept = keep_metadata(card, DatasetCard.load(there, ignore_metadata_errors=True))
-        others = ", ".join(code(name) for name in kept)
-        if others:
-            card.text += (
-                f"\n\nThis repository also holds {others}; `{CONFIG_FILE}` in its folder describes each, with\n"
-            )
-            card.text += "its source and its teachers. The licences in the metadata above are those of all.\n"
+    card.text = re.sub(calls, rf'\g<1>{repo_id}"', card.text)
+    others = [] if there is None else keep_metadata(card, there)
+    if others:
+        card.text += (
+            f"\n\nThis repository also holds {', '.join(map(code, others))}; `{CONFIG_FILE}` in its folder describes "
+            "each, with\nits source and its teachers. The licences in the metadata above are those of all.\n"
+        )
     return str(card).encode()
 
 
@@ -322,7 +267,7 @@ def _changes(configs: Mapping[str, ReinforcementConfig], files: _Contents, state
             changes[path] = FileChange(path, size, "changed" if there else "new")
     for path, there in state.files.items():
         if path not in files and _is_shard(path, configs):
-            changes[path] = FileChange(path, there.size, "deleted")
+            changes[path] = FileChange(path, there.size or 0, "deleted")
     return changes
 
 
@@ -331,22 +276,8 @@ def _is_shard(path: str, configs: Collection[str]) -> bool:
     return name in configs and SHARD_NAME.fullmatch(rest) is not None
 
 
-def _is_equal(content: Path | bytes, checksum: str | None, there: RepoFile) -> bool:
+def _is_equal(content: Path | bytes, checksum: str | None, there: RepoSibling) -> bool:
     """Whether the Hub has a file of these contents; the checksum is its SHA-256 where that is known."""
     if there.lfs is not None and isinstance(content, Path):
         return bool(there.lfs.sha256 == (checksum or file_checksum(content)))
     return bool(there.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes()))
-
-
-def _message(configs: dict[str, ReinforcementConfig]) -> str:
-    described = (
-        f"{name} (policy {config.policy.name}, N={config.num_samples}, "
-        f"{', '.join(target.words for target in config.targets)}, "
-        f"{' + '.join(_short(teacher['name']) for teacher in config.teachers)})"
-        for name, config in configs.items()
-    )
-    return f"Add {', '.join(described)}"
-
-
-def _short(name: str) -> str:
-    return name if is_hub_id(name) else Path(name).name

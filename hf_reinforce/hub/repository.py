@@ -12,8 +12,6 @@ from hf_reinforce.sources.errors import explained
 from hf_reinforce.store.config import CONFIG_FILE, ReinforcementConfig
 from hf_reinforce.store.shards import shard_files
 
-_FIRST_FILES = (f"*/{CONFIG_FILE}", "README.md")
-
 
 @dataclass(frozen=True)
 class Repository:
@@ -49,8 +47,8 @@ class Repository:
             return cls(name, Path(path), None)
         with explained(name, revision):
             commit = HfApi().resolve_revision(path, repo_type="dataset", revision=revision).resolved
-            files = list(_FIRST_FILES)
-            folder = snapshot_download(path, repo_type="dataset", revision=commit, allow_patterns=files)
+            first = [f"*/{CONFIG_FILE}", "README.md"]
+            folder = snapshot_download(path, repo_type="dataset", revision=commit, allow_patterns=first)
         return cls(name, Path(folder), commit)
 
     @property
@@ -83,25 +81,14 @@ class Repository:
     def shards(self, config_name: str, split: str, streaming: bool = False) -> list[str]:
         """The shards of a configuration in their order, as paths of files.
 
-        Args:
-            config_name: the configuration.
-            split: the split that was reinforced.
-            streaming: download nothing: addresses that fsspec opens, unless all shards are in the cache.
-
-        Raises:
-            ValueError: as `find`.
+        With streaming nothing is downloaded: they are addresses that fsspec opens, unless all are in the cache.
         """
         if self.commit is not None:
             pattern = f"{escape(config_name)}/{escape(split)}-*.parquet"
+            where = {"repo_type": "dataset", "revision": self.commit}
             with explained(self.name):
                 try:
-                    snapshot_download(
-                        self.name,
-                        repo_type="dataset",
-                        revision=self.commit,
-                        allow_patterns=pattern,
-                        local_files_only=streaming,
-                    )
+                    snapshot_download(self.name, **where, allow_patterns=pattern, local_files_only=streaming)
                 except LocalEntryNotFoundError:
                     if not streaming:
                         raise
@@ -111,15 +98,10 @@ class Repository:
 
 
 def dataset_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit of a dataset that a branch or tag names now: it means the same images when that has moved on.
+    """The commit that a branch or tag of a dataset names now, so that the same images are meant when it moves on.
 
-    Args:
-        name: Hub id or folder.
-        revision: branch, tag or commit, default `main`.
-
-    Returns:
-        The commit's id, from the cache if the Hub cannot be asked; the revision as it is for a folder, and where
-        neither knows it.
+    It is found in the cache if the Hub cannot be asked. The revision is returned as it is for a folder, and where
+    neither knows it.
     """
     if Path(resolve(name)).exists():
         return revision

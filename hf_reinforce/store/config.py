@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.schema import SCHEMA_VERSION, Count, Index
+from hf_reinforce.schema import REINFORCEMENT_COLUMNS, SCHEMA_VERSION, Count, Index
 from hf_reinforce.splits import stored_split
 from hf_reinforce.store.atomic import write_whole
 from hf_reinforce.targets import TARGETS, ClassDistribution, Target
@@ -144,6 +144,12 @@ class ReinforcementConfig:
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, None where they are not known."""
         return None if self.classes is None else self.classes.class_names
+
+    @property
+    def own_columns(self) -> list[str]:
+        """Columns of the shards that a reinforcement consists of, with the labels and without the images."""
+        columns = [*REINFORCEMENT_COLUMNS, *(target.column for target in self.targets)]
+        return columns + [name for name in [self.source.label_column] if name is not None]
 
     @property
     def teachers(self) -> tuple[dict[str, Any], ...]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 from datasets import Features, List
+from numpy.typing import NDArray
 from torch import Tensor
 
 Per = Literal["view", "row", "text"]
@@ -96,8 +97,8 @@ class Target:
         """
         raise NotImplementedError
 
-    def summary(self, records: pa.Array) -> dict[str, float]:
-        """Figures of T records for a card, by their names."""
+    def figures(self, records: pa.Array) -> dict[str, NDArray[Any]]:
+        """Figures of each of T records by their names, float [T]; cards and inspections show their means."""
         raise NotImplementedError
 
 

@@ -178,11 +178,6 @@ class ClassDistribution(Target):
     def words(self) -> str:
         return f"the {self.top_k} most likely of {self.num_classes:,} classes"
 
-    @property
-    def kept(self) -> str:
-        """How many of the classes are stored, for tables."""
-        return f"{self.top_k} of {self.num_classes:,}"
-
     def encode(self, answer: Tensor) -> pa.StructArray:
         """Turns log-probabilities [B, C] into records, rounded to the codebook."""
         return self.records(encode(top_k_targets(answer, self.top_k)))
@@ -233,6 +228,14 @@ class ClassDistribution(Target):
         tail = records.field(_TAIL).to_numpy().astype(np.float64)
         masses = np.exp(np.concatenate([value.astype(np.float64), tail[:, None]], axis=1))
         return label.astype(np.int64), masses / masses.sum(axis=1, keepdims=True)
+
+    def figures(self, records: pa.StructArray) -> dict[str, NDArray[Any]]:
+        _, masses = self.masses(records)
+        return {
+            "mass in the top K": masses[:, :-1].sum(axis=1),
+            "entropy (nats)": -(masses * np.log(np.maximum(masses, 1e-30))).sum(axis=1),
+            "probability of the most likely class": masses[:, 0],
+        }
 
     def most_likely(self, sample: Mapping[str, Any], count: int) -> list[tuple[int, float]]:
         """The `count` most likely classes of one stored target, at most K, with their probabilities."""
