@@ -187,7 +187,7 @@ class ImageSource:
         class_names: Sequence[str] | None = None,
     ) -> None:
         self.class_names: tuple[str, ...] | None = None
-        self._bytes = self._labels = None
+        self._bytes = self._indices = self._labels = None
         if isinstance(dataset, ParquetRows):
             label_column = None
         else:
@@ -200,7 +200,9 @@ class ImageSource:
                 names = getattr(dataset.features[label_column], "names", None)
                 self.class_names = names and tuple(names)
                 self._labels = ColumnReader(dataset, label_column)
-            self._bytes = ColumnReader(dataset, image_column, field="bytes")
+            values, indices = dataset.data.column(image_column), dataset._indices
+            self._bytes = values.flatten()[values.type.get_field_index("bytes")]
+            self._indices = None if indices is None else indices.column(0).to_numpy()
         self._dataset, self._columns = dataset, (image_column, label_column)
         self._images = column_reader(dataset, image_column)
 
@@ -237,9 +239,10 @@ class ImageSource:
 
     def encoded(self, row: int) -> images.Encoded:
         """The encoded bytes of an image; ImageError where there are none."""
-        stored: images.Encoded | None = None if self._bytes is None else self._bytes(row)
-        if stored is not None:
-            return stored
+        if self._bytes is not None:
+            value = self._bytes[row if self._indices is None else int(self._indices[row])]
+            if value.is_valid:
+                return memoryview(value.as_buffer())
         item = self._images(row)
         try:
             return images.read_encoded(item)
@@ -248,8 +251,7 @@ class ImageSource:
 
     def stored_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the images of some rows are stored, counted in images from the first."""
-        indices = self._dataset._indices if isinstance(self._dataset, Dataset) else None
-        return rows if indices is None else indices.column(0).to_numpy()[rows].astype(np.int64)
+        return rows if self._indices is None else self._indices[rows].astype(np.int64)
 
     def label(self, row: int) -> int | None:
         """The label of an image, None without one."""
