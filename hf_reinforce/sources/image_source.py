@@ -51,16 +51,13 @@ def say_columns(features: Features, image_column: str, label_column: str | None,
 def find_columns(
     features: Features, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str | None]:
-    """Names of the image column and of the label column, None without labels.
+    """Names of the image column and of the label column, None without labels; ValueError lists those there are.
 
     Args:
         features: of the dataset.
         image_column: default: the only image column.
         label_column: of class indices, or of texts, which `labels.encode_texts` turns into some; default: the only
             ClassLabel column, else `label` where there is one; `""`: use no labels.
-
-    Raises:
-        ValueError: if there is no such column; the message lists those there are.
     """
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
     if not found and schema.AUGMENTATION_PARAMS in features:
@@ -217,12 +214,7 @@ class ImageSource:
         label_column: str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> "ImageSource":
-        """An image source whose columns are found by themselves where they are unambiguous; the log names them.
-
-        Raises:
-            TypeError: if it is not one split.
-            ValueError: if a column is missing or ambiguous, or a label is a text that is none of `class_names`.
-        """
+        """An image source whose columns are found by themselves where they are unambiguous; the log names them."""
         return cls(*_opened(dataset, image_column, label_column, class_names))
 
     def __len__(self) -> int:
