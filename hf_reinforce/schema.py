@@ -48,16 +48,13 @@ def params_feature(view_fields: dict[str, Any], mix_fields: dict[str, Any]) -> d
 def reinforced_features(
     source: dict[str, Any], params: dict[str, Any], num_samples: int, targets: Mapping[str, Any]
 ) -> Features:
-    """Features of a reinforced dataset.
+    """Features of a reinforced dataset; ValueError if a source column has the name of a reinforcement column.
 
     Args:
         source: features of the source columns that are kept.
         params: the policy's `augmentation_params` struct, see `params_feature`.
         num_samples: N, reinforcements per image.
         targets: features of the columns of targets, see `Target.column_feature`.
-
-    Raises:
-        ValueError: if a source column has the name of a reinforcement column.
     """
     own = {
         SOURCE_ROW: Value("int64"),

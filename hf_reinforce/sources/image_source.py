@@ -50,16 +50,13 @@ def say_columns(features: Features, image_column: str, label_column: str | None,
 def find_columns(
     features: Features, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str | None]:
-    """Names of the image column and of the label column, None without labels.
+    """Names of the image column and of the label column, None without labels; ValueError lists those there are.
 
     Args:
         features: of the dataset.
         image_column: default: the only image column.
         label_column: of class indices, or of texts, which `labels.encode_texts` turns into some; default: the only
             ClassLabel column, else `label` where there is one; `""`: use no labels.
-
-    Raises:
-        ValueError: if there is no such column; the message lists those there are.
     """
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
     if not found and schema.AUGMENTATION_PARAMS in features:
@@ -186,7 +183,7 @@ class ImageSource:
         class_names: Sequence[str] | None = None,
     ) -> None:
         self.class_names: tuple[str, ...] | None = None
-        self._bytes = self._labels = None
+        self._bytes = self._indices = self._labels = None
         if isinstance(dataset, ParquetRows):
             label_column = None
         else:
@@ -199,7 +196,9 @@ class ImageSource:
                 names = getattr(dataset.features[label_column], "names", None)
                 self.class_names = names and tuple(names)
                 self._labels = ColumnReader(dataset, label_column)
-            self._bytes = ColumnReader(dataset, image_column, field="bytes")
+            values, indices = dataset.data.column(image_column), dataset._indices
+            self._bytes = values.flatten()[values.type.get_field_index("bytes")]
+            self._indices = None if indices is None else indices.column(0).to_numpy()
         self._dataset, self._columns = dataset, (image_column, label_column)
         self._images = column_reader(dataset, image_column)
 
@@ -214,12 +213,7 @@ class ImageSource:
         label_column: str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> "ImageSource":
-        """An image source whose columns are found by themselves where they are unambiguous; the log names them.
-
-        Raises:
-            TypeError: if it is not one split.
-            ValueError: if a column is missing or ambiguous, or a label is a text that is none of `class_names`.
-        """
+        """An image source whose columns are found by themselves where they are unambiguous; the log names them."""
         return cls(*_opened(dataset, image_column, label_column, class_names))
 
     def __len__(self) -> int:
@@ -236,9 +230,10 @@ class ImageSource:
 
     def encoded(self, row: int) -> images.Encoded:
         """The encoded bytes of an image; ImageError where there are none."""
-        stored: images.Encoded | None = None if self._bytes is None else self._bytes(row)
-        if stored is not None:
-            return stored
+        if self._bytes is not None:
+            value = self._bytes[row if self._indices is None else int(self._indices[row])]
+            if value.is_valid:
+                return memoryview(value.as_buffer())
         item = self._images(row)
         try:
             return images.read_encoded(item)
@@ -247,8 +242,7 @@ class ImageSource:
 
     def stored_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the images of some rows are stored, counted in images from the first."""
-        indices = self._dataset._indices if isinstance(self._dataset, Dataset) else None
-        return rows if indices is None else indices.column(0).to_numpy()[rows].astype(np.int64)
+        return rows if self._indices is None else self._indices[rows].astype(np.int64)
 
     def label(self, row: int) -> int | None:
         """The label of an image, None without one."""

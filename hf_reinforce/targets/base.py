@@ -90,10 +90,8 @@ class Target:
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
         """The loss of each sample, float32 [B].
 
-        Args:
-            outputs: what the student answers to the B views: logits [B, C] of a classifier.
-            batch: what `collate` or `exact` returned, on the device of the outputs.
-            temperature: of the comparison, > 0; a target without one ignores it.
+        A student answers to B views with `outputs`, a classifier with logits [B, C]; `batch` is what `collate` or
+        `exact` returned, on their device. A target without a temperature ignores that, which is > 0.
         """
         raise NotImplementedError
 
