@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from glob import escape
 from typing import Any
 
@@ -13,7 +12,7 @@ from hf_reinforce import schema
 from hf_reinforce.hub.repository import Repository
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.dataset import ReinforcedDataset
-from hf_reinforce.replay.joining import check_missing, positions_by_hash, recorded_positions, source_positions
+from hf_reinforce.replay.joining import check_missing, source_positions
 from hf_reinforce.sources.errors import explained
 from hf_reinforce.sources.image_source import one_split, say_columns
 from hf_reinforce.sources.loading import check_columns, load_source, remote_source
@@ -86,16 +85,11 @@ def load_reinforced(
         reinforced = reinforced.select(range(min(max_rows, len(reinforced))))
     if images is None:
         return ReinforcedDataset(reinforced, config, **kwargs)
-    find = None
-    if isinstance(reinforced, ParquetRows):
-        positions = recorded_positions(reinforced, images)
-    else:
-        positions = source_positions(reinforced, images, config, every=allow_missing)
-        find = partial(positions_by_hash, reinforced, images, config)
+    positions = source_positions(reinforced, images, config, every=allow_missing)
     check_missing(positions, reinforced, config, allow_missing)
     if isinstance(images, Dataset):
         say_columns(images.features, config.source.image_column, config.source.label_column, "the source")
-    return ReinforcedDataset(reinforced, config, images, source_rows=positions, find_source_rows=find, **kwargs)
+    return ReinforcedDataset(reinforced, config, images, source_rows=positions, **kwargs)
 
 
 def _images(

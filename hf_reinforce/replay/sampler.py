@@ -13,8 +13,6 @@ from hf_reinforce.replay.views import AugmentedDataset, Blocks
 RUNS_AT_ONCE = 8
 BLOCKS_IN_WINDOW = 8
 
-_PIECE = 2**16  # positions that the sampler turns into Python numbers at once
-
 
 @dataclass(frozen=True)
 class Readers:
@@ -94,37 +92,29 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return len(self.dataset) // self.repeats * self.repeats
 
     def __iter__(self) -> Iterator[int]:
-        if self.repeats > 1:
-            order = self._repeated()
-        elif self.dataset.blocks is not None:
-            order = self.epoch * len(self.dataset) + self._local(self.dataset.blocks)
+        size, turn = len(self.dataset), self.epoch % self.repeats
+        first, part = self.epoch - turn, size // self.repeats  # epochs from `first` on visit a part each
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, first]))
+        if self.dataset.blocks is not None:
+            positions = self._local(self.dataset.blocks, rng)
         else:
-            order = self.epoch * len(self.dataset) + self._shuffled()
-        for start in range(0, len(order), _PIECE):
-            yield from order[start : start + _PIECE].tolist()
+            positions = rng.permutation(size)
+            if self.repeats == 1:
+                positions = _pairs_together(positions, self.dataset.partners(self.epoch))
+        visited = positions[turn * part : (turn + 1) * part, None]
+        return map(int, (visited + (first + np.arange(self.repeats)) * size).flatten())
 
-    def _random(self, key: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, key]))
-
-    def _shuffled(self) -> NDArray[np.int64]:
-        place = self._random(self.epoch).permutation(len(self.dataset))
-        return pairs_together(place, self.dataset.partners(self.epoch))
-
-    def _repeated(self) -> NDArray[np.int64]:
-        size, part = len(self.dataset), len(self.dataset) // self.repeats
-        first, turn = self.epoch // self.repeats * self.repeats, self.epoch % self.repeats
-        positions = self._random(first).permutation(size)[turn * part : (turn + 1) * part]
-        return ((first + np.arange(self.repeats)) * size + positions[:, None]).reshape(-1)
-
-    def _local(self, blocks: Blocks) -> NDArray[np.int64]:
-        rng, partners, batch = self._random(self.epoch), self.dataset.partners(self.epoch), self.readers.batch_size
+    def _local(self, blocks: Blocks, rng: np.random.Generator) -> NDArray[np.int64]:
+        """An order in which every reader has a part of its own, dealt out to the batches that it reads."""
+        partners, batch = self.dataset.partners(self.epoch), self.readers.batch_size
         total, count = int(blocks.starts[-1]), self.readers.ranks * self.readers.workers
         numbers, ranks = np.arange(-(-total // batch)), self.readers.ranks
         readers = numbers % ranks * self.readers.workers + numbers // ranks % self.readers.workers
         sizes = np.bincount(readers, minlength=count) * batch
         sizes[readers[-1:]] -= len(numbers) * batch - total  # the last batch of all may have fewer
         ends = np.cumsum(sizes)
-        order = _ordered_blocks(blocks, rng)
+        runs, run_of = np.unique(blocks.runs, return_inverse=True)
+        order = np.argsort(rng.permutation(len(runs))[run_of], kind="stable")  # blocks, by runs in random order
         parts = [
             _shuffled_in_windows(_in_turns(order, blocks, low, high), rng, partners)
             for low, high in pairwise([0, *ends.tolist()])
@@ -134,15 +124,10 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return found
 
 
-def pairs_together(place: NDArray[np.int64], partners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An order of n items in which partners come next to each other.
+def _pairs_together(place: NDArray[np.int64], partners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order of items that are to go to some places, changed so that partners (-1: none) are next to each other.
 
-    Args:
-        place: int64 [n], a permutation: where each item would be without partners.
-        partners: int64 [n], the partner of each item, -1 without.
-
-    Returns:
-        int64 [n], the items in their order; every pair begins at an even place, if n is even.
+    Every pair begins at an even place, if the number of items is even.
     """
     size = len(place)
     paired = (partners >= 0) & (partners != np.arange(size))
@@ -153,12 +138,6 @@ def pairs_together(place: NDArray[np.int64], partners: NDArray[np.int64]) -> NDA
     if len(alone) % 2:
         pair[alone[-1]] = size
     return np.lexsort((place, pair))
-
-
-def _ordered_blocks(blocks: Blocks, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The blocks, by runs in random order."""
-    runs, run_of = np.unique(blocks.runs, return_inverse=True)
-    return np.argsort(rng.permutation(len(runs))[run_of], kind="stable")
 
 
 def _in_turns(order: NDArray[np.int64], blocks: Blocks, low: int, high: int) -> list[NDArray[np.int64]]:
@@ -186,5 +165,5 @@ def _shuffled_in_windows(
         rows = np.sort(np.concatenate(blocks[start : start + BLOCKS_IN_WINDOW]))
         place = np.minimum(np.searchsorted(rows, partners[rows]), len(rows) - 1)
         own = np.where(rows[place] == partners[rows], place, -1)  # a reader's part may begin between partners
-        found.append(rows[pairs_together(rng.permutation(len(rows)), own)])
+        found.append(rows[_pairs_together(rng.permutation(len(rows)), own)])
     return np.concatenate(found)

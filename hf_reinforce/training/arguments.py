@@ -1,14 +1,9 @@
 """`KDTrainingArguments`: transformers' TrainingArguments and what distillation adds to them."""
 
-import logging
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
-
-logger = logging.getLogger(__name__)
-
-METHODS = ("reinforced", "online", "plain")
 
 
 @dataclass
@@ -17,7 +12,7 @@ class ResumableTrainingArguments(TrainingArguments):  # type: ignore[misc]
 
     Changed defaults: `remove_unused_columns=False` (targets are no argument of the model) and
     `logging_nan_inf_filter=False` (the filter costs a synchronisation at every step). `bf16` without an accelerator
-    trains on the CPU (`use_cpu`), with a warning where that is slower than float32.
+    trains on the CPU (`use_cpu`).
 
     Args:
         timm_optimizer: name of a timm optimizer instead of `optim`; `sgd` has Nesterov momentum 0.9, `momentum` plain
@@ -34,11 +29,6 @@ class ResumableTrainingArguments(TrainingArguments):  # type: ignore[misc]
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every epoch otherwise
-            if self.bf16 and torch.backends.cpu.get_cpu_capability() == "AVX2":
-                logger.warning(
-                    "This processor has no instructions for bfloat16, so bf16 (--bf16) takes several times as long as "
-                    "float32 here; leave it out."
-                )
 
 
 @dataclass
@@ -46,8 +36,7 @@ class KDTrainingArguments(ResumableTrainingArguments):
     """Arguments of `KDTrainer`.
 
     Changed defaults, beside those of `ResumableTrainingArguments`: `batch_eval_metrics=True` (logits of a whole
-    evaluation are never held) and `max_grad_norm=0` (the recipes of the paper and of timm do not clip, and clipping at
-    1 turns SGD into something else).
+    evaluation are never held) and `max_grad_norm=0` (the recipes of the paper and of timm do not clip).
 
     Args:
         method: `"reinforced"` (stored targets), `"online"` (a teacher at every step) or `"plain"` (labels).
@@ -55,8 +44,7 @@ class KDTrainingArguments(ResumableTrainingArguments):
         hard_label_weight: share w of the label's cross-entropy: `(1 - w) * KL + w * CE`; the paper uses 0.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and saved; 0: none.
         repeated_augmentation: augmentations of an image in one batch, see `EpochSampler`; 1 for none.
-        cache_images: decode the training images once, into memory that dataloader workers share; for images that
-            fit there, 3 bytes a pixel.
+        cache_images: decode the training images once, into memory that dataloader workers share, 3 bytes a pixel.
 
     Example:
         from hf_reinforce import KDTrainingArguments
@@ -75,12 +63,11 @@ class KDTrainingArguments(ResumableTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}.")
+        if self.method not in ("reinforced", "online", "plain"):
+            raise ValueError(f"method must be one of reinforced, online, plain, not {self.method!r}.")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be > 0, not {self.temperature}.")
-        if not 0 <= self.hard_label_weight <= 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                "hard_label_weight must lie in [0, 1] and ema_decay in [0, 1); they are "
-                f"{self.hard_label_weight} and {self.ema_decay}."
-            )
+        if not 0 <= self.hard_label_weight <= 1:
+            raise ValueError(f"hard_label_weight must lie in [0, 1], not {self.hard_label_weight}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}.")

@@ -9,7 +9,6 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
@@ -29,16 +28,10 @@ _STEPS_BETWEEN_AGREEMENTS = 5  # each waits for the device
 
 
 class StopTraining(TrainerCallback):  # type: ignore[misc]
-    """Ends training with a checkpoint after the step in which a signal came.
+    """Ends training with a checkpoint after the step in which a signal came, and then is `stopped`.
 
     Several processes agree about it, at the first step that 5 divides: signals reach them at different steps, and one
     that stopped alone would leave the others waiting.
-
-    Args:
-        signals: notes the signals.
-
-    Attributes:
-        stopped: whether all processes have agreed to stop; `signals.requested` then says why in each of them.
     """
 
     def __init__(self, signals: StopSignals) -> None:
@@ -69,24 +62,19 @@ class StopTraining(TrainerCallback):  # type: ignore[misc]
 
 
 class TrainingTime(TrainerCallback):  # type: ignore[misc]
-    """Adds `train_seconds`, the time since training began, to every entry of the log.
+    """Adds `train_seconds`, the time of training over all parts of a resumed run, to every entry of the log."""
 
-    `train_runtime` of the Trainer covers what came after the last resume; this goes on from the checkpoint's figure.
-    """
-
-    def __init__(self) -> None:
-        self._start: float | None = None
+    _start: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start = time.monotonic() - training_seconds(state)
+        self._start = time.monotonic() - _training_seconds(state)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._start is not None and state.log_history:
             state.log_history[-1]["train_seconds"] = round(time.monotonic() - self._start, 2)
 
 
-def training_seconds(state: Any) -> float:
-    """Seconds of training so far, over all parts of a run, by the log of its `TrainerState`."""
+def _training_seconds(state: Any) -> float:
     return max((float(entry.get("train_seconds", 0)) for entry in state.log_history), default=0.0)
 
 
@@ -100,17 +88,16 @@ def last_checkpoint(args: TrainingArguments) -> str | None:
     """
     found, problem = None, None
     if args.process_index == 0:
-        paths = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(args.output_dir).glob("*/")}
-        steps = {int(match[1]): path for path, match in paths.items() if match}
-        for _, path in sorted(steps.items(), reverse=True):
+        paths = [path for path in Path(args.output_dir).glob("*/") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        for path in sorted(paths, key=lambda path: int(path.name.split("-")[1]), reverse=True):
             damage = _damage(path, args.save_only_model)
             if damage is None:
-                found = str(path)
+                found, problem = str(path), None
                 break
             logger.warning("%s is passed over: %s.", path, damage)
             if (path / TRAINER_STATE_NAME).exists():
                 problem = f"{path}: {damage}"
-    found, problem = broadcast_object_list([found, problem if found is None else None])
+    found, problem = broadcast_object_list([found, problem])
     if problem is not None:
         raise ValueError(
             f"No checkpoint in {args.output_dir} can be used ({problem}). Name one with --resume_from_checkpoint, or "
@@ -121,7 +108,7 @@ def last_checkpoint(args: TrainingArguments) -> str | None:
 
 def is_finished(checkpoint: str, args: TrainingArguments) -> bool:
     """Whether a checkpoint is the end of a run of the length that is asked for."""
-    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    state = _state(checkpoint)
     asked, made = args.num_train_epochs, state.num_train_epochs
     if args.max_steps > 0:
         asked, made = args.max_steps, state.max_steps
@@ -129,25 +116,21 @@ def is_finished(checkpoint: str, args: TrainingArguments) -> bool:
 
 
 def load_finished(trainer: Any, checkpoint: str) -> dict[str, Any] | None:
-    """Loads the student and the state of a finished run.
-
-    Returns:
-        What can be told of its training, if the run ended before its result was written; else None.
-    """
-    trainer._load_from_checkpoint(checkpoint)
-    state, written = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)), False
-    saved = Path(trainer.args.output_dir) / TRAINER_STATE_NAME
-    if saved.exists():
-        result = TrainerState.load_from_json(str(saved))
-        written = result.global_step >= state.global_step
-        state = result if written else state
+    """Loads the student and the state of a finished run; returns metrics if the run ended before it wrote them."""
+    state, output_dir = _state(checkpoint), trainer.args.output_dir
+    result = _state(output_dir) if (Path(output_dir) / TRAINER_STATE_NAME).exists() else state
+    written = result is not state and result.global_step >= state.global_step
+    state = trainer.state = result if written else state
     state.is_world_process_zero = trainer.is_world_process_zero()
     state.is_local_process_zero = trainer.is_local_process_zero()
-    trainer.state = state
-    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        trainer._load_best_model()
-    seconds = training_seconds(state)
-    return None if written else {"epoch": state.epoch, "total_flos": state.total_flos, "train_runtime": seconds}
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    trainer.load_weights(best or checkpoint)
+    told = {"epoch": state.epoch, "total_flos": state.total_flos, "train_runtime": _training_seconds(state)}
+    return None if written else told
+
+
+def _state(folder: str) -> Any:
+    return TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
 
 
 def _damage(checkpoint: Path, only_model: bool) -> str | None:
@@ -159,27 +142,21 @@ def _damage(checkpoint: Path, only_model: bool) -> str | None:
             return f"{name} is missing"
     for path in sorted(checkpoint.iterdir()):
         try:
-            _READ.get(path.suffix, Path.exists)(path)
+            _read(path)
         except (ValueError, OSError, EOFError, BadZipFile, SafetensorError) as error:
             return f"{path.name} is damaged ({error})"
     return None
 
 
-def _read_zip(path: Path) -> None:
-    with ZipFile(path) as file:
-        wrong = file.testzip()
-    if wrong is not None:
-        raise BadZipFile(f"wrong checksum of {wrong}")
-
-
-def _read_weights(path: Path) -> None:
-    with safe_open(path, framework="pt"):
-        pass
-
-
-_READ: dict[str, Callable[[Path], Any]] = {
-    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
-    ".safetensors": _read_weights,
-    ".pt": _read_zip,
-    ".pth": _read_zip,
-}
+def _read(path: Path) -> None:
+    """Reads a file as far as it takes to notice that it is damaged."""
+    if path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):
+            pass
+    elif path.suffix in (".pt", ".pth"):
+        with ZipFile(path) as file:
+            wrong = file.testzip()
+        if wrong is not None:
+            raise BadZipFile(f"wrong checksum of {wrong}")
