@@ -156,32 +156,24 @@ def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -
 
 
 def inspection_tables(content: Mapping[str, Any]) -> str:
-    """What `inspect_dataset` returned as two Markdown tables, which can be read in a terminal too."""
-    copies = content["duplicates"]
-    facts = {
-        "images": f"{content['num_rows']:,}, each with {content['num_samples']} reinforcements",
-        "size": f"{content['num_bytes']:,} bytes",
-        "targets": text("; ".join(content["targets"])),
-        "teachers": ", ".join(map(text, content["teachers"])),
-        "mean target is another class": f"{content['disagreeing_rows']:,} of {content['compared_rows']:,} with labels",
-        "more than once": f"{copies['images']:,}, in {copies['rows']:,} rows",
-        "of them with different labels": f"{copies['with_different_labels']:,}",
-    }
-    targets = content["measured_rows"] * content["num_samples"]
-    rows = [["operation", "strength", "targets", "agreement", *map(text, content["figures"])]]
-    for group in [{**content, "operation": "all", "strength": "", "targets": targets}, *content["groups"]]:
+    """What `inspect_dataset` returned, for a terminal."""
+    copies, targets = content["duplicates"], content["measured_rows"] * content["num_samples"]
+    facts = [
+        f"{content['num_rows']:,} images with {content['num_samples']} reinforcements, {content['num_bytes']:,} bytes",
+        f"targets: {text('; '.join(content['targets']))}; teachers: {text(', '.join(content['teachers']))}",
+        f"mean target is another class: {content['disagreeing_rows']:,} of {content['compared_rows']:,} with labels",
+        f"more than once: {copies['images']:,} images in {copies['rows']:,} rows, "
+        f"{copies['with_different_labels']:,} with different labels",
+    ]
+    groups = [{**content, "operation": "all", "strength": "", "targets": targets}, *content["groups"]]
+    rows = [["operation", "strength", "targets", "agreement", *content["figures"]]]
+    for group in groups:
         values = [group["agreement"], *group["figures"].values()]
         shown = ["no labels" if value is None else f"{value:.3f}" for value in values]
         rows.append([group["operation"], group["strength"], f"{group['targets']:,}", *shown])
-    return f"{_aligned([('', ''), *facts.items()])}\n\n{_aligned(rows)}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns have one width, the header first."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*facts, "", *lines])
 
 
 def verify_shards(folder: str | Path) -> tuple[int, list[str]]:
