@@ -6,10 +6,8 @@ from typing import Any
 
 from hf_reinforce.local_copies import resolve
 
-UNKNOWN, OTHER = "unknown", "other"
-
 IMAGENET_LICENSE = {
-    "license": OTHER,
+    "license": "other",
     "license_name": "imagenet",
     "license_link": "https://www.image-net.org/download.php",
 }
@@ -37,11 +35,7 @@ def is_hub_id(name: str | None) -> bool:
 
 
 def recorded_name(name: str) -> str:
-    """A name as it is to be recorded: a folder that could be taken for a Hub id gets `./` in front.
-
-    Args:
-        name: what was loaded under this name here, a Hub id or folder.
-    """
+    """A name that was loaded here as it is to be recorded: a folder like a Hub id gets `./` in front."""
     return f"./{name}" if is_hub_id(name) and Path(name).exists() else name
 
 
@@ -51,16 +45,10 @@ def is_imagenet(name: str | None) -> bool:
 
 
 def read_license(name: str | None, repo_type: str, revision: str | None = None) -> str | None:
-    """The licence that a repository's own card states.
+    """The licence that the own card of a dataset or model states, by folder or Hub id.
 
-    Args:
-        name: a folder with a `README.md`, or a Hub id.
-        repo_type: `"dataset"` or `"model"`.
-        revision: Hub revision.
-
-    Returns:
-        The Hub's identifier, e.g. `cc-by-nc-4.0`, several joined by commas; None where there is no card, it states no
-        licence, or it cannot be read: nothing depends on it.
+    It is the Hub's identifier, e.g. `cc-by-nc-4.0`, several joined by commas; None where there is no card, it states
+    no licence, or it cannot be read: nothing depends on it.
     """
     import yaml
     from huggingface_hub import hf_hub_download

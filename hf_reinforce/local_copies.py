@@ -10,28 +10,18 @@ LOCAL_VARIABLE = "HF_REINFORCE_LOCAL"
 def resolve(name: str) -> str:
     """Where a Hub id or a folder is to be loaded from.
 
-    Args:
-        name: a folder, or a Hub id such as `uoft-cs/cifar100`.
-
-    Returns:
-        `name` itself if it is a folder; the first `DIR/cifar100` that exists, for `DIR` in the environment variable
-        `HF_REINFORCE_LOCAL`; else `name`, which the Hub clients then look up.
+    It is `name` itself if it is a folder; the first `DIR/cifar100` that exists for a Hub id `uoft-cs/cifar100`, `DIR`
+    being a folder of the environment variable `HF_REINFORCE_LOCAL`; else `name`, which the Hub clients look up.
 
     Raises:
-        ValueError: if the name is empty, or the system refuses it as a path, for instance as too long.
+        ValueError: if the name is empty.
+        OSError: if the system refuses it as a path, for instance as too long.
     """
     if not str(name).strip():
         raise ValueError("The name is empty; give a Hub id, such as 'uoft-cs/cifar100', or a folder.")
-    try:
-        if Path(name).exists():
-            return name
-        last = name.rsplit("/", 1)[-1]
+    last = name.rsplit("/", 1)[-1]
+    if not Path(name).exists() and last not in ("", ".", ".."):
         for folder in os.environ.get(LOCAL_VARIABLE, "").split(os.pathsep):
-            if folder and last not in ("", ".", "..") and (Path(folder) / last).exists():
+            if folder and (Path(folder) / last).exists():
                 return str(Path(folder) / last)
-    except OSError as error:
-        raise ValueError(
-            f"The name {str(name)[:60]!r}, of {len(str(name)):,} characters, cannot be looked up ({error.strerror}); "
-            "give a Hub id, such as 'uoft-cs/cifar100', or a folder."
-        ) from error
     return name

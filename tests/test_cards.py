@@ -6,7 +6,6 @@ import re
 import runpy
 import shlex
 import shutil
-import sys
 from importlib import resources
 from pathlib import Path
 
@@ -19,19 +18,19 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image as PILImage
 from recipe_modules import load_recipe
 from tiny import tiny_dataset, tiny_teacher
+from transformers import HfArgumentParser
 
 from hf_reinforce import (
+    KDTrainingArguments,
     ReinforcementConfig,
     load_policy,
-    load_reinforced,
     reinforce,
     write_dataset_card,
     write_preview,
 )
-from hf_reinforce.augmentations.policies import POLICY_NAMES
 from hf_reinforce.cards import markdown, statistics
 from hf_reinforce.cards.dataset_card import RECIPES, Configuration, current_card, describe, keep_metadata, render
-from hf_reinforce.cards.preview import PREVIEW_FILE, draw
+from hf_reinforce.cards.preview import PREVIEW_FILE
 from hf_reinforce.licenses import is_hub_id, is_imagenet, read_license, recorded_name
 
 ROOT = Path(__file__).parent.parent
@@ -268,34 +267,13 @@ def test_size_categories(folder, count):
     assert (bounds[0] if len(bounds) == 2 else 0) <= count < bounds[-1]
 
 
-@pytest.mark.parametrize("name", POLICY_NAMES)
-def test_every_operation_has_its_words(name):
-    steps = [operation.describe() for operation in load_policy(name, 32).operations]
-    assert all(steps) and not any(re.search(r"[{}\[\]]|None", step) for step in steps)
-    assert ("MixUp" in " ".join(steps)) == ("mixing" in name)
-
-
-def test_architecture_is_shown_where_the_name_does_not_tell(folder):
-    for name, shown in (
-        ("./outputs/teacher", "| `./outputs/teacher` (`resnet10t`) |"),
-        ("me/resnet10t.mine", "| [me/resnet10t.mine](https://huggingface.co/me/resnet10t.mine) |"),
-    ):
-        teacher = {"name": name, "kind": "transformers", "architecture": "resnet10t"}
-        assert shown in section(render("pets-plus", described(folder, teacher)), "Teacher")
-
-
 # Pictures
 
 
-def test_previews(folder, card, data, tmp_path):
+def test_the_preview(folder, card):
     assert re.findall(r"!\[.*?\]\((.*?)\)", card.text) == ["mixing/preview.png"]
     for part in np.array_split(pixels(folder / "mixing" / PREVIEW_FILE), 3):  # each third shows an image
         assert part.std() > 10 and len(np.unique(part[::3, ::3].reshape(-1, 3), axis=0)) > 100
-    dataset = load_reinforced(str(folder), "randaug", source=data)
-    draw(dataset, [5], tmp_path / "one.png")
-    draw(dataset, [5, 6], tmp_path / "two.png")
-    one, two = pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png")
-    assert one.shape[1] == two.shape[1] and len(two) == pytest.approx(2 * len(one), rel=0.05) and one.std() > 20
 
 
 def test_a_stream_without_labels(tmp_path):
@@ -353,24 +331,10 @@ def test_imagenet_is_gated(folder):
     assert "ImageNet terms of access" in section(card, "Licence")
 
 
-@pytest.mark.parametrize(
-    ("expected", "names"),
-    [
-        (
-            True,
-            [
-                "ILSVRC/imagenet-1k",
-                "timm/imagenet-w21-wds",
-                "/data/imagenet/train",
-                "me/ILSVRC2012",
-                "x/tiny-imagenet",
-            ],
-        ),
-        (False, [None, "me/pets", "me/notimagenet", "imagine/net"]),
-    ],
-)
-def test_imagenet_is_known_by_its_name(names, expected):
-    assert [is_imagenet(name) for name in names] == [expected] * len(names)
+def test_imagenet_is_known_by_its_name():
+    names = ["ILSVRC/imagenet-1k", "timm/imagenet-w21-wds", "/data/imagenet/train", "me/ILSVRC2012", "x/tiny-imagenet"]
+    assert all(map(is_imagenet, names))
+    assert not any(map(is_imagenet, [None, "me/pets", "me/notimagenet", "imagine/net"]))
 
 
 @pytest.mark.parametrize(
@@ -389,11 +353,8 @@ def test_licence_is_read_from_a_folders_card(tmp_path, readme, expected):
     if readme is not None:
         (tmp_path / "README.md").write_text(readme, encoding="utf-8")
     assert read_license(str(tmp_path), "model") == expected
-
-
-@pytest.mark.parametrize("name", [None, "resnet18", "nobody/has-this", "/not/here", "a//b", ""])
-def test_a_licence_that_cannot_be_read_is_none(name):
-    assert read_license(name, "dataset", "main") is None
+    for name in (None, "resnet18", "nobody/has-this", "/not/here", "a//b", ""):
+        assert read_license(name, "dataset", "main") is None
 
 
 def test_reinforce_records_licences(tmp_path):
@@ -507,26 +468,17 @@ def test_a_folder_in_the_way_makes_a_hub_id_no_folder(folder, tmp_path, monkeypa
 # Code
 
 
-@pytest.fixture
-def without_hub(folder, data, monkeypatch):
-    """The code of the card runs beside the folder, and `somebody/pets` is there."""
+def test_the_code_of_the_card_runs(folder, card, data, monkeypatch):
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr("hf_reinforce.hub.load.load_source", lambda name, *arguments: data)
-
-
-def test_the_code_of_the_card_runs(card, without_hub):
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", card.text, re.S):
         exec(compile(block, "README.md", "exec"), namespace)
     assert len(namespace["reinforced"]) == len(namespace["train_dataset"]) == 70
-
-
-def test_the_command_of_the_card_trains(card, without_hub, tmp_path, monkeypatch):
-    words = [*command_of(card), "--max_steps", "1", "--use_cpu", "True", "--output_dir", tmp_path]
-    words += ["--model_name_or_path", "test_resnet", "--dataset_config_name", "randaug"]
-    monkeypatch.setattr(sys, "argv", ["train_kd.py", *map(str, words)])
-    load_recipe("train_kd").main()
-    assert (tmp_path / "model.safetensors").exists()
+    recipe = load_recipe("train_kd")
+    parser = HfArgumentParser([recipe.DataArguments, recipe.ModelArguments, KDTrainingArguments], allow_abbrev=False)
+    words = command_of(card)
+    assert parser.parse_known_args(words)[1] == [] and words[words.index("--dataset_name") + 1] == "pets-plus"
 
 
 def test_the_command_names_the_recipe_of_its_source(folder):
@@ -564,21 +516,19 @@ def test_hub_card_is_valid_and_invents_nothing(name):
     assert ("extra_gated_prompt" in check_metadata(card)) == (name == "imagenet-plus")
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
         assert pixels(HUB_CARDS / name / picture).std() > 10
-    for link in re.findall(r"\]\(https://huggingface.co/(?:datasets/)?([^)]*)\)", card.text):
-        assert is_hub_id(link) and not link.startswith("outputs/")
-    assert "@" in section(card, "Citation").split("faghri2023reinforce")[1], "the source's own entry"
+    assert all(map(is_hub_id, re.findall(r"\]\(https://huggingface.co/(?:datasets/)?([^)]*)\)", card.text)))
     planned = name != "cifar100-plus"
     assert ("has not been generated yet" in card.text.split("## ")[0]) == planned
+    assert ("not measured yet" in card.text) == planned
     if planned:
         values = {value for line in table(card, "Targets").values() for value in line.values()}
         values |= {line[of] for line in table(card).values() for of in ("bytes per reinforcement", "size")}
-        assert values == {"not measured yet"} and "not measured yet" in section(card, "Limitations and bias")
+        assert values == {"not measured yet"}
         return
-    assert "not measured yet" not in card.text
     (item,) = json.loads((HUB_CARDS / name / "measured.json").read_text())["configurations"].values()
     line = table(card, "Targets")["small_randaug"]
     assert line["teacher's accuracy over the views"] == f"{100 * item['statistics']['agreement']:.1f} %"
-    assert line["measured on"] == "50,000 images, 200,000 targets" and "fine-tuned on" in section(card, "Teacher")
+    assert line["measured on"] == "50,000 images, 200,000 targets"
 
 
 def test_planned_cards_follow_the_recipes():
@@ -587,5 +537,4 @@ def test_planned_cards_follow_the_recipes():
     recipe = yaml.safe_load((ROOT / "recipes" / "imagenet_plus" / "rrc.yaml").read_text(encoding="utf-8"))
     line = table(card)["rrc"]
     assert line["reinforcements per image (N)"] == str(recipe["num_samples"]) and line["images"] == "1,281,167"
-    assert f"the {recipe['top_k']} most likely of 1,000 classes" in line["targets"]
     assert all(teacher in section(card, "Teacher") for teacher in recipe["teacher_name_or_path"])

@@ -146,7 +146,7 @@ def test_the_inspection_counts_it(folder, tmp_path):
     counts = {group["strength"]: group["targets"] for group in content["groups"] if group["operation"] == "blur"}
     sigmas = np.array([value for value in drawn(folder[0]) if value is not None])
     assert counts == {"0 to 1 px": (sigmas <= 1).sum(), "1 to 3 px": (sigmas > 1).sum()} and min(counts.values()) > 0
-    assert "| blur " in inspection_tables(content)
+    assert "\nblur " in inspection_tables(content)
     names = list(dict.fromkeys(group["operation"] for group in content["groups"]))
     assert names == ["crop, side", "blur", "mixup"], "in the order of the policy"
 

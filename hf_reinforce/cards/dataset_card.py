@@ -37,19 +37,12 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 
 @dataclass(frozen=True)
 class Configuration:
-    """A configuration as a card describes it.
-
-    Attributes:
-        config: how it was made, or is to be made.
-        statistics: what was measured on its targets; None: nothing yet.
-        version: tells `datasets` one content from another; None where there is no content yet.
-        preview: whether `preview.png` lies in its folder.
-    """
+    """A configuration as a card describes it; `statistics` and `version` are None where it is only planned."""
 
     config: ReinforcementConfig
     statistics: Statistics | None = None
-    version: str | None = None
-    preview: bool = False
+    version: str | None = None  # tells `datasets` one content from another
+    preview: bool = False  # whether `preview.png` lies in its folder
 
 
 def write_dataset_card(folder: str | Path) -> None:
@@ -74,10 +67,7 @@ def write_dataset_card(folder: str | Path) -> None:
 
 
 def current_card(folder: Path, config_names: Collection[str]) -> DatasetCard:
-    """The folder's own card, with what somebody added to it, if it describes these configurations as they are now.
-
-    Else a new card, which is not written.
-    """
+    """The folder's own card, if it describes these configurations as they are now; else a new one, not written."""
     path = folder / CARD_FILE
     if path.exists():
         card = DatasetCard.load(path)
@@ -89,12 +79,7 @@ def current_card(folder: Path, config_names: Collection[str]) -> DatasetCard:
 
 
 def describe(folder: str | Path, config_names: Collection[str] | None = None) -> dict[str, Configuration]:
-    """Measures the finished configurations of a repository, or some of them, by name.
-
-    Raises:
-        FileNotFoundError: if there is no finished configuration.
-        ValueError: if a shard is damaged, or there is none.
-    """
+    """Measures the finished configurations of a repository, or some of them, by name."""
     described = {}
     for path in sorted(path.parent for path in Path(folder).glob(f"*/{CONFIG_FILE}")):
         config = ReinforcementConfig.load(path)
@@ -130,14 +115,10 @@ def render(
     teacher_notes: Mapping[str, str] | None = None,
     citation: str | None = None,
 ) -> DatasetCard:
-    """The card of a dataset.
+    """The card of the dataset with these configurations by name, at least one.
 
-    Args:
-        name: of the repository or folder.
-        described: its configurations by name, at least one.
-        plan: where the plan of a dataset is that has not been generated, as Markdown.
-        teacher_notes: what to say of a teacher, by its name in `reinforcement.json`, as Markdown.
-        citation: BibTeX entry of the source.
+    What only somebody can tell is Markdown: where the `plan` is of a dataset that has not been generated, notes on
+    teachers by their names in `reinforcement.json`, and the BibTeX entry of the source.
     """
     configs = {key: item.config for key, item in described.items()}
     joined = {key: config for key, config in configs.items() if not config.embed_images}
@@ -146,10 +127,6 @@ def render(
     for key, config in configs.items():
         temperature = config.classes.temperature if config.classes else None
         by_teachers.setdefault(json.dumps([config.teachers, temperature]), []).append(key)
-
-    def sources(named: Mapping[str, ReinforcementConfig]) -> str:
-        return " and ".join(dict.fromkeys(markdown.source(config.source.name) for config in named.values()))
-
     measured = {key: item.statistics for key, item in described.items() if item.statistics is not None}
     text = markdown.render(
         "dataset_card.md",
@@ -159,11 +136,8 @@ def render(
         configs=configs,
         statistics=measured,
         figures=dict.fromkeys(figure for found in measured.values() for figure in found.figures),
-        sources=sources(configs),
         joined=joined,
-        joined_sources=sources(joined),
         shown=shown,
-        imagenet=any(is_imagenet(config.source.name) for config in configs.values()),
         command=train_command(name, shown, configs[shown]),
         mixing=[key for key, config in configs.items() if config.policy.mix_operations],
         by_teachers=list(by_teachers.values()),
@@ -219,13 +193,9 @@ def _union(*metadata: Any) -> Any:
 
 
 def keep_metadata(card: DatasetCard, on_hub: DatasetCard) -> list[str]:
-    """Keeps what the metadata on the Hub say and a new card does not: what somebody added, and other configurations.
+    """Keeps in a new card what the metadata on the Hub say besides: what somebody added, and other configurations.
 
-    Where there are other configurations, the licences and sources of both cards apply. `card`, of the configurations
-    that are published, is changed in place.
-
-    Returns:
-        Names of the configurations that only the Hub has.
+    With other configurations, whose names are returned, the licences and sources of both cards apply.
     """
     mine, theirs = card.data.to_dict(), on_hub.data.to_dict()
     published = {item["config_name"] for item in mine.get("configs") or []}

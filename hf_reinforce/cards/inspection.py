@@ -25,9 +25,7 @@ from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.rows import ParquetRows, column_reader
 from hf_reinforce.store.shards import file_checksum, shard_files
 
-JSON_FILE = "inspection.json"
-PICTURE_FILE = "disagreements.png"
-_FORMAT = 3
+_PICTURE_FILE = "disagreements.png"
 _EXAMPLES = 100  # of duplicates
 
 
@@ -77,9 +75,9 @@ def inspect_dataset(
         for at in wrong[np.argsort(doubt, kind="stable")[:num_images]]
     ]
     output_dir.mkdir(parents=True, exist_ok=True)
-    notes = _draw(doubtful, config, folder, source, output_dir / PICTURE_FILE)
+    notes = _draw(doubtful, config, folder, source, output_dir / _PICTURE_FILE)
     content = {
-        "format": _FORMAT,
+        "format": 3,
         "dataset": str(folder),
         "config_name": folder.name,
         "num_samples": config.num_samples,
@@ -93,7 +91,7 @@ def inspect_dataset(
         "duplicates": duplicates(found["hash"], found["row"], found["label"]),
         "notes": notes,
     }
-    write_whole(output_dir / JSON_FILE, json.dumps(content, indent=1) + "\n")
+    write_whole(output_dir / "inspection.json", json.dumps(content, indent=1) + "\n")
     return content
 
 
@@ -126,7 +124,7 @@ def _draw(
         return ["Nothing is compared with labels, since there are none; reinforce it with --label_column_name."]
     if not doubtful:
         return []
-    pictures = {}
+    pictures, reason = {}, "the source holds other images in their rows"
     try:
         rows, at = _image_rows(config, folder, source), "position" if config.embed_images else "row"
         read = column_reader(rows, config.source.image_column)
@@ -136,58 +134,46 @@ def _draw(
                 if images.image_hash(encoded) == item[schema.IMAGE_HASH]:
                     pictures[item["position"]] = images.decode(encoded)
     except (ValueError, OSError) as error:
-        return [f"No picture of the disagreements, since the images cannot be read: {error}"]
+        reason = f"the images cannot be read ({error})"
     shown = [(item, pictures[item["position"]]) for item in doubtful if item["position"] in pictures]
     if shown:
         draw_doubtful(shown, path)
-    if len(shown) == len(doubtful):
-        return []
-    return [
-        f"{len(doubtful) - len(shown)} of the {len(doubtful)} images are not drawn, since the source holds other "
-        "images in their rows; name the one that was reinforced with --source_name_or_path."
-    ]
+    missing = f"{len(doubtful) - len(shown)} of the {len(doubtful)} images are not drawn, since {reason}"
+    remedy = "name the dataset that was reinforced, in its original order, with --source_name_or_path"
+    return [] if len(shown) == len(doubtful) else [f"{missing}; {remedy}."]
 
 
 def _image_rows(config: ReinforcementConfig, folder: Path, source: str | None) -> Dataset | ParquetRows:
     """The images by row, if possible without downloading the dataset that holds them."""
-    record, columns = config.source, [config.source.image_column]
+    record, name = config.source, source or config.source.name
     if config.embed_images:
-        return ParquetRows([str(shard) for shard in shard_files(folder, config.split)], columns)
-    name = source or record.name
+        return ParquetRows(list(map(str, shard_files(folder, config.split))), [record.image_column])
     if name is None:
-        raise ValueError("where the images are is not recorded; name them with --source_name_or_path.")
+        raise ValueError("where they are is not recorded")
     where = (record.config_name, record.split, record.revision if source is None else None)
-    remote = None if is_part(record.split) else remote_source(name, columns, *where)
+    remote = None if is_part(record.split) else remote_source(name, [record.image_column], *where)
     return load_source(name, *where) if remote is None else remote
 
 
 def inspection_tables(content: Mapping[str, Any]) -> str:
-    """What `inspect_dataset` returned as two Markdown tables, which can be read in a terminal too."""
-    copies = content["duplicates"]
-    facts = {
-        "images": f"{content['num_rows']:,}, each with {content['num_samples']} reinforcements",
-        "size": f"{content['num_bytes']:,} bytes",
-        "targets": text("; ".join(content["targets"])),
-        "teachers": ", ".join(map(text, content["teachers"])),
-        "mean target is another class": f"{content['disagreeing_rows']:,} of {content['compared_rows']:,} with labels",
-        "more than once": f"{copies['images']:,}, in {copies['rows']:,} rows",
-        "of them with different labels": f"{copies['with_different_labels']:,}",
-    }
-    targets = content["measured_rows"] * content["num_samples"]
-    rows = [["operation", "strength", "targets", "agreement", *map(text, content["figures"])]]
-    for group in [{**content, "operation": "all", "strength": "", "targets": targets}, *content["groups"]]:
+    """What `inspect_dataset` returned, for a terminal."""
+    copies, targets = content["duplicates"], content["measured_rows"] * content["num_samples"]
+    facts = [
+        f"{content['num_rows']:,} images with {content['num_samples']} reinforcements, {content['num_bytes']:,} bytes",
+        f"targets: {text('; '.join(content['targets']))}; teachers: {text(', '.join(content['teachers']))}",
+        f"mean target is another class: {content['disagreeing_rows']:,} of {content['compared_rows']:,} with labels",
+        f"more than once: {copies['images']:,} images in {copies['rows']:,} rows, "
+        f"{copies['with_different_labels']:,} with different labels",
+    ]
+    groups = [{**content, "operation": "all", "strength": "", "targets": targets}, *content["groups"]]
+    rows = [["operation", "strength", "targets", "agreement", *content["figures"]]]
+    for group in groups:
         values = [group["agreement"], *group["figures"].values()]
         shown = ["no labels" if value is None else f"{value:.3f}" for value in values]
         rows.append([group["operation"], group["strength"], f"{group['targets']:,}", *shown])
-    return f"{_aligned([('', ''), *facts.items()])}\n\n{_aligned(rows)}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns have one width, the header first."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*facts, "", *lines])
 
 
 def verify_shards(folder: str | Path) -> tuple[int, list[str]]:

@@ -78,8 +78,9 @@ def _templates() -> Any:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("hf_reinforce.cards"))
-    own = (text, code, linked, source, license_text, python_string)
-    environment.globals.update({function.__name__: function for function in own})
+    own = {function.__name__: function for function in (text, code, linked, source, license_text, python_string)}
+    environment.globals.update(own)
+    environment.filters.update(own)
     return environment
 
 

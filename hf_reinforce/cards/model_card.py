@@ -47,7 +47,9 @@ def write_model_card(
     args, train = trainer.args, trainer.train_dataset
     base_model, dataset_name = recorded_name(base_model), recorded_name(dataset_name)
     config: ReinforcementConfig | None = getattr(train, "config", None)
-    teachers = _teachers(trainer, config)
+    teachers = config.teachers if args.method == "reinforced" and config is not None else ()
+    if args.method == "online" and trainer.teacher is not None:
+        teachers = trainer.teacher.describe()
     source = config.source.name if config is not None else dataset_name
     source_license = (config and config.source.license) or read_license(source, "dataset")
     pretrained = "/" in base_model or Path(base_model).exists()
@@ -59,7 +61,23 @@ def write_model_card(
     history = reversed(trainer.state.log_history)
     last: dict[str, Any] = next((entry for entry in history if "eval_accuracy" in entry), {})
     metrics = {key: float(last[f"eval_{key}"]) for key in METRICS if f"eval_{key}" in last}
-    results = _evaluation_results(evaluation, metrics) if evaluation else None
+    results = []
+    if evaluation:
+        shown = recorded_name(str(evaluation["dataset_name"]))
+        evaluation = {**evaluation, "dataset_name": shown}
+        on = shown if is_hub_id(shown) else Path(shown).name
+        where = {**evaluation, "dataset_type": on, "dataset_name": on}
+        task = {"task_type": "image-classification", "task_name": "Image Classification"}
+        for key, value in metrics.items():
+            metric = {"metric_type": key, "metric_name": METRICS[key].heading, "metric_value": round(value, 6)}
+            results.append(EvalResult(**task, **where, **metric))
+    settings: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
+    if args.timm_optimizer:
+        settings["optimizer"] = f"{args.timm_optimizer} (timm)"
+    own = ("weight_decay", "ema_decay", "max_grad_norm")
+    settings |= {key: getattr(args, key) for key in own if getattr(args, key)}
+    if args.method != "plain":
+        settings |= {"temperature": args.temperature, "hard_label_weight": args.hard_label_weight}
     metadata = ModelCardData(
         model_name=name if results else None,
         eval_results=results or None,
@@ -96,49 +114,12 @@ def write_model_card(
             (METRICS[key].heading, f"{100 * value:.2f}" if "%" in METRICS[key].heading else f"{value:.4f}")
             for key, value in metrics.items()
         ],
-        settings=_settings(trainer),
+        settings=settings,
         versions=", ".join(f"{package} {version(package)}" for package in _PACKAGES),
     )
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / CARD_FILE, card)
-
-
-def _teachers(trainer: Any, config: ReinforcementConfig | None) -> Sequence[Mapping[str, Any]]:
-    """The networks that the student learned from, as `Teacher.describe` has them."""
-    if trainer.args.method == "reinforced" and config is not None:
-        return config.teachers
-    return trainer.teacher.describe() if trainer.args.method == "online" and trainer.teacher is not None else ()
-
-
-def _evaluation_results(evaluation: Mapping[str, str | None], metrics: Mapping[str, float]) -> list[EvalResult]:
-    """The metrics as the Hub wants them."""
-    name = recorded_name(str(evaluation["dataset_name"]))
-    name = name if is_hub_id(name) else Path(name).name
-    return [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image Classification",
-            dataset_type=name,
-            metric_type=key,
-            metric_name=METRICS[key].heading,
-            metric_value=round(value, 6),
-            **{**evaluation, "dataset_name": name},
-        )
-        for key, value in metrics.items()
-    ]
-
-
-def _settings(trainer: Any) -> dict[str, Any]:
-    """The hyperparameters, as transformers lists them, and those that `KDTrainingArguments` adds."""
-    args = trainer.args
-    settings: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
-    if args.timm_optimizer:
-        settings["optimizer"] = f"{args.timm_optimizer} (timm)"
-    if args.method != "plain":
-        settings |= {"temperature": args.temperature, "hard_label_weight": args.hard_label_weight}
-    own = {"weight_decay": args.weight_decay, "ema_decay": args.ema_decay, "max_grad_norm": args.max_grad_norm}
-    return settings | {key: value for key, value in own.items() if value}
 
 
 def _license(licenses: Sequence[str | None], source_name: str | None) -> str | None:

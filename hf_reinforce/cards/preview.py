@@ -22,6 +22,7 @@ _IMAGES, _VIEWS, _BARS = 3, 4, 5
 _COLUMNS = 4  # of doubtful labels
 _VIEW_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
 _RIGHT, _OTHER = "#2a9d5c", "#8d99ae"
+_BOX = ("left", "top", "width", "height")
 _SIZE = 9  # of the letters, points
 _LINE = 23  # letters of a caption
 
@@ -57,31 +58,42 @@ def write_preview(folder: str | Path, images: Dataset | IterableDataset | None =
 
 
 def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> None:
-    """Draws the images at some positions, their first views, and the stored targets of these.
+    """Draws the images at some positions, and their first views with the stored targets.
 
     The box that a view was cropped from has the colour of the view's frame.
     """
     from matplotlib.figure import Figure  # the object interface: no display and no global state
+    from matplotlib.patches import Rectangle
 
-    views = min(_VIEWS, dataset.config.num_samples)
+    views, names = min(_VIEWS, dataset.config.num_samples), dataset.config.class_names
     figure = Figure(figsize=(1.8 * (views + 1), 3.1 * len(positions)), layout="constrained")
     axes = figure.subplots(2 * len(positions), views + 1, squeeze=False, height_ratios=[2, 1.1] * len(positions))
-    for row, position in enumerate(positions):
-        top, bottom = axes[2 * row], axes[2 * row + 1]
+    resized: list[Any] = [operation for operation in dataset.policy.view_operations if operation.stage == "resize"]
+    for position, top, bottom in zip(positions, axes[::2], axes[1::2], strict=True):
         image = dataset.image(position).permute(1, 2, 0).numpy()
+        scale = min(image.shape[:2]) / resized[0].size if resized else 1.0  # boxes are in resized pixels
         label = dataset._label(position).get("labels")
-        top[0].imshow(image)
-        title = "image" if label is None else f"image: {_name(dataset.config.class_names, label)}"
+        title = "image" if label is None else f"image: {_name(names, label)}"
         top[0].set_title(title, fontsize=_SIZE, fontweight="bold", parse_math=False)
-        bottom[0].axis("off")
-        for slot in range(views):
-            top[slot + 1].imshow(dataset.view(position, slot).permute(1, 2, 0).round().numpy().astype(np.uint8))
-            top[slot + 1].set_title(_caption(dataset, position, slot), fontsize=_SIZE)
-            top[slot + 1].spines[:].set(color=_VIEW_COLOURS[slot], linewidth=2.5)
-            _outline(top[0], dataset, position, slot, image.shape)
-            _bars(bottom[slot + 1], dataset, position, slot, label)
-        for axis in top:
+        top[0].imshow(image)
+        for slot, colour in enumerate(_VIEW_COLOURS[:views]):
+            params, axis = dataset.params(position, slot), top[slot + 1]
+            axis.imshow(dataset.view(position, slot).permute(1, 2, 0).round().numpy().astype(np.uint8))
+            stored = [(operation, params.get(operation.field or "")) for operation in dataset.policy.operations]
+            captions = [operation.caption(own) for operation, own in stored if own is not None]
+            axis.set_title(fill(", ".join(filter(None, captions)), _LINE) or "crop", fontsize=_SIZE)
+            axis.spines[:].set(color=colour, linewidth=2.5)
+            if params.get(Crop.field) is not None:
+                left, upper, width, height = (scale * params[Crop.field][side] for side in _BOX)
+                corner = (left - 0.5, upper - 0.5)
+                top[0].add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.5))
+            if dataset.config.classes is not None:
+                likely = dataset.config.classes.most_likely(dataset.target(position, slot), _BARS)
+                _bars(bottom[slot + 1], likely, names, label)
+        for axis in (*top, *bottom):
             axis.set(xticks=[], yticks=[])
+        for axis in bottom if dataset.config.classes is None else bottom[:1]:
+            axis.axis("off")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=160)
 
@@ -91,51 +103,20 @@ def _name(names: Sequence[str] | None, label: int) -> str:
     return name if len(name) <= 16 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _caption(dataset: ReinforcedDataset, position: int, slot: int) -> str:
-    """The operations that made a view, as each of them says it."""
-    params = dataset.params(position, slot)
-    stored = [(operation, params.get(operation.field or "")) for operation in dataset.policy.operations]
-    drawn = [operation.caption(own) for operation, own in stored if own is not None]
-    return fill(", ".join(filter(None, drawn)), _LINE) or "crop"
-
-
-def _outline(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, shape: Sequence[int]) -> None:
-    """The box of a view on its image, in pixels of that; a policy that resizes first has it in resized pixels."""
-    from matplotlib.patches import Rectangle
-
-    box = dataset.params(position, slot).get(Crop.field)
-    if box is None:
-        return
-    resized = [operation.size for operation in dataset.policy.view_operations if operation.stage == "resize"]  # type: ignore[attr-defined]
-    scale = min(shape[:2]) / resized[0] if resized else 1.0
-    left, top, width, height = (scale * box[side] for side in ("left", "top", "width", "height"))
-    corner = (left - 0.5, top - 0.5)
-    axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_VIEW_COLOURS[slot], linewidth=1.5))
-
-
-def _bars(axis: Any, dataset: ReinforcedDataset, position: int, slot: int, label: int | None) -> None:
+def _bars(axis: Any, likely: Sequence[tuple[int, float]], names: Sequence[str] | None, label: int | None) -> None:
     """The most likely classes of a target."""
-    if dataset.config.classes is None:
-        axis.axis("off")
-        return
-    classes, values = zip(*dataset.config.classes.most_likely(dataset.target(position, slot), _BARS), strict=True)
-    axis.barh(range(len(classes)), values, color=[_RIGHT if c == label else _OTHER for c in classes], alpha=0.55)
-    for place, (index, value) in enumerate(zip(classes, values, strict=True)):
+    colours = [_RIGHT if index == label else _OTHER for index, _ in likely]
+    axis.barh(range(len(likely)), [value for _, value in likely], color=colours, alpha=0.55)
+    for place, (index, value) in enumerate(likely):
         share = f"{value:.0%}" if value >= 0.01 else "<1%"
-        name = _name(dataset.config.class_names, index)
-        axis.text(0.02, place, name, fontsize=_SIZE, va="center", parse_math=False)
+        axis.text(0.02, place, _name(names, index), fontsize=_SIZE, va="center", parse_math=False)
         axis.text(1, place, share, fontsize=_SIZE, va="center", ha="right")
-    axis.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), yticks=[], xticks=[])
+    axis.set(xlim=(0, 1), ylim=(len(likely) - 0.4, -0.6))
     axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def draw_doubtful(shown: Sequence[tuple[dict[str, Any], Tensor]], path: Path) -> None:
-    """Draws images with their label and the teacher's class: a contact sheet.
-
-    Args:
-        shown: an entry of `disagreements`, see `inspect_dataset`, with its image, uint8 [3, H, W]; at least one.
-        path: of the picture.
-    """
+    """Draws a contact sheet: entries of `disagreements`, see `inspect_dataset`, with their images, uint8 [3, H, W]."""
     from matplotlib.figure import Figure
 
     lines = -(-len(shown) // _COLUMNS)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_reinforce import schema
-from hf_reinforce.augmentations.base import Mask, valid
+from hf_reinforce.augmentations.base import valid
 from hf_reinforce.store.config import ReinforcementConfig
 from hf_reinforce.store.shards import open_shard
 
@@ -78,8 +78,11 @@ def measure(
         figures = _figures(batch, config)
         values = np.stack([np.ones(len(params)), agreement, *figures.values()])
         known = np.stack([np.nan_to_num(values), ~np.isnan(values)])  # sums over these are sums and counts
-        for operation, strength, mask in _bins(params, config):
-            sums[operation, strength] += known[..., mask].sum(axis=-1)
+        sums["all", ""] += known.sum(axis=-1)
+        for operation in config.policy.operations:
+            if operation.field is not None:
+                for name, strength, mask in operation.bins(params.field(operation.field), config.policy.image_size):
+                    sums[name, strength] += known[..., mask].sum(axis=-1)
         images.append(of_images)
 
     def means(group: tuple[str, str]) -> dict[str, Any]:
@@ -118,14 +121,6 @@ def _batches(shards: Sequence[Path], config: ReinforcementConfig, step: int) -> 
                 start += len(batch)
                 if first < len(batch):
                     yield batch.take(pa.array(range(first, len(batch), step)))
-
-
-def _bins(params: pa.StructArray, config: ReinforcementConfig) -> Iterator[tuple[str, str, Mask]]:
-    """All views, and the views of each operation and strength."""
-    yield "all", "", np.ones(len(params), bool)
-    for operation in config.policy.operations:
-        if operation.field is not None:
-            yield from operation.bins(params.field(operation.field), config.policy.image_size)
 
 
 def _figures(batch: pa.RecordBatch, config: ReinforcementConfig) -> dict[str, NDArray[Any]]:

@@ -6,7 +6,7 @@ from glob import escape
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 
 from hf_reinforce import schema
 from hf_reinforce.hub.repository import Repository
@@ -96,19 +96,16 @@ def _images(
     name: str, config: ReinforcementConfig, source: Dataset | str | None, streaming: bool
 ) -> Dataset | ParquetRows:
     """The dataset that holds the images: the one in hand, or the one of this name or of the recorded one."""
-    record = config.source
-    columns = [record.image_column, *filter(None, [record.label_column])]
+    columns = [config.source.image_column, *filter(None, [config.source.label_column])]
     if source is None or isinstance(source, str):
         images = _named_images(name, config, source, columns, streaming)
-    elif isinstance(source, (DatasetDict, IterableDatasetDict)):
-        raise TypeError(f"source has the splits {list(source)}; pass one of them: source[{config.split!r}].")
-    elif isinstance(source, IterableDataset):
-        raise TypeError(
-            "source is a stream (IterableDataset), whose rows cannot be looked up; pass its Hub id or folder, or a "
-            "map-style Dataset: load_dataset(...) without streaming=True."
-        )
     else:
         images = one_split(source, "source")
+        if isinstance(images, IterableDataset):
+            raise TypeError(
+                "source is a stream (IterableDataset), whose rows cannot be looked up; pass its Hub id or folder, or "
+                "load_dataset(...) without streaming=True."
+            )
         check_columns("source", images.features, columns)
     if streaming and config.shuffled and isinstance(images, ParquetRows):
         raise ValueError(
@@ -168,12 +165,7 @@ def _rows(name: str, files: Sequence[str], config: ReinforcementConfig, streamin
 
 
 def is_reinforced(name_or_path: str, config_name: str | None = None, revision: str | None = None) -> bool:
-    """Whether a folder or Hub repository holds a reinforced dataset.
-
-    Args:
-        name_or_path: Hub id or folder.
-        config_name: the configuration, default any.
-        revision: Hub revision; ignored for a folder.
+    """Whether a folder or Hub repository holds a reinforced dataset, of that configuration if one is named.
 
     Raises:
         ValueError: if there is no such repository or revision, it may not be read, or is in no cache while the Hub

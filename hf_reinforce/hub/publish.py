@@ -35,30 +35,19 @@ _Contents = Mapping[str, Path | bytes]
 
 @dataclass(frozen=True)
 class FileChange:
-    """One file that is sent to the Hub, or deleted there.
-
-    Attributes:
-        path: in the repository.
-        size: bytes.
-        reason: `new`, `changed`, or `deleted` for a shard that the folder no longer has.
-    """
+    """One file that is sent to the Hub, or deleted there, by its path in the repository and its size in bytes."""
 
     path: str
     size: int
-    reason: str
+    reason: str  # `new`, `changed`, or `deleted` for a shard that the folder no longer has
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What `push_to_hub` did, or with `dry_run` would do.
+    """What `push_to_hub` did, or with `dry_run` would do."""
 
-    Attributes:
-        changes: files sent or deleted; empty if the Hub already had everything.
-        commit_url: page of the commit that holds it all; None for a dry run.
-    """
-
-    changes: tuple[FileChange, ...]
-    commit_url: str | None = None
+    changes: tuple[FileChange, ...]  # empty if the Hub already had everything
+    commit_url: str | None = None  # page of the commit that holds it all; None for a dry run
 
 
 def push_to_hub(

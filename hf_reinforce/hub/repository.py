@@ -15,17 +15,11 @@ from hf_reinforce.store.shards import shard_files
 
 @dataclass(frozen=True)
 class Repository:
-    """A reinforced dataset.
+    """A reinforced dataset."""
 
-    Attributes:
-        name: Hub id or folder, as the user named it.
-        folder: the folder; of a Hub repository the cached files of the commit.
-        commit: id of the commit, None for a folder.
-    """
-
-    name: str
-    folder: Path
-    commit: str | None
+    name: str  # Hub id or folder, as the user named it
+    folder: Path  # of a Hub repository the cached files of the commit
+    commit: str | None  # None for a folder
 
     @classmethod
     def find(cls, name: str, revision: str | None = None) -> "Repository":
@@ -33,10 +27,6 @@ class Repository:
 
         A branch or tag is resolved once, so that all files that are read later are of one commit. Without the Hub it
         is the commit that the branch or tag named when the cache was filled.
-
-        Args:
-            name: Hub id or folder.
-            revision: branch, tag or commit, default `main`; ignored for a folder.
 
         Raises:
             ValueError: if there is no such repository or revision, it may not be read, or is in no cache while the Hub
@@ -57,12 +47,7 @@ class Repository:
         return sorted(file.parent.name for file in self.folder.glob(f"*/{CONFIG_FILE}"))
 
     def load_config(self, config_name: str | None = None) -> tuple[str, ReinforcementConfig]:
-        """Name and `reinforcement.json` of a configuration, default the only one.
-
-        Raises:
-            ValueError: if there is no such configuration, or there are several, or none is in the cache and the Hub
-                cannot be reached.
-        """
+        """Name and `reinforcement.json` of a configuration, default the only one."""
         names = self.config_names
         if not names:
             if self.commit is not None:  # without the Hub, the cache may hold the card alone
