@@ -39,25 +39,15 @@ _WEIGHTS_AT_ONCE = 5_000_000  # of the bootstrap, 8 bytes each
 
 @dataclass(frozen=True)
 class Predictions:
-    """The scores of the images of one dataset; logits are not kept.
+    """The scores of N images of one dataset; logits are not kept."""
 
-    Attributes:
-        row: int64 [N], row of each image in its dataset.
-        label: int64 [N], the right class; of several right classes, the one that the model finds most probable.
-        prediction: int64 [N], the class with the largest logit; the lowest of several.
-        confidence: float [N], probability of the prediction, in [1 / C, 1].
-        nll: float [N], negative log-likelihood of the label in nats, >= 0.
-        brier: float [N], sum over the classes of (probability - one-hot label)^2 (Brier, 1950), in [0, 2].
-        correct_top5: bool [N], whether the label is among the five most probable classes.
-    """
-
-    row: NDArray[np.int64]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    confidence: NDArray[np.floating]
-    nll: NDArray[np.floating]
-    brier: NDArray[np.floating]
-    correct_top5: NDArray[np.bool_]
+    row: NDArray[np.int64]  # of each image in its dataset
+    label: NDArray[np.int64]  # the right class; of several, the one that the model finds most probable
+    prediction: NDArray[np.int64]  # the class with the largest logit; the lowest of several
+    confidence: NDArray[np.floating]  # probability of the prediction, in [1 / C, 1]
+    nll: NDArray[np.floating]  # negative log-likelihood of the label in nats
+    brier: NDArray[np.floating]  # sum of (probability - one-hot label)^2 over the classes (Brier, 1950), in [0, 2]
+    correct_top5: NDArray[np.bool_]  # whether the label is among the five most probable classes
 
     @property
     def correct(self) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_reinforce.metrics import measure, score
 from hf_reinforce.models.networks import Member
 from hf_reinforce.replay.views import AugmentedDataset
-from hf_reinforce.transfer.extras import optional
+from hf_reinforce.transfer.samples import optional
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the L2 penalty that are tried, on standardised features."""
