@@ -93,9 +93,6 @@ def score(logits: Tensor, labels: Tensor, row: NDArray[np.int64] | None = None) 
         logits: float [B, C] on any device, before or after a log-softmax. Half precision is computed in float32.
         labels: integers [B], in [0, C), on any device.
         row: rows of the images, default their places in the batch.
-
-    Raises:
-        ValueError: for other shapes or types, logits that are not finite, or labels out of range.
     """
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     shapes_fit = logits.ndim == 2 and logits.shape[1] > 0 and labels.shape == logits.shape[:1]
@@ -212,18 +209,10 @@ recipes/compare.py measure whatever stands here."""
 
 
 def measure(predictions: Predictions, weights: Array | None = None) -> dict[str, float]:
-    """The metrics of a dataset.
+    """The metrics of a dataset: `accuracy`, `accuracy_top5` (top min(5, C)), `ece` and `ece_adaptive` in [0, 1], `nll`
+    in nats, `brier` in [0, 2]; and whatever else `METRICS` has.
 
-    Args:
-        predictions: of N images, N >= 1.
-        weights: float64 [N], how much each image counts, >= 0; None: all the same.
-
-    Returns:
-        For each of `METRICS`: `accuracy`, `accuracy_top5` (top min(5, C)), `ece` and `ece_adaptive` in [0, 1], `nll`
-        in nats, `brier` in [0, 2].
-
-    Raises:
-        ValueError: if there is no image.
+    `weights`, float64 [N], say how much each image counts; None: all the same.
     """
     if not len(predictions):
         raise ValueError("Metrics need at least one image, and there is none; name a dataset or a split with rows.")

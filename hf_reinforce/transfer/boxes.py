@@ -40,10 +40,8 @@ class DetectionDataset(TransferDataset):
     Args:
         rows: a map-style dataset with an image column and a column of objects: lists `bbox` and `category`, and
             where given `area`, `iscrowd`, `segmentation` (polygons, run-length encodings, or these as JSON).
-        train: flip at random, leave out crowds.
-        seed: of the flips.
+        train: flip at random with `seed`, leave out crowds.
         image_column: default: the only image column.
-        objects_column: column of the objects.
         box_format: key of `BOX_FORMATS`.
         class_names: names of the categories, default those of the category's ClassLabel.
         masks: give masks, too.
