@@ -39,25 +39,15 @@ _WEIGHTS_AT_ONCE = 5_000_000  # of the bootstrap, 8 bytes each
 
 @dataclass(frozen=True)
 class Predictions:
-    """The scores of the images of one dataset; logits are not kept.
+    """The scores of N images of one dataset; logits are not kept."""
 
-    Attributes:
-        row: int64 [N], row of each image in its dataset.
-        label: int64 [N], the right class; of several right classes, the one that the model finds most probable.
-        prediction: int64 [N], the class with the largest logit; the lowest of several.
-        confidence: float [N], probability of the prediction, in [1 / C, 1].
-        nll: float [N], negative log-likelihood of the label in nats, >= 0.
-        brier: float [N], sum over the classes of (probability - one-hot label)^2 (Brier, 1950), in [0, 2].
-        correct_top5: bool [N], whether the label is among the five most probable classes.
-    """
-
-    row: NDArray[np.int64]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    confidence: NDArray[np.floating]
-    nll: NDArray[np.floating]
-    brier: NDArray[np.floating]
-    correct_top5: NDArray[np.bool_]
+    row: NDArray[np.int64]  # of each image in its dataset
+    label: NDArray[np.int64]  # the right class; of several, the one that the model finds most probable
+    prediction: NDArray[np.int64]  # the class with the largest logit; the lowest of several
+    confidence: NDArray[np.floating]  # probability of the prediction, in [1 / C, 1]
+    nll: NDArray[np.floating]  # negative log-likelihood of the label in nats
+    brier: NDArray[np.floating]  # sum of (probability - one-hot label)^2 over the classes (Brier, 1950), in [0, 2]
+    correct_top5: NDArray[np.bool_]  # whether the label is among the five most probable classes
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -103,9 +93,6 @@ def score(logits: Tensor, labels: Tensor, row: NDArray[np.int64] | None = None) 
         logits: float [B, C] on any device, before or after a log-softmax. Half precision is computed in float32.
         labels: integers [B], in [0, C), on any device.
         row: rows of the images, default their places in the batch.
-
-    Raises:
-        ValueError: for other shapes or types, logits that are not finite, or labels out of range.
     """
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     shapes_fit = logits.ndim == 2 and logits.shape[1] > 0 and labels.shape == logits.shape[:1]
@@ -222,18 +209,10 @@ recipes/compare.py measure whatever stands here."""
 
 
 def measure(predictions: Predictions, weights: Array | None = None) -> dict[str, float]:
-    """The metrics of a dataset.
+    """The metrics of a dataset: `accuracy`, `accuracy_top5` (top min(5, C)), `ece` and `ece_adaptive` in [0, 1], `nll`
+    in nats, `brier` in [0, 2]; and whatever else `METRICS` has.
 
-    Args:
-        predictions: of N images, N >= 1.
-        weights: float64 [N], how much each image counts, >= 0; None: all the same.
-
-    Returns:
-        For each of `METRICS`: `accuracy`, `accuracy_top5` (top min(5, C)), `ece` and `ece_adaptive` in [0, 1], `nll`
-        in nats, `brier` in [0, 2].
-
-    Raises:
-        ValueError: if there is no image.
+    `weights`, float64 [N], say how much each image counts; None: all the same.
     """
     if not len(predictions):
         raise ValueError("Metrics need at least one image, and there is none; name a dataset or a split with rows.")

@@ -37,7 +37,7 @@ def main() -> None:
     check_device(args.device)
     if any(strength <= 0 for strength in args.strengths):
         raise ValueError(f"--strengths are values of C > 0, not {args.strengths}.")
-    from hf_reinforce.transfer.extras import optional
+    from hf_reinforce.transfer.samples import optional
 
     optional("sklearn.linear_model")  # a missing package, too
     results = []

@@ -1,6 +1,5 @@
 """From a model's classes to those of a dataset: each way of saying so, on examples that are looked up by hand."""
 
-import json
 import logging
 
 import pytest
@@ -8,18 +7,10 @@ import torch
 
 from hf_reinforce.models.classes import imagenet_classes, load_table, make_class_map, tables, wordnet_ids
 
-IMAGENETTE = [
-    "tench",
-    "English springer",
-    "cassette player",
-    "chain saw",
-    "church",
-    "French horn",
-    "garbage truck",
-    "gas pump",
-    "golf ball",
-    "parachute",
-]
+IN_WORDS = (
+    "tench,English springer,cassette player,chain saw,church,French horn,garbage truck,gas pump,golf ball,parachute"
+)
+IMAGENETTE = IN_WORDS.split(",")
 INDICES = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
 OWN = ("ant", "bee", "cat", "dog", "eel")
 
@@ -39,13 +30,8 @@ def groups(class_map):
 def test_examples_of_imagenet():
     classes = imagenet_classes()
     assert len(classes) == 1000 and classes[0] == "n01440764" and classes[217] == "n02102040"
-    assert wordnet_ids(["tench", "Tinca_tinca", "goldfish, Carassius auratus", "n04557648", "crane (n02012849)"]) == [
-        "n01440764",
-        "n01440764",
-        "n01443537",
-        "n04557648",
-        "n02012849",
-    ]
+    names = ["tench", "Tinca_tinca", "goldfish, Carassius auratus", "n04557648", "crane (n02012849)"]
+    assert wordnet_ids(names) == ["n01440764", "n01440764", "n01443537", "n04557648", "n02012849"]
     assert wordnet_ids(["crane", "no such thing"]) == [None, None]  # a bird and a machine
     assert wordnet_ids(["cardigan"]) == ["n02963159"]  # and not the Welsh corgi, whose synonym it is
 
@@ -133,10 +119,13 @@ def test_classes_that_are_declared_or_listed_restrict_the_model(caplog):
 def test_lists_and_files(tmp_path):
     assert groups(make_class_map(OWN, 5, ["x", "y"], [0, 1], ["dog", 0])) == [[3], [0]]
     (tmp_path / "map.yaml").write_text("y: ant\nx: [cat, dog]\n")
-    (tmp_path / "map.json").write_text(json.dumps(["bee", "n02123045"]))
+    (tmp_path / "map.json").write_text('["bee", "n02123045"]')
     assert groups(make_class_map(OWN, 5, ["x", "y"], [0, 1], str(tmp_path / "map.yaml"))) == [[2, 3], [0]]
-    names = ["n02123045", "bee"]
-    assert groups(make_class_map(names, 2, None, [0, 1], str(tmp_path / "map.json"))) == [[1], [0]]
+    assert groups(make_class_map(["n02123045", "bee"], 2, None, [0, 1], str(tmp_path / "map.json"))) == [[1], [0]]
+    for text, expected in (("3", "must hold a list of classes or a mapping"), ("{", "neither JSON nor YAML")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=expected):
+            load_table(str(tmp_path / "bad.json"))
 
 
 def test_published_tables():
@@ -150,19 +139,14 @@ def test_published_tables():
         assert list(table) == sorted(table), name  # the order of folders, which labels without names count
     objectnet = load_table("objectnet")
     assert len(objectnet) == 113 and objectnet["bicycle"] == ["n03792782", "n02835271"]
-    assert groups(make_class_map(None, 1000, None, range(113), "objectnet"))[sorted(objectnet).index("bicycle")] == [
-        671,
-        444,
-    ]
+    found = groups(make_class_map(None, 1000, None, range(113), "objectnet"))
+    assert found[sorted(objectnet).index("bicycle")] == [671, 444]
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (
-            (OWN, 5, ["ant", "yak"], [0]),
-            "1 of the dataset's 2 classes .yak. are not found.* or --class_map",
-        ),
+        ((OWN, 5, ["ant", "yak"], [0]), "1 of the dataset's 2 classes .yak. are not found.* or --class_map"),
         ((None, 3, ["ant", "yak"], [0]), "among the model's 3 .no names."),
         (
             (OWN, 5, None, [0, 5]),
@@ -186,12 +170,3 @@ def test_published_tables():
 def test_mistakes_are_one_sentence(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         make_class_map(*arguments)
-
-
-def test_files_that_are_no_tables(tmp_path):
-    (tmp_path / "number.yaml").write_text("3")
-    with pytest.raises(ValueError, match="must hold a list of classes or a mapping"):
-        load_table(str(tmp_path / "number.yaml"))
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="neither JSON nor YAML"):
-        load_table(str(tmp_path / "broken.json"))

@@ -77,8 +77,8 @@ def evaluate_suite(
         model_name: name of it.
         suite: the datasets.
         settings: how images are shown.
-        folder: where `evaluation.json`, the predictions and `corruption_errors`, which another suite may name as its
-            `baseline`, are written after each dataset; None: nowhere.
+        folder: where `evaluation.json` and the predictions are written, after each dataset, and in the end
+            `corruption_errors`, which another suite may name as its `baseline`; None: nowhere.
         max_samples: use the first so many images of each dataset, of each corruption and severity.
 
     Example:
@@ -102,25 +102,18 @@ def evaluate_suite(
         except (ValueError, OSError, HTTPError) as error:
             evaluation.skipped[name] = sentence(error)
             logger.warning("%s is skipped: %s", name, evaluation.skipped[name])
-        _sum_up(entries, evaluation, Path(folder) if folder is not None and is_main_process() else None)
-    return evaluation
-
-
-def _sum_up(entries: Mapping[str, SuiteEntry], evaluation: Evaluation, folder: Path | None) -> None:
-    """Updates the figures over several datasets, and writes what was found so far."""
     errors = {name: entry.measured_errors(name, evaluation) for name, entry in entries.items()}
     errors = {name: own for name, own in errors.items() if own}
-    found = {name: entries[name].corruption_summary(own) for name, own in errors.items()}
-    evaluation.summary = {
-        key if len(found) == 1 else f"{name}_{key}": value
-        for name, figures in found.items()
-        for key, value in figures.items()
-    }
-    if folder is not None:
+    for name, own in errors.items():
+        prefix = f"{name}_" if len(errors) > 1 else ""
+        evaluation.summary |= {prefix + key: value for key, value in entries[name].corruption_summary(own).items()}
+    if folder is not None and is_main_process():
         evaluation.save(folder)
         for name, own in errors.items():
-            (folder / "corruption_errors").mkdir(exist_ok=True)
-            write_whole(folder / "corruption_errors" / f"{name}.json", json.dumps(own, indent=1) + "\n")
+            path = Path(folder, "corruption_errors", f"{name}.json")
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, json.dumps(own, indent=1) + "\n")
+    return evaluation
 
 
 def new_evaluation(model_name: str, suite: str | None, settings: EvaluationSettings) -> Evaluation:

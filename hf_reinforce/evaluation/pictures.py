@@ -20,14 +20,8 @@ SIZE = 9
 def draw_reliability(
     diagrams: Mapping[str, ReliabilityDiagram], errors: Mapping[str, float | None], path: Path, columns: int = 4
 ) -> None:
-    """Draws accuracy against confidence, a panel for each model or dataset, and how many images each bin holds.
-
-    Args:
-        diagrams: title -> diagram.
-        errors: title -> expected calibration error.
-        path: of the picture.
-        columns: most panels side by side.
-    """
+    """Draws accuracy against confidence, a panel for each model or dataset by its title, and how many images each bin
+    holds; `errors` are the calibration errors."""
     columns = min(len(diagrams), columns)
     lines = -(-len(diagrams) // columns)
     figure = new_figure(max(3.0 * columns, 4.0), 3.7 * lines + 0.3)

@@ -23,17 +23,7 @@ _EXPLANATION = (
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes `report.md` and its picture into the folder of an evaluation.
-
-    Args:
-        folder: with `evaluation.json` and the predictions.
-
-    Returns:
-        The path of `report.md`.
-
-    Raises:
-        ValueError: if the folder holds no evaluation, or one without datasets.
-    """
+    """Writes `report.md` and its picture into the folder of an evaluation; returns the path of `report.md`."""
     folder = Path(folder)
     evaluation = Evaluation.load(folder)
     if not evaluation.datasets and not evaluation.skipped:

@@ -35,39 +35,23 @@ class Corruption:
 
 @dataclass(frozen=True)
 class DatasetResult:
-    """The figures of one dataset.
-
-    Attributes:
-        title: name for people, such as `"ImageNet-R"`.
-        num_samples: images that were scored.
-        class_map: in words, how the model's classes were taken for the dataset's.
-        class_names: names of the scored classes, which labels and predictions index.
-        metrics: see `hf_reinforce.metrics.METRICS`; None where undefined.
-        reliability: the reliability diagram.
-        per_class_accuracy: class name -> accuracy in [0, 1], None for a class without images.
-        predictions: path of the predictions inside the folder.
-        revision: commit of the Hub; the revision that was asked for where the Hub was not reached, None for folders.
-        corruption: how the images are corrupted, None for images as they are.
-        notes: what a reader should know, such as what differs from the published dataset.
-        settings: what the figures depend on beside the images: `seed`, `image_size`, `crop_pct`, `interpolation`,
-            `dtype`, `max_samples`, `scoring`, and of `crop_mode`, `crop_rounding` and `fill` (see `EvaluationView`)
-            those that are not the default; empty in files of before they were recorded.
-    """
+    """The figures of one dataset."""
 
     title: str
     dataset_name: str
     split: str
     num_samples: int
-    class_map: str
-    class_names: list[str]
-    metrics: dict[str, float | None]
+    class_map: str  # in words, how the model's classes were taken for the dataset's
+    class_names: list[str]  # of the scored classes, which labels and predictions index
+    metrics: dict[str, float | None]  # see `METRICS`; None where undefined
     reliability: ReliabilityDiagram
-    per_class_accuracy: dict[str, float | None]
-    predictions: str
+    per_class_accuracy: dict[str, float | None]  # None for a class without images
+    predictions: str  # path of the predictions inside the folder
     dataset_config_name: str | None = None
-    revision: str | None = None
+    revision: str | None = None  # commit of the Hub, or what was asked for where it was not reached; None for folders
     corruption: Corruption | None = None
-    notes: str | None = None
+    notes: str | None = None  # such as what differs from the published dataset
+    # What the figures depend on beside the images, see docs/evaluation.md; empty in files of before it was recorded.
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -75,31 +59,18 @@ class DatasetResult:
         """The inverse of `dataclasses.asdict`."""
         corruption = content.get("corruption")
         reliability = ReliabilityDiagram(**content["reliability"])
-        return cls(
-            **{**content, "reliability": reliability, "corruption": corruption and Corruption(**corruption)},
-        )
+        return cls(**{**content, "reliability": reliability, "corruption": corruption and Corruption(**corruption)})
 
 
 @dataclass
 class Evaluation:
-    """Everything an evaluation found.
+    """Everything an evaluation found."""
 
-    Attributes:
-        model: Hub id or folder of the model; the members of an ensemble joined by `" + "`.
-        suite: name of the suite, None for a single dataset.
-        datasets: by name, in the order of the suite; a corruption's name is `ENTRY-CORRUPTION-SEVERITY`.
-        summary: figures over several datasets, such as `mce`; only those that apply.
-        skipped: datasets of the suite that could not be evaluated -> the sentence that says why.
-        machine: what it ran on.
-        versions: library -> version.
-        format: version of the file format.
-    """
-
-    model: str
+    model: str  # Hub id or folder; the members of an ensemble joined by " + "
     suite: str | None = None
-    datasets: dict[str, DatasetResult] = field(default_factory=dict)
-    summary: dict[str, float] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    datasets: dict[str, DatasetResult] = field(default_factory=dict)  # a corrupted one is NAME-CORRUPTION-SEVERITY
+    summary: dict[str, float] = field(default_factory=dict)  # figures over several datasets, such as `mce`
+    skipped: dict[str, str] = field(default_factory=dict)  # why a dataset of the suite could not be evaluated
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
@@ -111,11 +82,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
-        """Reads the `evaluation.json` of a folder.
-
-        Raises:
-            ValueError: if there is none, or it is damaged or of another format.
-        """
+        """Reads the `evaluation.json` of a folder."""
         path = Path(folder) / RESULTS_FILE
         if not path.exists():
             raise ValueError(
@@ -132,11 +99,7 @@ class Evaluation:
         return found
 
     def predictions(self, folder: str | Path, name: str) -> Predictions:
-        """The predictions of one dataset, from the folder that this evaluation was loaded from.
-
-        Raises:
-            ValueError: if their file is missing, damaged or of another number of images.
-        """
+        """The predictions of one dataset, from the folder that this evaluation was loaded from."""
         found = Predictions.load(Path(folder) / self.datasets[name].predictions)
         if len(found) != self.datasets[name].num_samples:
             raise ValueError(

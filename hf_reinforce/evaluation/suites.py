@@ -146,11 +146,10 @@ class SuiteEntry:
 
 @dataclass(frozen=True)
 class Suite:
-    """Datasets that are evaluated together: its name, its entries by name, and a title for people."""
+    """Datasets that are evaluated together, by name."""
 
     name: str
     entries: Mapping[str, SuiteEntry]
-    title: str | None = None
 
 
 def baseline_errors(baseline: str, num_severities: int) -> dict[str, Sequence[float]]:
@@ -176,11 +175,6 @@ def baseline_errors(baseline: str, num_severities: int) -> dict[str, Sequence[fl
     return errors
 
 
-def suite_names() -> list[str]:
-    """Names of the suites that come with the package."""
-    return sorted(path.stem for path in SUITES.glob("*.yaml"))
-
-
 def load_suite(name_or_path: str) -> Suite:
     """Loads a suite of datasets to evaluate on.
 
@@ -199,9 +193,9 @@ def load_suite(name_or_path: str) -> Suite:
     """
     path = Path(name_or_path) if str(name_or_path).endswith((".yaml", ".yml")) else SUITES / f"{name_or_path}.yaml"
     if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in SUITES.glob("*.yaml")))
         raise ValueError(
-            f"There is no suite {name_or_path!r}; name one of {', '.join(suite_names())}, or a YAML file such as "
-            "suite.yaml."
+            f"There is no suite {name_or_path!r}; name one of {known}, or a YAML file such as suite.yaml."
         )
     content = read_document(path)
     datasets = content.get("datasets") if isinstance(content, Mapping) else None
@@ -216,7 +210,7 @@ def load_suite(name_or_path: str) -> Suite:
     for name, entry in entries.items():
         if entry.clean is not None and entry.clean not in entries:
             raise ValueError(f"{path}, {name}: clean names {entry.clean!r}, which is not one of {', '.join(entries)}.")
-    return Suite(path.stem, entries, content.get("title"))
+    return Suite(path.stem, entries)
 
 
 def _entry(name: str, values: Any, folder: Path) -> SuiteEntry:

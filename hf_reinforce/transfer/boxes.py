@@ -11,13 +11,12 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.ops import box_convert, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms import v2
 
 from hf_reinforce import images
 from hf_reinforce.sources.image_source import find_columns
-from hf_reinforce.transfer.extras import optional
-from hf_reinforce.transfer.samples import TransferDataset
+from hf_reinforce.transfer.samples import TransferDataset, optional
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +40,8 @@ class DetectionDataset(TransferDataset):
     Args:
         rows: a map-style dataset with an image column and a column of objects: lists `bbox` and `category`, and
             where given `area`, `iscrowd`, `segmentation` (polygons, run-length encodings, or these as JSON).
-        train: flip at random, leave out crowds.
-        seed: of the flips.
+        train: flip at random with `seed`, leave out crowds.
         image_column: default: the only image column.
-        objects_column: column of the objects.
         box_format: key of `BOX_FORMATS`.
         class_names: names of the categories, default those of the category's ClassLabel.
         masks: give masks, too.
@@ -158,9 +155,8 @@ def _columns(objects: Any) -> Mapping[str, Any]:
 
 
 def _with_area(boxes: Tensor) -> Tensor:
-    keep = torch.zeros(len(boxes), dtype=torch.bool)
-    keep[remove_small_boxes(boxes, 1e-3)] = True  # SanitizeBoundingBoxes would drop what is smaller than a pixel
-    return keep & boxes.isfinite().all(-1)
+    # SanitizeBoundingBoxes would drop what is smaller than a pixel.
+    return (boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(-1) & boxes.isfinite().all(-1)
 
 
 def read_coco(image_folder: str | Path, annotations: str | Path) -> Dataset:

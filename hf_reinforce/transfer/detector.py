@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from hf_reinforce.transfer.backbones import Backbone, OnBackbone
-from hf_reinforce.transfer.extras import optional
+from hf_reinforce.transfer.samples import optional
 
 ARCHITECTURES = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 

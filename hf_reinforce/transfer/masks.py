@@ -55,13 +55,10 @@ class SegmentationDataset(TransferDataset):
     crops, see `training_crop`; otherwise images come as they are.
 
     Args:
-        rows: a map-style dataset with a column of images and one of masks.
+        rows: a map-style dataset with a column of images and one of masks of one channel, whose values are classes.
         num_classes: classes, in [1, 255).
         image_size: side of a training crop in pixels.
-        train: crop and flip.
-        seed: of crops and flips.
-        image_column: name of the image column.
-        mask_column: name of the column of masks: images of one channel whose values are classes.
+        train: crop and flip, with `seed`.
         reduce_labels: value 0 is no class but `IGNORE`, and the others count from 1, as in ADE20K.
     """
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_reinforce.metrics import measure, score
 from hf_reinforce.models.networks import Member
 from hf_reinforce.replay.views import AugmentedDataset
-from hf_reinforce.transfer.extras import optional
+from hf_reinforce.transfer.samples import optional
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the L2 penalty that are tried, on standardised features."""
@@ -92,19 +92,10 @@ def fit_probe(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fits a linear probe: C is chosen by the likelihood of a fifth of the samples, then all are fitted with it.
+    """Fits a linear probe to features [R, D]: C is chosen by the likelihood of a fifth of the samples, then all are
+    fitted with it; with one of `strengths` nothing is held out.
 
     The likelihood rather than the accuracy, which is the same for many C when the fifth is small.
-
-    Args:
-        features: float32 [R, D].
-        labels: int64 [R], in [0, num_classes).
-        num_classes: classes of the dataset.
-        strengths: values of C to choose from, each > 0; with one of them nothing is held out.
-        seed: of the choice of the fifth.
-
-    Raises:
-        ValueError: if the samples are of fewer than two classes.
     """
     counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2:

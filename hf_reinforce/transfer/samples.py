@@ -1,5 +1,6 @@
-"""Images with targets, augmented by transforms of torchvision, for detection and segmentation."""
+"""Images with targets, augmented by transforms of torchvision, for detection and segmentation; optional packages."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,3 +51,16 @@ class TransferDataset(torch.utils.data.Dataset[dict[str, Any]]):
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Batches samples as lists, since images differ in size."""
     return {name: [sample[name] for sample in samples] for name in samples[0]}
+
+
+class MissingPackageError(ImportError, ValueError):
+    """An optional package that is not installed."""
+
+
+def optional(module: str) -> Any:
+    """An optional module by its full name, such as `sklearn.linear_model`; the error says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingPackageError(f"This needs {package} ({error}); pip install 'hf-reinforce[transfer]'.") from error

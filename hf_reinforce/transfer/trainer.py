@@ -40,14 +40,11 @@ class TransferArguments(ResumableTrainingArguments):
 
 
 class TransferTrainer(ResumableTrainer):
-    """Trains a `Detector` or a `Segmenter`, and evaluates it with a metric of its own.
+    """Trains a `Detector` or a `Segmenter`, which takes lists of images and targets and returns losses by name;
+    without targets a prediction for each image.
 
-    Args:
-        model: takes lists of images, and of targets in training; returns losses by name, or a prediction per image.
-        args: see `TransferArguments`.
-        new_metric: makes an empty metric, such as `MeanIoU`: `record(prediction, target)` says on the CPU what one
-            image adds, so that ranks can exchange it, `add(record)` adds it, and `compute()` gives the values by name.
-        kwargs: as `transformers.Trainer`.
+    `new_metric` makes an empty metric, such as `MeanIoU`: `record(prediction, target)` says on the CPU what one image
+    adds, so that ranks can exchange it, `add(record)` adds it, and `compute()` gives the values by name.
     """
 
     control: Any
