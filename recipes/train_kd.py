@@ -81,7 +81,7 @@ def main() -> None:
     say_unused(STUDENT, (data, model_args, args), given(), **facts)
     names = stored.class_names if stored else train.source.class_names
     num_labels = stored.num_classes if stored else len(names or [])
-    if not num_labels and reinforced:
+    if not num_labels and reinforced and reinforced.source.label_column is None:
         raise ValueError(
             f"{data.dataset_name} was reinforced without labels, so --method {args.method} has no classes; train with "
             "--method reinforced, or reinforce it again with its --label_column_name."
