@@ -84,7 +84,7 @@ def train(data, model_args, args) -> None:
     say_ignored(data, model_args, args, is_reinforced=config is not None)
     names = config.class_names if replayed else train_set.source.class_names
     num_labels = config.num_classes if replayed else len(names or [])
-    if not num_labels and config is not None:
+    if not num_labels and config is not None and config.source.label_column is None:
         raise ValueError(
             f"{data.dataset_name} was reinforced without labels, so --method {args.method} has no classes; train with "
             "--method reinforced, or reinforce it again with its --label_column_name."

@@ -38,12 +38,6 @@ def pixels(data):
     return image.permute(1, 2, 0).numpy()
 
 
-def tagged(orientation):
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
-
-
 # Modes
 
 
@@ -125,13 +119,6 @@ def test_levels_of_more_bits_are_scaled_by_their_range_or_refused(values, expect
         np.testing.assert_array_equal(pixels(buffer.getvalue())[..., 0], expected)
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_16_bit_gray_keeps_the_high_byte(encoded, format):
-    gray = np.linspace(0, 2**16 - 1, 60 * 50).astype(np.uint16).reshape(60, 50)
-    found = pixels(encoded(format, "I;16", Image.fromarray(gray)))
-    np.testing.assert_array_equal(found, np.stack([(gray // 256).astype(np.uint8)] * 3, -1))
-
-
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 256, 4))])
 def test_transparency_is_dropped(photo, encoded, transparency):
     image = photo.quantize(64)
@@ -141,12 +128,6 @@ def test_transparency_is_dropped(photo, encoded, transparency):
     faded = photo.copy()
     faded.putalpha(Image.linear_gradient("L").resize(photo.size))
     np.testing.assert_array_equal(pixels(encoded("PNG", "RGBA", faded)), np.asarray(photo))
-
-
-def test_cmyk_is_ink(encoded):
-    inks = np.random.default_rng(0).integers(0, 256, (14, 20, 4), dtype=np.uint8)
-    expected = (255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:]) / 255
-    assert np.abs(pixels(encoded("TIFF", "CMYK", Image.fromarray(inks, mode="CMYK"))) - expected).max() <= 1
 
 
 # Formats
@@ -163,11 +144,16 @@ def test_lossless_formats_are_decoded_exactly(photo, encoded, format, options):
     assert images.decode(data).any(), "decoded images share no memory"
 
 
-@pytest.mark.parametrize("orientation", FROM_ORIENTATION)
+@pytest.mark.parametrize("orientation", [*range(10), 60000])  # beyond 8 it is none
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_exif_orientation_is_applied(encoded, format, orientation):
-    plain, turned = encoded(format), encoded(format, exif=tagged(orientation))
-    np.testing.assert_array_equal(pixels(turned), FROM_ORIENTATION[orientation](pixels(plain)))
+def test_exif_orientation_is_applied_before_the_box(encoded, format, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    plain, turned = encoded(format), encoded(format, exif=exif)
+    expected = FROM_ORIENTATION.get(orientation, FROM_ORIENTATION[1])(pixels(plain))
+    np.testing.assert_array_equal(pixels(turned), expected)
+    cut = images.decode(turned, {"top": 4, "left": 2, "height": 21, "width": 17}).permute(1, 2, 0)
+    np.testing.assert_array_equal(cut.numpy(), expected[4:25, 2:19])
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP"])
@@ -180,8 +166,8 @@ def test_of_an_animation_the_first_frame_is_taken(photo, encoded, format):
     np.testing.assert_array_equal(pixels(data), np.asarray(first.convert("RGB")))
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.05, 0.9])
 def test_truncated_files_are_refused(encoded, format, share):
     data = encoded(format, "P" if format == "GIF" else "RGB")
     with pytest.raises(ImageError, match="cannot be decoded"):

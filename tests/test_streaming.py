@@ -402,14 +402,14 @@ def test_missing_and_damaged_shards(stored, tmp_path):
     file = folder / "rrc" / "train-00001-of-00004.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=r"cut short\. Delete /\S+00001-of-00004.parquet and load it again"):
+    with pytest.raises(ValueError, match=r"cut short: .* Delete /\S+00001-of-00004.parquet and load it again"):
         load_reinforced(str(folder), streaming=True)
     footer = int.from_bytes(whole[-8:-4], "little") + 8
     file.write_bytes(whole[:4] + bytes(len(whole) - footer - 4) + whole[-footer:])
     with pytest.raises(ValueError, match=r"00001-of-00004.parquet cannot be read, .* Delete /\S+ and load it again"):
         load_reinforced(str(folder), streaming=True)
     shutil.copy(folder / "rrc" / "train-00002-of-00004.parquet", file)
-    with pytest.raises(ValueError, match="hold the same rows, so one is there twice"):
+    with pytest.raises(ValueError, match="is there twice, in "):
         load_reinforced(str(folder), streaming=True)
     file.unlink()
     with pytest.raises(ValueError, match="holds 136 rows, not 200: shards are missing"):
@@ -503,8 +503,8 @@ def test_errors_over_http(hub, client, published):
     files["rrc/train-00001-of-00004.parquet"] = files["rrc/train-00001-of-00004.parquet"][:-100]
     hub.add_repository("dataset", "me/cut", files)
     message = client(refused, "me/cut")
-    assert "A file of 'me/cut' cannot be read, probably because it was cut short" in message
-    assert message.endswith("Load it again; if that does not help, ask whoever published it to publish it again.")
+    assert "00001-of-00004.parquet cannot be read, probably because it was cut short" in message
+    assert message.endswith("Load it again; if that does not help, publish it again, or ask whoever published it.")
     assert "There is no dataset 'me/nothing'" in client(refused, "me/noise-plus", source="me/nothing")
     hub.faults.append(Fault("GET .*me/noise/resolve/.*parquet", status=503))
     assert client(refused, "me/noise-plus") == "nothing went wrong"

@@ -61,21 +61,18 @@ def embed_files(table: pa.Table, features: Features, image_column: str) -> pa.Ta
 
 def check_no_local_paths(shard: Path) -> None:
     """Raises a ValueError for a shard that holds a path of this machine, in any column and at any depth."""
-    with pq.ParquetFile(shard) as file:
-        leaves = [file.schema.column(index) for index in range(len(file.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING" and leaf.path != schema.IMAGE_HASH]
-        first = 0
-        for batch in file.iter_batches(columns=texts) if texts else ():
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                path = next(_local_paths(column), None)
-                if path is not None:
-                    row = first + next(i for i in range(len(column)) if any(_local_paths(column.slice(i, 1))))
-                    raise ValueError(
-                        f"{shard}: row {row} of the column {name!r} holds {path!r}, a path of this machine, which "
-                        "others cannot read and need not know. Reinforce again into another folder: files are stored "
-                        "now, and columns of such texts are left out."
-                    )
-            first += len(batch)
+    parquet = pq.ParquetFile(shard)
+    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING" and leaf.path != schema.IMAGE_HASH]
+    table = parquet.read(texts)
+    for name in table.column_names:
+        path = next(_local_paths(table.column(name)), None)
+        if path is not None:
+            raise ValueError(
+                f"{shard}: the column {name!r} holds {path!r}, a path of this machine, which others cannot read and "
+                "need not know. Reinforce again into another folder: files are stored now, and columns of such texts "
+                "are left out."
+            )
 
 
 def _parts(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
