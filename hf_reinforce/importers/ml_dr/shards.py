@@ -56,7 +56,7 @@ class Import:
         paths: archives.
         dataset: the images, not decoded.
         rows: row of the dataset for each index of the archives, or -1.
-        config: what the result will say of itself, but for what the archives say: N, K, shard size.
+        config: what the result will say of itself, but for N and K.
         target: the target of the archives, but for K.
         folder: folder of the configuration; a ValueError if it holds something else.
     """
@@ -87,8 +87,7 @@ class Import:
         path = self.staging / "request.json"
         if path.exists() and path.read_text(encoding="utf-8") != request:
             raise ValueError(
-                f"{self.folder} holds an unfinished import of other archives or with other settings. Ask for the same "
-                "to continue it, or remove the folder."
+                f"{self.folder} holds an unfinished import of other archives or settings; ask for those, or remove it."
             )
         self.staging.mkdir(parents=True, exist_ok=True)
         write_whole(path, request)
@@ -133,8 +132,8 @@ class Import:
         if self._compared and self._agreeing < MIN_AGREEMENT * self._compared:
             raise ValueError(
                 f"The teacher's most likely class is the label of the image for only {self._agreeing} of "
-                f"{self._compared} views. Either the id map does not lead to the images that were reinforced, or the "
-                "classes are in another order; with label_column='' this is not checked."
+                f"{self._compared} views: the id map leads to other images, or the classes are in another order; with "
+                "label_column='' this is not checked."
             )
         if pending:
             writer.write_table(pa.concat_tables(pending).combine_chunks())
@@ -144,8 +143,8 @@ class Import:
         found = read_config(member).policy
         if found.operations != self.config.policy.operations:
             raise ValueError(
-                f"{member.name} describes the policy {found.to_dict()}, not {self.config.policy.to_dict()}. Import "
-                "archives of different policies into configurations of their own."
+                f"{member.name} describes the policy {found.to_dict()}, not {self.config.policy.to_dict()}; import it "
+                "by itself."
             )
 
     def _row(self, member: Member, part: str) -> tuple[pa.Table, tuple[int, int]]:
@@ -280,7 +279,6 @@ class Import:
         write_shard(path, pa.table(arrays).select(arrow.names).cast(arrow), self.config.targets)
 
     def _reference_view(self, item: dict[str, Any]) -> ReferenceView:
-        """The checksum of an image's first view, as it comes out here."""
         row, params = item[schema.SOURCE_ROW], item[schema.AUGMENTATION_PARAMS][0]
         view = self.config.policy.apply(images.decode(self.source.encoded(row)), params)
         return ReferenceView(row, 0, view_checksum(view))
