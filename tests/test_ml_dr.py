@@ -51,16 +51,7 @@ VARIANTS = {
     "mixing_randaug": {**CROP, **FLIP, **RANDAUG, **MIXING, **NORMALIZE},
     "small_randaug": {**SMALL_CROP, **FLIP, **RANDAUG, **NORMALIZE},
 }
-ORDER = (
-    "resize",
-    "random_crop",
-    "random_resized_crop",
-    "random_horizontal_flip",
-    "rand_augment",
-    "random_erase",
-    "mixup",
-    "cutmix",
-)
+ORDER = ("resize", "random_crop", "random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase")
 
 
 # --- what the original draws and stores ------------------------------------------------------------------------------
@@ -452,7 +443,7 @@ class Call:
 
 GADGETS = {
     "posix.system": Call(os.system, "touch HACKED"),
-    "torch.load": Call(torch.load, "HACKED"),
+    "torch.serialization.load": Call(torch.load, "HACKED"),
     "builtins.eval": Call(eval, "open('HACKED', 'w')"),
     "builtins.getattr": Call(getattr, "", "join"),
     "collections.OrderedDict": __import__("collections").OrderedDict(a=1),

@@ -1,6 +1,5 @@
 """An operation that no other file knows: one class and one entry in `AUGMENTATIONS` are all that it takes."""
 
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +11,9 @@ from datasets import Value
 from tiny import tiny_dataset, tiny_teacher
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from hf_reinforce import AugmentationPolicy, ReinforcementConfig, load_policy, load_reinforced
+from hf_reinforce import ReinforcementConfig, load_policy, load_reinforced
 from hf_reinforce.augmentations import AUGMENTATIONS, ViewAugmentation
+from hf_reinforce.augmentations.policies import read_operation
 from hf_reinforce.cards.dataset_card import write_dataset_card
 from hf_reinforce.cards.inspection import inspect_dataset, inspection_tables
 from hf_reinforce.cards.preview import draw
@@ -36,12 +36,8 @@ class GaussianBlur(ViewAugmentation):
 
     name: ClassVar[str] = "gaussian_blur"
     field: ClassVar[str] = "blur"
-    stage: ClassVar[str] = "image"
+    stored: ClassVar[dict] = {"sigma": Value("float32")}
     encoding: ClassVar[str] = "BYTE_STREAM_SPLIT"
-
-    @property
-    def feature(self):
-        return {"sigma": Value("float32")}
 
     def sample(self, rng, height, width):
         applied, sigma = self.every_view or rng.random() < 0.5, float(np.float32(0.5 + self.largest * rng.random()))
@@ -80,7 +76,6 @@ def made(operation, tmp_path, monkeypatch):
     )
     policy, data = load_policy(str(path)), tiny_dataset(ROWS)
     assert policy.operations[1] == operation(1.5)
-    assert AugmentationPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
     options = {"num_samples": N, "top_k": 3, "seed": 5, "device": "cpu", "source_name": "somebody/pets"}
     return reinforce(data, tiny_teacher(), policy, tmp_path / "plus", **options), data
 
@@ -98,53 +93,42 @@ def drawn(folder):
     return [params["blur"] and params["blur"]["sigma"] for params in views]
 
 
-def test_parameters_are_sampled_stored_and_replayed(folder):
+def test_parameters_are_sampled_stored_in_their_encoding_and_replayed(folder):
     folder, data = folder
     dataset = load_reinforced(str(folder.parent), "blurred", source=data)
-    policy, seed = dataset.config.policy, dataset.config.seed
-    rows = [row for path in folder.glob("*.parquet") for row in pq.read_table(path)["source_row"].to_pylist()]
-    blurred = 0
-    for position, row in enumerate(rows):
+    policy, rows, blurred = dataset.config.policy, pq.read_table(*folder.glob("*.parquet"))["source_row"], 0
+    assert ReinforcementConfig.load(folder).policy == policy
+    for position, row in enumerate(rows.to_pylist()):
         image = dataset.image(position)
         for slot in range(N):
             params = dataset.params(position, slot)
-            assert params["blur"] == policy.sample(seed, row, slot, *image.shape[1:])["blur"]
-            if params["mixup"] is not None:
-                continue
-            view, plain = dataset.view(position, slot), policy.apply(image, {**params, "blur": None})
-            assert torch.equal(view, policy.apply(image, params).float())
-            assert torch.equal(view, plain.float()) == (params["blur"] is None)
-            blurred += params["blur"] is not None
+            assert params["blur"] == policy.sample(dataset.config.seed, row, slot, *image.shape[1:])["blur"]
+            if params["mixup"] is None:
+                view, plain = dataset.view(position, slot), policy.apply(image, {**params, "blur": None})
+                assert torch.equal(view, policy.apply(image, params).float())
+                assert torch.equal(view, plain.float()) == (params["blur"] is None)
+                blurred += params["blur"] is not None
     assert 0.1 < blurred / (ROWS * N) < 0.8
+    group = pq.ParquetFile(next(folder.glob("*.parquet"))).metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    own = [column for column in columns if "blur" in column.path_in_schema.split(".")]
+    assert {"partner_params" in column.path_in_schema for column in own} == {True, False}, "and of its partner"
+    for column in own:
+        assert "BYTE_STREAM_SPLIT" in column.encodings and "RLE_DICTIONARY" not in column.encodings
 
 
-def test_the_column_has_its_encoding(folder):
-    group = pq.ParquetFile(next(folder[0].glob("*.parquet"))).metadata.row_group(0)
-    columns = {group.column(i).path_in_schema: set(group.column(i).encodings) for i in range(group.num_columns)}
-    own = {path: encodings for path, encodings in columns.items() if "blur" in path.split(".")}
-    assert {"partner_params" in path for path in own} == {True, False}, "of a view, and of its partner"
-    for encodings in own.values():
-        assert "BYTE_STREAM_SPLIT" in encodings and not {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & encodings
-
-
-def test_the_card_says_it_in_words(folder):
-    write_dataset_card(folder[0].parent)
-    assert "2. blurred by a Gaussian of up to 1.5 pixels\n" in (folder[0].parent / "README.md").read_text()
-
-
-def test_the_preview_captions_it(folder, tmp_path, monkeypatch):
+def test_the_card_the_preview_and_the_inspection_say_it(folder, tmp_path, monkeypatch):
+    folder, data = folder
+    write_dataset_card(folder.parent)
+    assert "2. blurred by a Gaussian of up to 1.5 pixels\n" in (folder.parent / "README.md").read_text()
     captions = []
     monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **options: captions.append(text))
-    draw(load_reinforced(str(folder[0].parent), "blurred", source=folder[1]), [0, 1, 2], tmp_path / "preview.png")
-    sigmas = [value for value in drawn(folder[0])[: 3 * N] if value is not None]
+    draw(load_reinforced(str(folder.parent), "blurred", source=data), [0, 1, 2], tmp_path / "preview.png")
     found = [text.replace("\n", " ").split(",")[0] for text in captions if "blurred" in text]
-    assert found == [f"blurred {sigma:.1f}" for sigma in sigmas] and found
-
-
-def test_the_inspection_counts_it(folder, tmp_path):
-    content = inspect_dataset(folder[0], tmp_path / "out", num_images=0)
+    assert found == [f"blurred {sigma:.1f}" for sigma in drawn(folder)[: 3 * N] if sigma is not None] and found
+    content = inspect_dataset(folder, tmp_path / "out", num_images=0)
     counts = {group["strength"]: group["targets"] for group in content["groups"] if group["operation"] == "blur"}
-    sigmas = np.array([value for value in drawn(folder[0]) if value is not None])
+    sigmas = np.array([value for value in drawn(folder) if value is not None])
     assert counts == {"0 to 1 px": (sigmas <= 1).sum(), "1 to 3 px": (sigmas > 1).sum()} and min(counts.values()) > 0
     assert "\nblur " in inspection_tables(content)
     names = list(dict.fromkeys(group["operation"] for group in content["groups"]))
@@ -153,20 +137,15 @@ def test_the_inspection_counts_it(folder, tmp_path):
 
 def test_what_it_does_not_say_has_a_default(tmp_path, monkeypatch):
     folder, _ = made(Plain, tmp_path, monkeypatch)
-    (operation,) = (item for item in ReinforcementConfig.load(folder).policy.operations if item.name == Plain.name)
+    operation = ReinforcementConfig.load(folder).policy.operations[1]
     assert operation.describe() == "gaussian blur: largest 1.5, every_view False"
     assert operation.caption({"sigma": 1.0}) == "blur"
     content = inspect_dataset(folder, tmp_path / "out", num_images=0)
     counts = {g["strength"]: g["targets"] for g in content["groups"] if g["operation"] == "gaussian blur"}
     blurred = sum(value is not None for value in drawn(folder))
     assert counts == {"no": ROWS * N - blurred, "yes": blurred}
-
-
-def test_an_option_may_be_true_or_false(monkeypatch):
-    monkeypatch.setitem(AUGMENTATIONS, GaussianBlur.name, GaussianBlur)
-    operations = [{"center_crop": {"size": 8}}, {"gaussian_blur": {"every_view": 1}}]
     with pytest.raises(ValueError, match="gaussian_blur: every_view must be true or false, not 1"):
-        AugmentationPolicy.from_dict({"name": "blurred", "operations": operations})
+        read_operation({"gaussian_blur": {"every_view": 1}})
 
 
 def test_operations_that_share_a_field_share_its_encoding():

@@ -48,16 +48,11 @@ def import_ml_dr(
         output_dir: folder of the Hub repository; the shards go to a subfolder with the policy's name.
         id_map: for each index of the archive, the row of the dataset; -1 leaves the image out. Default: the same.
             See `ml_dr.images.image_folder_order`.
-        policy: what the views were made with; default: as the archive's configuration says, for which a compressed
-            archive has to be read twice.
+        policy: what the views were made with; default: as the archive's configuration says.
         teachers: names of the teachers; default: those in the archive's configuration.
         num_classes: classes of the targets; default those of the label column, else of the archive.
-        image_column: default: the only image column.
-        label_column: as for `reinforce`; `""`: use no labels.
-        source_name: Hub id or folder under which the images can be found again.
-        source_config: its Hub configuration.
-        source_revision: its Hub revision.
-        split: its split, and the split of the result.
+        image_column, label_column: as for `reinforce`.
+        source_name, source_config, source_revision, split: as for `reinforce`.
         shard_size: rows per Parquet file, default so many that a shard has about 2^20 reinforcements, at most 4,096.
 
     Returns:
@@ -115,10 +110,8 @@ def _find_config(paths: Sequence[Path]) -> OriginalConfig:
 def _check_id_map(rows: NDArray[Any], num_rows: int) -> NDArray[np.int64]:
     used = rows[rows >= 0] if rows.ndim == 1 and rows.dtype.kind == "i" else np.zeros(0, dtype=np.int64)
     if not len(used) or rows.min() < -1 or used.max() >= num_rows or len(np.unique(used)) < len(used):
-        raise ValueError(
-            f"The id map must be a list that gives each index of the archive a row of its own, from 0 to "
-            f"{num_rows - 1}, or -1."
-        )
+        last = num_rows - 1
+        raise ValueError(f"The id map must be a list with a row of its own, 0 to {last}, or -1 for each index.")
     return rows.astype(np.int64)
 
 

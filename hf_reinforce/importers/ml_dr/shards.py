@@ -1,9 +1,9 @@
 """Turns archives of the original implementation into shards, in bounded memory, and continues after an interruption.
 
 An archive is read once, from front to back, and its images come in any order. So their rows are first put aside on
-the disk, in an Arrow file for each folder of an archive; then they are sorted, completed with the source's columns and
-written, shard after shard. A folder gets its name when its archive has been read: an import that is interrupted reads
-only the archive at hand again.
+the disk, in an Arrow file for each archive; then they are sorted, completed with the source's columns and written,
+shard after shard. A file gets its name when its archive has been read: an import that is interrupted reads only the
+archive at hand again.
 """
 
 import json
@@ -12,14 +12,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets import Dataset
+from datasets import Dataset, Features, concatenate_datasets
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -33,8 +32,8 @@ from hf_reinforce.sources.image_source import ImageSource
 from hf_reinforce.store.atomic import write_whole
 from hf_reinforce.store.config import CONFIG_FILE, ReferenceView, ReinforcementConfig, SkippedImage
 from hf_reinforce.store.pixel_contract import view_checksum
-from hf_reinforce.store.shards import append_reinforcements, file_checksum, shard_name, write_shard
-from hf_reinforce.targets.class_distribution import ClassDistribution, Targets, encode
+from hf_reinforce.store.shards import file_checksum, shard_name, write_shard
+from hf_reinforce.targets.class_distribution import FIELDS, ClassDistribution, Targets, encode
 
 BUFFERED_RECORDS = 2**18
 """Reinforcements of a folder held in memory before they are put aside, 400 bytes each at most."""
@@ -46,6 +45,8 @@ MIN_AGREEMENT = 0.25
 """Least share of unmixed views whose most likely class is the image's label. With wrong images it is about 1 / C."""
 
 _REFERENCE_VIEWS = 4
+_PART = "part"
+"""Column of what was put aside: number of the archive, and folder inside it."""
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Import:
         paths: archives.
         dataset: the images, not decoded.
         rows: row of the dataset for each index of the archives, or -1.
-        config: what the result will say of itself, but for what the archives say: N, K, shard size.
+        config: what the result will say of itself, but for N and K.
         target: the target of the archives, but for K.
         folder: folder of the configuration; a ValueError if it holds something else.
     """
@@ -76,7 +77,7 @@ class Import:
         self.labels = np.asarray(self.dataset.with_format("numpy")[label]) if label else None
         self.used = np.flatnonzero([size is not None for size in self.facts.sizes])
         self._agreeing = self._compared = 0
-        self._schema = lru_cache(self._arrow_schema)
+        self._params_type = Features({"params": self.config.policy.feature}).arrow_schema.field("params").type
 
     def _start(self) -> None:
         if (self.folder / CONFIG_FILE).exists():
@@ -87,8 +88,7 @@ class Import:
         path = self.staging / "request.json"
         if path.exists() and path.read_text(encoding="utf-8") != request:
             raise ValueError(
-                f"{self.folder} holds an unfinished import of other archives or with other settings. Ask for the same "
-                "to continue it, or remove the folder."
+                f"{self.folder} holds an unfinished import of other archives or settings; ask for those, or remove it."
             )
         self.staging.mkdir(parents=True, exist_ok=True)
         write_whole(path, request)
@@ -98,49 +98,43 @@ class Import:
         total = int((self.rows >= 0).sum()) * len(self.paths)
         with tqdm(total=total, desc="Reading", unit="image", unit_scale=True) as progress:
             for number, path in enumerate(self.paths):
-                finished = self.staging / f"{number:04d}"
+                finished = self.staging / f"{number:04d}.arrow"
                 if not finished.exists():
-                    unfinished = finished.with_suffix(".unfinished")
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    unfinished.mkdir()
-                    self._put_aside(path, unfinished, progress)
-                    unfinished.rename(finished)
+                    self._put_aside(f"{number:04d}", path, finished.with_suffix(".unfinished"), progress)
+                    finished.with_suffix(".unfinished").rename(finished)
 
-    def _put_aside(self, path: Path, folder: Path, progress: Any) -> None:
-        """Writes the rows of an archive to Arrow files, numbered as its folders are sorted."""
-        files: dict[str, tuple[Path, pa.RecordBatchStreamWriter, pa.Schema, list[pa.Table]]] = {}
+    def _put_aside(self, number: str, path: Path, file: Path, progress: Any) -> None:
+        """Writes the rows of an archive to an Arrow file, in the archive's order."""
+        pending: list[pa.Table] = []
+        shapes: dict[str, tuple[int, int]] = {}  # N and K of each folder
         with ExitStack() as stack:
+            writer = None
             for member in read_members(path):
                 if member.index is None:
                     self._check_policy(member)
                     continue
                 progress.update()
-                table = self._table(member)
-                if member.folder not in files:
-                    file = folder / f"{len(files)}.unsorted"
-                    writer = stack.enter_context(pa.ipc.new_stream(str(file), table.schema))
-                    files[member.folder] = file, writer, table.schema, []
-                _, writer, arrow, pending = files[member.folder]
-                if table.schema != arrow:
-                    (n, k), (others_n, others_k) = _shape(table.schema), _shape(arrow)
+                table, (n, k) = self._row(member, f"{number} {member.folder}")
+                others_n, others_k = shapes.setdefault(member.folder, (n, k))
+                if (n, k) != (others_n, others_k):
                     raise ValueError(
                         f"{member.name} cannot be imported: it has {n} reinforcements of {k} classes, where others "
                         f"have {others_n} of {others_k}; all images must have the same number."
                     )
+                writer = writer or stack.enter_context(pa.ipc.new_stream(str(file), table.schema))
                 pending.append(table)
-                if len(pending) * _shape(arrow)[0] >= BUFFERED_RECORDS:
+                if len(pending) * n >= BUFFERED_RECORDS:
                     self._flush(writer, pending)
-            for _, writer, _, pending in files.values():
-                self._flush(writer, pending)
-        for number, name in enumerate(sorted(files)):
-            files[name][0].rename(folder / f"{number:04d}.arrow")
+            if writer is None:
+                raise ValueError(f"{path} holds no records; records are named 0.pth.tar etc.")
+            self._flush(writer, pending)
 
     def _flush(self, writer: pa.RecordBatchStreamWriter, pending: list[pa.Table]) -> None:
         if self._compared and self._agreeing < MIN_AGREEMENT * self._compared:
             raise ValueError(
                 f"The teacher's most likely class is the label of the image for only {self._agreeing} of "
-                f"{self._compared} views. Either the id map does not lead to the images that were reinforced, or the "
-                "classes are in another order; with label_column='' this is not checked."
+                f"{self._compared} views: the id map leads to other images, or the classes are in another order; with "
+                "label_column='' this is not checked."
             )
         if pending:
             writer.write_table(pa.concat_tables(pending).combine_chunks())
@@ -150,40 +144,34 @@ class Import:
         found = read_config(member).policy
         if found.operations != self.config.policy.operations:
             raise ValueError(
-                f"{member.name} describes the policy {found.to_dict()}, not {self.config.policy.to_dict()}. Import "
-                "archives of different policies into configurations of their own."
+                f"{member.name} describes the policy {found.to_dict()}, not {self.config.policy.to_dict()}; import it "
+                "by itself."
             )
 
-    def _table(self, member: Member) -> pa.Table:
-        """The row of an image; none if the image is not used."""
+    def _row(self, member: Member, part: str) -> tuple[pa.Table, tuple[int, int]]:
+        """The row of an image, none if the image is not used; and its N and K."""
         try:
-            index, params, targets = read_record(
-                safe_load(member.data, member.name), self.config.policy, self.target.num_classes
-            )
+            content = safe_load(member.data, member.name)
+            index, params, targets = read_record(content, self.config.policy, self.target.num_classes)
             if index != member.index:
                 raise ValueError(f"it is the record of image {index}")
             if max(index, *(item.get(schema.PARTNER_ROW) or 0 for item in params)) >= len(self.rows):
                 raise ValueError(f"it is about images beyond the {len(self.rows)} of the dataset or the id map")
             row = int(self.rows[index])
-            used = self._uses(row)
-            if used:
+            if self._uses(row):
                 params, targets = self._join(row, params, targets)
         except UnsafePickleError:
             raise
         except ValueError as error:
             raise ValueError(f"{member.name} cannot be imported: {error}.") from error
-        target = self.target.storing(targets.label.shape[1])
-        arrow = self._schema(*targets.label.shape)
-        kinds = [arrow.field(name).type for name in (schema.AUGMENTATION_PARAMS, target.column)]
-        lists = pa.array(params, kinds[0].value_type), target.records(encode(targets))
-        arrays = [pa.FixedSizeListArray.from_arrays(v, type=kind) for v, kind in zip(lists, kinds, strict=True)]
-        table = pa.table([pa.array([row]), pa.array([self.facts.hashes[row]]), *arrays], schema=arrow)
-        return table if used else table.slice(0, 0)
-
-    def _arrow_schema(self, num_samples: int, stored_classes: int, kept: tuple[str, ...] = ()) -> pa.Schema:
-        target, source = self.target.storing(stored_classes), {name: self.dataset.features[name] for name in kept}
-        columns = {target.column: target.column_feature(num_samples)}
-        return schema.reinforced_features(source, self.config.policy.feature, num_samples, columns).arrow_schema
+        target, (count, stored_classes) = self.target.storing(targets.label.shape[1]), targets.label.shape
+        columns = {
+            _PART: pa.array([part]),
+            schema.SOURCE_ROW: pa.array([row]),
+            schema.AUGMENTATION_PARAMS: _one_list(pa.array(params, self._params_type)),
+            target.column: _one_list(target.records(encode(targets))),
+        }
+        return pa.table(columns).slice(0, int(self._uses(row))), (count, stored_classes)
 
     def _uses(self, row: int) -> bool:
         return row >= 0 and self.facts.sizes[row] is not None
@@ -227,67 +215,75 @@ class Import:
 
     def write(self) -> None:
         """Makes the shards out of what was put aside."""
-        parts = [self._sorted(path) for path in sorted(self.staging.glob("*/*.arrow"))]
-        shapes = [_shape(part.features.arrow_schema) for part in parts]
-        if len({stored_classes for _, stored_classes in shapes}) != 1:
-            raise ValueError(
-                f"{[path.name for path in self.paths]} must hold records, all with the same number of classes; found "
-                f"records of {sorted({stored_classes for _, stored_classes in shapes})} classes."
-            )
-        num_samples, stored_classes = sum(count for count, _ in shapes), shapes[0][1]
+        staged, parts = self._sorted()
+        target = self.target.storing(staged.features[self.target.column].feature[FIELDS[0]].length)
+        num_samples = sum(len(params) for params in staged[:parts][schema.AUGMENTATION_PARAMS])
         size = self.config.shard_size or min(max(1, SHARD_RECORDS // num_samples), MAX_SHARD_SIZE)
         unused = np.setdiff1d(np.arange(len(self.dataset)), self.used).tolist()
         self.config = replace(
             self.config,
             num_samples=num_samples,
-            targets=(self.target.storing(stored_classes),),
+            targets=(target,),
             shard_size=size,
             skipped=tuple(SkippedImage(row, self.facts.errors.get(row, "left out by the id map")) for row in unused),
         )
         count = -(-len(self.dataset) // size)
         shards = [self.folder / shard_name(self.config.split, index, count) for index in range(count)]
         for index, path in enumerate(tqdm(shards, desc="Writing", unit="shard")):
+            first, last = np.searchsorted(self.used, [index * size, (index + 1) * size])
             if not path.exists():
-                self._write_shard(path, parts, *np.searchsorted(self.used, [index * size, (index + 1) * size]))
-        views = [self._reference_view(item) for item in parts[0].take(_REFERENCE_VIEWS)]
+                table = staged.select(range(first * parts, last * parts)).with_format("arrow")[:]
+                self._write_shard(path, table, self.used[first:last])
+        heads = staged.select(range(0, min(_REFERENCE_VIEWS * parts, len(staged)), parts))
+        views = [self._reference_view(item) for item in heads]
         pixels = replace(self.config.pixels, reference_views=tuple(views))
         checksums = {path.name: file_checksum(path) for path in shards}
         replace(self.config, pixels=pixels, checksums=checksums, complete=True).save(self.folder)
         shutil.rmtree(self.staging)
 
-    def _sorted(self, path: Path) -> Dataset:
-        """The rows of one folder of an archive, in the order of the source; refuses missing and repeated ones."""
-        part = Dataset.from_file(str(path))
-        rows = part.data.column(schema.SOURCE_ROW).to_numpy()
-        order = np.argsort(rows, kind="stable")
-        found = rows[order]
-        if not np.array_equal(found, self.used):
-            index = {int(row): i for i, row in enumerate(self.rows)}
-            twice = sorted({index[int(row)] for row in found[1:][found[1:] == found[:-1]]})
-            missing = sorted(index[int(row)] for row in np.setdiff1d(self.used, found))
-            raise ValueError(
-                f"{self.paths[int(path.parent.name)]} has no records of the images {missing[:8]} and several of "
-                f"{twice[:8]}. Download it again; or leave images out with -1 in the id map."
-            )
-        return part.select(order)
+    def _sorted(self) -> tuple[Dataset, int]:
+        """The rows of all folders of all archives in the order of the source, and the number of these folders.
 
-    def _write_shard(self, path: Path, parts: list[Dataset], first: int, last: int) -> None:
-        append = partial(append_reinforcements, targets=self.config.targets)
-        whole = reduce(append, (part.select(range(first, last)).with_format("arrow")[:] for part in parts))
-        kept = self.config.source.columns
-        source = self.dataset.select_columns(list(kept)).select(self.used[first:last]).with_format("arrow")[:]
-        arrow = self._schema(self.config.num_samples, _shape(parts[0].features.arrow_schema)[1], kept)
-        arrays = [(source if name in kept else whole).column(name) for name in arrow.names]
-        write_shard(path, pa.table(arrays, names=arrow.names).cast(arrow), self.config.targets)
+        Refuses missing and repeated ones.
+        """
+        archives = [Dataset.from_file(str(path)) for path in sorted(self.staging.glob("*.arrow"))]
+        if any(archive.features != archives[0].features for archive in archives):
+            raise ValueError(f"{[path.name for path in self.paths]} store different numbers of classes of each view.")
+        staged = concatenate_datasets(archives)
+        names, part = np.unique(staged.data.column(_PART).to_numpy(), return_inverse=True)
+        rows = staged.data.column(schema.SOURCE_ROW).to_numpy()
+        for number, name in enumerate(names):
+            found = np.sort(rows[part == number])
+            if not np.array_equal(found, self.used):
+                index = {int(row): i for i, row in enumerate(self.rows)}
+                twice = sorted({index[int(row)] for row in found[1:][found[1:] == found[:-1]]})
+                missing = sorted(index[int(row)] for row in np.setdiff1d(self.used, found))
+                raise ValueError(
+                    f"{self.paths[int(name[:4])]} ({name[5:]}) has no records of the images {missing[:8]} and several "
+                    f"of {twice[:8]}. Download it again; or leave images out with -1 in the id map."
+                )
+        return staged.select(np.lexsort((part, rows))), len(names)
+
+    def _write_shard(self, path: Path, staged: pa.Table, rows: NDArray[np.int64]) -> None:
+        (target,), kept, count = self.config.targets, list(self.config.source.columns), self.config.num_samples
+        source = self.dataset.select_columns(kept).select(rows)
+        columns = {target.column: target.column_feature(count)}
+        arrow = schema.reinforced_features(
+            dict(source.features), self.config.policy.feature, count, columns
+        ).arrow_schema
+        arrays = dict(zip(kept, source.with_format("arrow")[:].columns, strict=True)) if kept else {}
+        arrays[schema.SOURCE_ROW] = pa.array(rows)
+        arrays[schema.IMAGE_HASH] = pa.array([self.facts.hashes[row] for row in rows], pa.string())
+        for name in (schema.AUGMENTATION_PARAMS, target.column):
+            values = staged.column(name).combine_chunks().flatten()
+            arrays[name] = pa.FixedSizeListArray.from_arrays(values, type=arrow.field(name).type)
+        write_shard(path, pa.table(arrays).select(arrow.names).cast(arrow), self.config.targets)
 
     def _reference_view(self, item: dict[str, Any]) -> ReferenceView:
-        """The checksum of an image's first view, as it comes out here."""
         row, params = item[schema.SOURCE_ROW], item[schema.AUGMENTATION_PARAMS][0]
         view = self.config.policy.apply(images.decode(self.source.encoded(row)), params)
         return ReferenceView(row, 0, view_checksum(view))
 
 
-def _shape(arrow: pa.Schema) -> tuple[int, int]:
-    """Reinforcements of an image, and stored classes of each."""
-    lists = arrow.field(-1).type
-    return lists.list_size, lists.value_type.field("label").type.list_size
+def _one_list(values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays([0, len(values)], values)

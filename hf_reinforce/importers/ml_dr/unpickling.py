@@ -108,8 +108,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise UnsafePickleError(
-                f"it asks for {module}.{name}, which such data does not need. It was not called; do not open this "
-                "archive with torch.load, joblib or pickle either."
+                f"it asks for {module}.{name}, which was not called; do not open the archive with torch.load or pickle."
             )
         return _ALLOWED[module, name]
 
@@ -150,17 +149,21 @@ def safe_load(data: bytes, name: str) -> Any:
     """
     try:
         if data[:4] == b"PK\x03\x04":
-            return _load(io.BytesIO(_zip_entry(data)))
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                (entry,) = [item for item in file.infolist() if PurePosixPath(item.filename).name == "data.pkl"]
+                if entry.file_size > MAX_RECORD_BYTES or entry.compress_type:
+                    raise ValueError(f"its data.pkl is compressed or above {MAX_RECORD_BYTES} bytes")
+                return _load(io.BytesIO(file.read(entry)))
         if data[:1] == b"\x78":  # joblib.dump(compress=True)
             inflate = zlib.decompressobj()
             data = inflate.decompress(data, MAX_RECORD_BYTES)
             if not inflate.eof:
                 raise ValueError("the compressed data are incomplete or too large")
-        file = io.BytesIO(data)
-        value = _load(file)
+        stream = io.BytesIO(data)
+        value = _load(stream)
         if type(value) is int and value == _TORCH_MAGIC:  # the legacy format: magic, protocol, system, then the object
-            _load(file), _load(file)
-            value = _load(file)
+            _load(stream), _load(stream)
+            value = _load(stream)
         return value
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{name} is refused: {error}") from error
@@ -169,16 +172,6 @@ def safe_load(data: bytes, name: str) -> Any:
             f"{name} cannot be read: it is damaged, or was not written by torch.save or joblib.dump "
             f"({type(error).__name__}: {error})."
         ) from error
-
-
-def _zip_entry(data: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        entries = [info for info in file.infolist() if PurePosixPath(info.filename).name == "data.pkl"]
-        if len(entries) != 1 or entries[0].file_size > MAX_RECORD_BYTES or entries[0].compress_type:
-            raise ValueError(
-                f"{len(entries)} entries named data.pkl, or one above {MAX_RECORD_BYTES} bytes, or a compressed one"
-            )
-        return file.read(entries[0])
 
 
 class _TarInfo(tarfile.TarInfo):
@@ -237,10 +230,8 @@ def _tar_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                 if _MEMBER.fullmatch(name.name) is None:
                     continue
                 if not member.isreg() or name.is_absolute() or ".." in name.parts:
-                    raise ValueError(
-                        f"{path}: {member.name!r} is a link or device, or its name leads out of the archive, which is "
-                        "refused."
-                    )
+                    found = f"{path}: {member.name!r}"
+                    raise ValueError(f"{found} is a link or device, or its name leads out of the archive.")
                 yield member.name, member.size, tar.extractfile(member).read  # type: ignore[union-attr]
         if compressed:
             while stream.read(2**20):  # up to the checksum
