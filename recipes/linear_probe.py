@@ -65,18 +65,17 @@ def splits(args):
             rows = rows.shuffle(args.seed).select(range(limit)) if not sources else rows.select(range(limit))
         names = sources[0].class_names if sources else None
         source = ImageSource.of(rows, args.image_column_name, args.label_column_name, names)
+        place = f"{args.dataset_name}, split {split!r}"
         if not len(source) or not source.has_labels or not source.class_names:
             raise ValueError(
-                f"{args.dataset_name}, split {split!r}, has no rows or no ClassLabel column to probe with; name "
-                "another split, or one with --label_column_name."
+                f"{place} has no rows or no ClassLabel column; choose another --label_column_name or split."
             )
-        source.check_labels(name=f"{args.dataset_name}, split {split!r}")
+        source.check_labels(name=place)
         sources.append(source)
     names = [source.class_names for source in sources]
     if names[0] != names[1]:
         raise ValueError(
-            f"The splits {args.train_split!r} and {args.eval_split!r} have different classes ({len(names[0])}: "
-            f"{names[0][0]}, ...; {len(names[1])}: {names[1][0]}, ...); choose two of one dataset."
+            f"The splits {args.train_split!r} and {args.eval_split!r} have different classes; choose others."
         )
     return sources
 
@@ -91,9 +90,7 @@ def probe(args, name, train, test):
     member = named_member(name, args.model_checkpoint, args.model_revision, head=False)
     own = member.preprocessing
     if own is None:
-        raise ValueError(
-            f"{name} does not say how it wants its images; put its preprocessor_config.json beside its weights."
-        )
+        raise ValueError(f"{name} does not say how it wants its images; add its preprocessor_config.json.")
     size = args.image_size or own.image_size
     member = replace(member, preprocessing=replace(own, image_size=size))
     policy = evaluation_policy(**own.framing(size, args.crop_pct))

@@ -86,8 +86,7 @@ def train(data, model_args, args) -> None:
     num_labels = config.num_classes if replayed else len(names or [])
     if not num_labels:
         raise ValueError(
-            f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it; name a column of "
-            "texts with --label_column_name, if there is one."
+            f"{data.dataset_name} has no ClassLabel column; name one, also of texts, with --label_column_name."
         )
     input_size = model_args.input_size or data.image_size or train_set.policy.image_size
     further = json_object("model_args", model_args.model_args)
@@ -233,9 +232,7 @@ def evaluation_data(data, config, evaluated, names, num_labels, preprocessing):
     if data.eval_split is None:
         return None
     if name is None:
-        raise ValueError(
-            f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."
-        )
+        raise ValueError(f"{data.dataset_name} does not record where its images are; name --eval_dataset_name.")
     rows = first_rows(data.max_eval_samples, name, config_name, data.eval_split, revision, alone=data.streaming)
     columns = [data.image_column_name, data.label_column_name]
     if config:  # the columns that were reinforced
