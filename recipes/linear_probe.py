@@ -46,11 +46,10 @@ def main() -> None:
         if args.output_json:
             write_json(args.output_json, results)
     print("| model | pixels | features | C | top-1 | top-5 | NLL | ECE |\n|---|---|---|---|---|---|---|---|")
+    line = "| {model} | {image_size} | {features} | {C:g} | {accuracy:.4f} | {accuracy_top5:.4f} | {nll:.3f} "
+    line += "| {ece:.3f} |"
     for row in results:
-        print(
-            f"| {row['model']} | {row['image_size']} | {row['features']} | {row['C']:g} | {row['accuracy']:.4f} "
-            f"| {row['accuracy_top5']:.4f} | {row['nll']:.3f} | {row['ece']:.3f} |"
-        )
+        print(line.format_map(row))
 
 
 def splits(args):
@@ -100,18 +99,10 @@ def probe(args, name, train, test):
         for source in (train, test)
     )
     fitted = fit_probe(features, labels, len(train.class_names), args.strengths or STRENGTHS, args.seed)
-    return {
-        "model": name,
-        "dataset": args.dataset_name,
-        "train_split": args.train_split,
-        "eval_split": args.eval_split,
-        "image_size": size,
-        "num_train": len(labels),
-        "features": features.shape[1],
-        "C": fitted.strength,
-        "held_out_nll": fitted.held_out_nll,
-        **fitted.evaluate(test_features, test_labels),
-    }
+    about = {"model": name, "dataset": args.dataset_name, "train_split": args.train_split}
+    about |= {"eval_split": args.eval_split, "image_size": size, "num_train": len(labels)}
+    about |= {"features": features.shape[1], "C": fitted.strength, "held_out_nll": fitted.held_out_nll}
+    return {**about, **fitted.evaluate(test_features, test_labels)}
 
 
 if __name__ == "__main__":

@@ -187,8 +187,7 @@ def minutes_each(results):
 
 
 def durations(item, share):
-    """Seconds of an epoch, minutes of the training, and minutes with its share of the reinforcement, at the speed that
-    the stage `speed` has found."""
+    """Seconds of an epoch, minutes of the training, and minutes with its share of the reinforcement, as timed."""
     if item["seconds_per_step"] is None:
         return ["-", "-", "-"]
     seconds = item["seconds_per_step"] * item["steps"]

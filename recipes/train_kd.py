@@ -127,24 +127,22 @@ def train(data, model_args, args) -> None:
 
 def say_ignored(data, model_args, args, is_reinforced) -> None:
     """Names in one line the flags that are not at their default and that a run of this kind does not read."""
-    teacher = ["teacher_name_or_path", "teacher_checkpoint", "teacher_dtype", "class_map"]
-    evaluation = ["eval_dataset_name", "eval_dataset_config_name", "max_eval_samples"]
-    ignored = teacher if args.method != "online" else []
-    ignored += {"plain": ["temperature", "hard_label_weight"], "reinforced": ["stored_views"]}.get(args.method, [])
-    ignored += ["policy", "train_split"] if is_reinforced else ["allow_missing", "accept_pixel_mismatch"]
-    ignored += evaluation if data.eval_split is None else []
-    if args.method != "plain" and not args.hard_label_weight:
-        ignored.append("label_smoothing_factor")
-    if args.timm_optimizer:
-        ignored += ["optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"]
-    given = [
-        f"--{field.name}"
-        for values in (data, model_args, args)
-        for field in fields(values)
-        if field.name in ignored and getattr(values, field.name) not in (field.default, None, [])
-    ]
-    if given:
-        logger.warning("These flags change nothing here: %s.", ", ".join(given))
+    plain = args.method == "plain"
+    ignored = {
+        "teacher_name_or_path teacher_checkpoint teacher_dtype class_map": args.method != "online",
+        "temperature hard_label_weight": plain,
+        "stored_views": args.method == "reinforced",
+        "label_smoothing_factor": not plain and not args.hard_label_weight,
+        "policy train_split": is_reinforced,
+        "allow_missing accept_pixel_mismatch": not is_reinforced,
+        "eval_dataset_name eval_dataset_config_name max_eval_samples": data.eval_split is None,
+        "optim optim_args adam_beta1 adam_beta2 adam_epsilon": bool(args.timm_optimizer),
+    }
+    idle = {flag for flags, is_idle in ignored.items() for flag in flags.split() if is_idle}
+    of_run = ((values, field) for values in (data, model_args, args) for field in fields(values))
+    set_here = [field.name for values, field in of_run if getattr(values, field.name) not in (field.default, None, [])]
+    if given := [name for name in set_here if name in idle]:
+        logger.warning("These flags change nothing here: %s.", ", ".join(f"--{name}" for name in given))
 
 
 def data_commit(data, output_dir):
