@@ -3,85 +3,90 @@
 import argparse
 import os
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 CACHE = Path("outputs/benchmarks")
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
+def benchmarks() -> dict[str, Callable[[Any], list[Any]]]:
+    """The benchmarks by name, in the order in which they run. A new one is a function and a line here."""
+    from benchmarks import generation, loader, opening, storage, training
+
+    return {
+        "loader-randaug": loader.loader_randaug,
+        "loader-rrc": loader.loader_rrc,
+        "loader-original": loader.loader_original,
+        "loader-mixing": loader.loader_mixing,
+        "repeated": loader.repeated,
+        "cached": loader.cached,
+        "streaming": loader.streaming,
+        "record-read": storage.record_read,
+        "record-bytes": storage.record_bytes,
+        "opening": opening.opening,
+        "joining": opening.joining,
+        "importing": storage.importing,
+        "generation": generation.generation,
+        "augmentation": generation.augmentation,
+        "training-step": training.training_step,
+        "online-step": training.online_step,
+        "memory": generation.memory,
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     parser.add_argument("names", nargs="*", help="benchmarks to run, default all")
     parser.add_argument("--list", action="store_true", help="list their names")
-    parser.add_argument("--data", default=None, help="Hub id or folder of photos, 'enlarged' (default) or 'generated'")
+    parser.add_argument(
+        "--data", default="enlarged", help="Hub id or folder of photos, 'enlarged' (default) or 'generated'"
+    )
     parser.add_argument("--size", default="full", help="full (1,000 photos), tiny, or a number of photos")
-    parser.add_argument(
-        "--reinforced_images",
-        type=int,
-        default=1000,
-        help="photos that a real teacher reinforces",
-    )
-    parser.add_argument("--repetitions", type=int, default=None, help="measured runs of each loader, default 7")
+    parser.add_argument("--reinforced_images", type=int, default=1000, help="photos that a real teacher reinforces")
     parser.add_argument("--device", default="cpu", help="where the networks run")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=None,
-        help=f"default: benchmarks/results/latest.json, or for other sizes than full {CACHE}/latest.json",
-    )
     args = parser.parse_args()
 
     # The libraries read these when they are imported. The decoder that everybody has is compared first.
-    box_decoder = os.environ.get("HF_REINFORCE_DECODER") or "turbojpeg"
+    box_decoder: str | None = os.environ.get("HF_REINFORCE_DECODER") or "turbojpeg"
     os.environ["HF_REINFORCE_DECODER"] = "simplejpeg" if find_spec("simplejpeg") else "pil"
     os.environ["HF_DATASETS_CACHE"] = str((CACHE / "arrow").absolute())
 
     import datasets
 
-    from benchmarks import photos, report
-    from benchmarks.measure import Settings
-    from benchmarks.suite import BENCHMARKS
+    from benchmarks.measure import Settings, save, table
+    from benchmarks.photos import load_photos
     from hf_reinforce.images.jpeg import load_decoder
 
-    unknown = set(args.names) - set(BENCHMARKS)
-    if unknown or args.list:
-        print(
-            f"Benchmarks: {', '.join(BENCHMARKS)}"
-            + (f"; there is no {', '.join(sorted(unknown))}." if unknown else "")
-        )
-        raise SystemExit(1 if unknown else 0)
+    known = benchmarks()
+    if unknown := sorted(set(args.names) - set(known)):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(known)}.")
+    if args.list:
+        print(f"Benchmarks: {', '.join(known)}")
+        return
     try:
-        box_decoder = box_decoder if load_decoder(box_decoder)[0] == "turbojpeg" else None
+        box_decoder = box_decoder if load_decoder(str(box_decoder))[0] == "turbojpeg" else None
     except ValueError:
         box_decoder = None
     datasets.disable_progress_bars()
-    tiny = args.size == "tiny"
-    count = {"tiny": 8, "full": 1000}.get(args.size) or int(args.size)
-    found, data = photos.load_photos(args.data or photos.DEFAULT, count, CACHE.absolute())
-    settings = Settings(
-        found,
-        data,
-        CACHE.absolute(),
-        tiny,
-        args.repetitions or (1 if tiny else 7),
-        args.reinforced_images,
-        args.device,
-        box_decoder,
-    )
-    output = args.output or (RESULTS if args.size == "full" else CACHE / "latest.json")
+    tiny, cache = args.size == "tiny", CACHE.absolute()
+    photos, data = load_photos(args.data, {"tiny": 8, "full": 1000}.get(args.size) or int(args.size), cache)
+    repetitions = 1 if tiny else 7
+    settings = Settings(photos, data, cache, tiny, repetitions, args.reinforced_images, args.device, box_decoder)
+    output = RESULTS if args.size == "full" else CACHE / "latest.json"  # others than full are no results
     print(f"{data}; box-only decoding: {box_decoder or 'no libturbojpeg >= 3'}", flush=True)
-    for name in args.names or BENCHMARKS:
+    for name in args.names or known:
         start = time.perf_counter()
-        rows = BENCHMARKS[name](settings)
-        report.save(rows, output, data)
+        rows = known[name](settings)
+        save(rows, output, data)
         for row in rows:
             medians = ", ".join(f"{variant} {value:.4g}" for variant, value in row.medians.items())
-            print(
-                f"{name}: {row.name}: {row.note if row.ratio is None else f'{row.ratio:.3g} {row.unit}'} ({medians})"
-            )
+            measured = row.note if row.ratio is None else f"{row.ratio:.3g} {row.unit}"
+            print(f"{name}: {row.name}: {measured} ({medians})")
         print(f"{name} took {time.perf_counter() - start:.0f} s", flush=True)
-    print(report.table(output))
+    print(table(output))
 
 
 if __name__ == "__main__":

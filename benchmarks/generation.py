@@ -11,7 +11,7 @@ from torchvision import transforms as T
 from torchvision.datasets.folder import default_loader
 
 from benchmarks.loader import photo_files, torchvision_transform
-from benchmarks.measure import Measure, Row, Settings, in_own_process, interleave, timed
+from benchmarks.measure import Measure, Row, Settings, faster, in_own_process, interleave, timed
 from benchmarks.opening import status
 from benchmarks.records import encoded_photos, generate, made_up_teacher
 from hf_reinforce import AugmentationPolicy, Teacher, images, load_policy, load_teacher
@@ -39,14 +39,15 @@ def generation(settings: Settings) -> list[Row]:
         batches = count * num_samples // len(batch)
 
         folder = settings.cache / "generated"
-        ours = partial(generate, photos, teacher, policy, folder, num_samples, settings.device)
+        options = {"num_samples": num_samples, "device": settings.device}
+        ours = partial(generate, photos, teacher, policy, folder, **options)
         variants = {
             "reinforce": timed(ours, count * num_samples),
             "forward pass": timed(partial(_forward, teacher, batch, batches), batches * len(batch)),
         }
         medians = interleave(variants, settings.pick(3, 1))
-        ratio = medians["forward pass"] / medians["reinforce"]
-        rows.append(Row(f"generation, N = 16, {architecture}", "the teacher's forward pass", ratio, target, medians))
+        name, against = f"generation, N = 16, {architecture}", "the teacher's forward pass"
+        rows.append(faster(name, against, medians, "reinforce", target, other="forward pass"))
     return rows
 
 
@@ -83,8 +84,7 @@ def augmentation(settings: Settings) -> list[Row]:
             ],
         }
         medians = interleave({key: timed(run, views) for key, run in variants.items()}, settings.pick(3, 1))
-        ratio = medians[against] / medians["decoding once"]
-        rows.append(Row(f"augmentation for generation, {name}", against, ratio, 2.5, medians))
+        rows.append(faster(f"augmentation for generation, {name}", against, medians, "decoding once", 2.5))
     torch.set_num_threads(threads)
     return rows
 
@@ -112,16 +112,8 @@ def memory(settings: Settings) -> list[Row]:
             with in_own_process(settings, None, peak_memory, settings, count) as measure:
                 medians[f"{count} photos"] = measure()
     few, many = medians.values()
-    return [
-        Row(
-            "peak memory of generation",
-            f"{counts[1] // counts[0]} times fewer photos",
-            many / few,
-            1.1,
-            medians,
-            at_most=True,
-        )
-    ]
+    against = f"{counts[1] // counts[0]} times fewer photos"
+    return [Row("peak memory of generation", against, many / few, 1.1, medians, at_most=True)]
 
 
 def peak_memory(settings: Settings, count: int) -> Measure:
@@ -132,7 +124,7 @@ def peak_memory(settings: Settings, count: int) -> Measure:
     teacher, policy = made_up_teacher(settings.image_size), load_policy("rrc", settings.image_size)
 
     def measure() -> float:
-        generate(photos, teacher, policy, folder, 2, "cpu", shard_size=512)
+        generate(photos, teacher, policy, folder, num_samples=2, shard_size=512)
         return status("VmHWM")
 
     return measure

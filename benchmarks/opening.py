@@ -4,12 +4,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Image
+from datasets import Dataset, Features, Image, disable_progress_bars
 from datasets.arrow_writer import ArrowWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -36,11 +37,7 @@ def opening(settings: Settings) -> list[Row]:
     found = []
     for rows, folder in simulated(settings):
         _open(folder)
-        runs = []
-        for _ in range(settings.pick(3, 1)):
-            with in_own_process(settings, None, _opening, folder) as measure:
-                runs.append(measure())
-        medians = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+        medians = _medians(settings, _opening, folder)
         size = max(rows / ROWS, 1)  # targets grow with the rows, but for that of a record
         for name, against, key, target, unit in (
             ("opening", "the clock", "seconds", 5 * size, "s"),
@@ -53,6 +50,48 @@ def opening(settings: Settings) -> list[Row]:
             name = f"{name} {rows:,} rows"
             found.append(Row(name, against, medians[key], target, {key: medians[key]}, at_most=True, unit=unit))
     return found
+
+
+def joining(settings: Settings) -> list[Row]:
+    """What `load_reinforced` of simulated rows takes more, in a fresh process, if the source is shuffled.
+
+    All images are then hashed and looked up; those here have eight bytes, so that reading them costs nothing. Counted
+    is anonymous memory at its highest.
+    """
+    found = []
+    for rows, folder in simulated(settings):
+        orders = {
+            order: _medians(settings, _joining, folder, order == "shuffled") for order in ("in order", "shuffled")
+        }
+        for unit, against, target in (("s", "the clock", 10), ("MB", "memory", 300)):
+            medians = {f"{order}, {unit}": each[unit] for order, each in orders.items()}
+            added = max(orders["shuffled"][unit] - orders["in order"][unit], 0.0)
+            size, name = max(rows / ROWS, 1), f"joining {rows:,} rows by hash"
+            found.append(Row(name, against, added, target * size, medians, at_most=True, unit=unit))
+    return found
+
+
+def _medians(settings: Settings, setup: Any, *arguments: Any) -> dict[str, float]:
+    runs = []
+    for _ in range(settings.pick(3, 1)):
+        with in_own_process(settings, None, setup, *arguments) as measure:
+            runs.append(measure())
+    return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+
+
+def _joining(folder: Path, shuffled: bool) -> Callable[[], dict[str, float]]:
+    source = Dataset.from_file(str(folder / "source.arrow"))
+    if shuffled:
+        source = source.select(np.random.default_rng(0).permutation(len(source)))
+    disable_progress_bars()
+
+    def measure() -> dict[str, float]:
+        before, start = status("RssAnon"), time.perf_counter()
+        with highest() as memory:
+            load_reinforced(str(folder), source=source)
+        return {"s": time.perf_counter() - start, "MB": max(max(memory) - before, 0.0)}
+
+    return measure
 
 
 def simulated(settings: Settings) -> Iterator[tuple[int, Path]]:
@@ -74,26 +113,23 @@ def _open(folder: Path) -> Any:
     return load_reinforced(str(folder), source=Dataset.from_file(str(folder / "source.arrow")))
 
 
-class Highest:
-    """The most anonymous memory of this process in MB while the context lasts, looked at every 5 ms."""
+@contextmanager
+def highest() -> Iterator[list[float]]:
+    """The anonymous memory of this process in MB while the context lasts, looked at every 5 ms."""
+    ended, seen = threading.Event(), [status("RssAnon")]
 
-    def __init__(self) -> None:
-        self.highest = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+    def watch() -> None:
+        while not ended.wait(0.005):
+            seen.append(status("RssAnon"))
 
-    def _watch(self) -> None:
-        while not self._ended.wait(0.005):
-            self.highest = max(self.highest, status("RssAnon"))
-
-    def __enter__(self) -> "Highest":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.highest = max(self.highest, status("RssAnon"))
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+        seen.append(status("RssAnon"))
 
 
 def _opening(folder: Path) -> Callable[[], dict[str, float]]:
@@ -104,9 +140,9 @@ def _opening(folder: Path) -> Callable[[], dict[str, float]]:
         after = status("RssAnon")
         found |= {"MB added": max(after - before, 0.0), "rows": len(opened)}
         start = time.perf_counter()
-        with Highest() as memory:
+        with highest() as memory:
             next(iter(EpochSampler(opened)))
-        found |= {"order, seconds": time.perf_counter() - start, "order, MB added": max(memory.highest - after, 0.0)}
+        found |= {"order, seconds": time.perf_counter() - start, "order, MB added": max(max(memory) - after, 0.0)}
         rng = np.random.default_rng(0)
         found["us, record"] = _us_a_record(opened, rng.integers(len(opened), size=10_000))
         _us_a_record(opened, np.arange(0, len(opened), 500))  # each chunk is prepared when it is first read

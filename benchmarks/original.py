@@ -42,14 +42,7 @@ def read_record(folder: Path, index: int) -> list[Record]:
 
 
 class OriginalDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Replays records as the original does: PIL operations, a float image, a dense target for each sample.
-
-    Args:
-        files: the image files, in the order of the records.
-        folder: the records.
-        image_size: side of the views in pixels.
-        num_classes: classes of the dense target.
-    """
+    """Replays records as the original does: PIL operations, a float image, a dense target for each sample."""
 
     def __init__(self, files: Sequence[str], folder: Path, image_size: int, num_classes: int = 1000) -> None:
         self.files, self.folder, self.image_size, self.num_classes = files, folder, image_size, num_classes
@@ -64,8 +57,7 @@ class OriginalDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if flip:
             image = F.hflip(image)
         for op, magnitude in rest[0] if rest else ():
-            name = OPERATIONS[op]
-            image = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, None)
+            image = _apply_op(image, OPERATIONS[op], magnitude, InterpolationMode.NEAREST, None)
         pixels: Tensor = F.to_tensor(image)
         if rest and rest[1] is not None:
             pixels = F.erase(pixels, *rest[1], v=torch.zeros(()), inplace=True)

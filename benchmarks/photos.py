@@ -3,16 +3,17 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.sources.image_source import find_columns
 
-DEFAULT, GENERATED = "enlarged", "generated"
 SAMPLES = "imagenet1k_samples256"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -29,17 +30,16 @@ def load_photos(data: str, images: int, cache: Path) -> tuple[Dataset, str]:
     Returns:
         The photos, and in words which they are.
     """
-    enlarged = data == DEFAULT
+    enlarged = data == "enlarged"
     data = SAMPLES if enlarged else data
     path = resolve(data)
-    if data == GENERATED or (data == SAMPLES and not Path(path).exists()):
+    if data == "generated" or (data == SAMPLES and not Path(path).exists()):
         return generated_photos(images, cache), f"{images} generated photos of 468x401 pixels and 110 KB, seed 0"
     files = [file for file in sorted(Path(path).rglob("*")) if file.suffix.lower() in SUFFIXES]
     if files:
         photos = _saved([file.read_bytes() for file in files[:images]], cache)
         return photos, f"{len(photos)} photos of {Path(data).name}"
-    found = load_dataset(path)
-    assert isinstance(found, DatasetDict)
+    found: Any = load_dataset(path)
     split = "train" if "train" in found else next(iter(found))
     column, _ = find_columns(found[split].features, label_column="")
     rows = found[split].select(range(min(images, len(found[split])))).cast_column(column, Image(decode=False))
@@ -48,22 +48,26 @@ def load_photos(data: str, images: int, cache: Path) -> tuple[Dataset, str]:
     return photos, f"{len(photos)} photos of {data}, split {split}{size}"
 
 
-def generated_photos(images: int, cache: Path) -> Dataset:
+def generated_photos(images: int, cache: Path, sides: tuple[int, int, int] = (500, 333, 418)) -> Dataset:
     """JPEG files of noise at all scales, whose mean size in pixels and in bytes is that of ImageNet's photos."""
-    return _saved([_generated(seed) for seed in range(images)], cache)
+    return _saved([_generated(seed, *sides) for seed in range(images)], cache)
 
 
-def _generated(seed: int) -> bytes:
+def _generated(seed: int, longer: int, least: int, most: int) -> bytes:
     rng = np.random.default_rng(seed)
-    width, height = (500, int(rng.integers(333, 418)))[:: 1 if rng.random() < 0.7 else -1]
+    width, height = (longer, int(rng.integers(least, most)))[:: 1 if rng.random() < 0.7 else -1]
     pixels = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((3, 60), (12, 30), (48, 22), (200, 40)):
         coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
         for channel in range(3):
             plane = PILImage.fromarray(coarse[..., channel]).resize((width, height), PILImage.Resampling.BICUBIC)
             pixels[..., channel] += np.asarray(plane)
+    return _jpeg(pixels + 128, 90)
+
+
+def _jpeg(pixels: NDArray[np.float32], quality: int) -> bytes:
     buffer = io.BytesIO()
-    PILImage.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    PILImage.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
@@ -80,29 +84,21 @@ def _enlarged(photo: bytes, seed: int) -> bytes:
     image = image.resize((round(image.width * scale), round(image.height * scale)), PILImage.Resampling.LANCZOS)
     pixels = np.asarray(image, dtype=np.float32)
     grain = np.random.default_rng(seed).normal(0, 9, (*pixels.shape[:2], 1)).astype(np.float32)
-    buffer = io.BytesIO()
-    PILImage.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
+    return _jpeg(pixels + grain, 95)
 
 
 def _saved(encoded: list[bytes], cache: Path, change: Callable[[bytes, int], bytes] | None = None) -> Dataset:
     """The photos with made-up labels, written once and opened from the disk, so that processes share them.
 
-    Args:
-        encoded: the photos.
-        cache: where they are kept.
-        change: makes another photo of each, with its position as a seed.
+    `change` makes another photo of each, with its position as a seed.
     """
     key = xxhash.xxh3_64_hexdigest(b"".join(encoded))
     path = cache / f"photos-{key}{'' if change is None else change.__name__}.parquet"
-    if not path.exists() and change is not None:
-        encoded = [change(photo, seed) for seed, photo in enumerate(encoded)]
     if not path.exists():
+        encoded = encoded if change is None else [change(photo, seed) for seed, photo in enumerate(encoded)]
         names = ClassLabel(names=[f"class {index:03d}" for index in range(1000)])
-        rows = {
-            "image": [{"bytes": photo, "path": None} for photo in encoded],
-            "label": [row % 1000 for row in range(len(encoded))],
-        }
+        images = [{"bytes": photo, "path": None} for photo in encoded]
+        rows = {"image": images, "label": [row % 1000 for row in range(len(images))]}
         path.parent.mkdir(parents=True, exist_ok=True)
         features = Features({"image": Image(decode=False), "label": names})
         Dataset.from_dict(rows, features=features).to_parquet(str(path))

@@ -111,11 +111,7 @@ def made_up_config(policy: AugmentationPolicy, num_samples: int, num_rows: int) 
 
 
 def both_formats(settings: Settings, policy_name: str, num_samples: int) -> tuple[Path, Path]:
-    """The same N records of every photo in our format and in the original's.
-
-    Returns:
-        A folder for `load_reinforced`, and a folder of the original's files.
-    """
+    """The same N records of every photo: a folder for `load_reinforced`, and one of the original's files."""
     photos, policy = settings.photos, load_policy(policy_name, settings.image_size)
     folder = settings.cache / f"{policy_name}-{len(photos)}x{num_samples}-{photos_key(photos)}"
     ours, original = folder / "ours", folder / "original"
@@ -146,16 +142,7 @@ def encoded_photos(photos: Dataset, count: int) -> list[bytes]:
     return [item["image"]["bytes"] for item in photos.select(range(min(count, len(photos))))]
 
 
-def generate(
-    photos: Dataset,
-    teacher: Teacher,
-    policy: AugmentationPolicy,
-    folder: Path,
-    num_samples: int,
-    device: str = "cpu",
-    **options: Any,
-) -> None:
+def generate(photos: Dataset, teacher: Teacher, policy: AugmentationPolicy, folder: Path, **options: Any) -> None:
     """`reinforce` into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    options = {"num_samples": num_samples, "class_map": "identity", "device": device, **options}
-    reinforce(photos, teacher, policy, folder, **options)
+    reinforce(photos, teacher, policy, folder, **{"class_map": "identity", "device": "cpu", **options})

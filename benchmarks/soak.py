@@ -6,7 +6,6 @@ most a byte for each image that was trained on and 4 MiB that an allocator may m
 """
 
 import argparse
-import io
 import json
 import time
 from collections.abc import Callable
@@ -16,15 +15,13 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
 from scipy.stats import theilslopes
 from transformers import PrinterCallback, TrainerCallback
 
-from benchmarks.records import made_up_teacher
-from benchmarks.report import machine
+from benchmarks.measure import machine
+from benchmarks.photos import generated_photos
+from benchmarks.records import generate, made_up_teacher
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_policy, load_reinforced
-from hf_reinforce import reinforce as reinforce_dataset
 from hf_reinforce.augmentations.policies import evaluation_policy
 from hf_reinforce.models.students import create_student
 
@@ -81,37 +78,19 @@ def growth(samples: list[dict[str, float]], warm_up: float = WARM_UP) -> dict[st
     return found
 
 
-def photos(count: int) -> Dataset:
-    """Small JPEG files of noise."""
-    rng, rows = np.random.default_rng(0), []
-    for _ in range(count):
-        buffer = io.BytesIO()
-        small = PILImage.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        small.resize((96, 72), PILImage.Resampling.BICUBIC).save(buffer, "JPEG")
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    features = Features({"image": Image(decode=False), "label": ClassLabel(names=[str(i) for i in range(1000)])})
-    return Dataset.from_dict({"image": rows, "label": list(range(count))}, features=features)
-
-
 def soak(
     folder: Path,
     finished: Callable[[dict[str, float]], bool],
     images: int = IMAGES,
-    change: Callable[[Any], Any] | None = None,
+    change: Callable[[Any], Any] = lambda dataset: dataset,
 ) -> list[dict[str, float]]:
-    """Trains until a sample of its `Watch` is the last, and returns all samples.
+    """Trains with so many images in an epoch until a sample of its `Watch` is the last, and returns all samples.
 
-    Args:
-        folder: where the dataset and the student go.
-        finished: whether a sample is the last.
-        images: photos in an epoch.
-        change: makes another training set of the reinforced one.
+    `change` makes another training set of the reinforced one.
     """
-    source = photos(images)
-    policy = load_policy("randaug", SIDE)
-    plus = folder / f"plus-{images}"
-    reinforce_dataset(source, made_up_teacher(SIDE), policy, plus, num_samples=4, embed_images=True, device="cpu")
-    train = load_reinforced(str(plus))
+    source, plus = generated_photos(images, folder, (96, 60, 72)), folder / f"plus-{images}"
+    generate(source, made_up_teacher(SIDE), load_policy("randaug", SIDE), plus, num_samples=4, embed_images=True)
+    train = change(load_reinforced(str(plus)))
     torch.manual_seed(0)
     args = KDTrainingArguments(
         output_dir=str(folder / "student"),
@@ -131,7 +110,6 @@ def soak(
     watch = Watch(finished)
     evaluation = AugmentedDataset(ImageSource.of(source.select(range(min(64, images)))), evaluation_policy(SIDE))
     student = create_student("test_resnet", 1000, SIDE)
-    train = train if change is None else change(train)
     trainer = KDTrainer(student, args, train, evaluation, callbacks=[watch])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -143,16 +121,13 @@ def draw(samples: list[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True)
     minutes = [sample["seconds"] / 60 for sample in samples]
-    for axes, names, scale in ((top, SERIES[:2], MIB), (bottom, SERIES[2:], 1)):
+    panels = ((SERIES[:2], MIB, "resident memory, MiB"), (SERIES[2:], 1, "number, all processes"))
+    for axes, (names, scale, label) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
         for name in names:
             axes.plot(minutes, [sample[name] / scale for sample in samples], label=name)
-        axes.set_ylim(bottom=0)
+        axes.set(ylim=(0, None), ylabel=label, xlabel="minutes of training")
         axes.legend()
-    top.set_ylabel("resident memory, MiB")
-    bottom.set_ylabel("number, all processes")
-    bottom.set_xlabel("minutes of training")
     figure.savefig(path, dpi=110)
 
 

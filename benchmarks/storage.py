@@ -1,7 +1,9 @@
-"""What is stored: reading a record, and bytes of a record."""
+"""What is stored: reading a record, bytes of a record, and importing records of the original implementation."""
 
 import shutil
+import statistics
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from benchmarks import original
-from benchmarks.measure import Row, Settings, interleave, timed
+from benchmarks.measure import Row, Settings, faster, interleave, timed
 from benchmarks.photos import photos_key
-from benchmarks.records import both_formats, made_up_teacher
-from hf_reinforce import Teacher, load_policy, load_reinforced, load_teacher, reinforce
+from benchmarks.records import CLASSES, both_formats, generate, made_up_teacher
+from hf_reinforce import Teacher, load_policy, load_reinforced, load_teacher
+from hf_reinforce.importers.ml_dr import import_ml_dr
 from hf_reinforce.local_copies import resolve
 from hf_reinforce.store.atomic import whole_file
 from hf_reinforce.targets.class_distribution import KL_BOUND, Targets, rounding_kl, top_k_targets
@@ -44,10 +47,10 @@ def record_read(settings: Settings) -> list[Row]:
 
     variants = {"ours": timed(read_ours, count, 1e6), "one torch.save an image": timed(read_original, count, 1e6)}
     medians = interleave(variants, settings.repetitions)
-    ratio = medians["one torch.save an image"] / medians["ours"]
+    name = "reading a record, N = 400"
     return [
-        Row("reading a record, N = 400", "one torch.save an image", ratio, 500, medians),
-        Row("reading a record, N = 400", "the clock", medians["ours"], 3, medians, at_most=True, unit="us"),
+        faster(name, "one torch.save an image", medians, "ours", 500),
+        Row(name, "the clock", medians["ours"], 3, medians, at_most=True, unit="us"),
     ]
 
 
@@ -95,21 +98,30 @@ def record_bytes(settings: Settings) -> list[Row]:
         "ours": sum(file.stat().st_size for file in files) / views,
         "the original's tar.gz": tar_file.stat().st_size / views,
     }
-    ratio = medians["the original's tar.gz"] / medians["ours"]
-    note = f"{len(photos)} photos"
-    return [
-        Row("bytes per reinforcement, randaug, N = 50", "the original's tar.gz", ratio, 2.8, medians, note=note),
-        Row(
-            "rounding of stored targets, worst record",
-            "the teacher's own outputs",
-            worst,
-            KL_BOUND,
-            {"KL": worst},
-            at_most=True,
-            unit="nats",
-            note=f"{views:,} records of {_teacher_name(settings) or 'a made-up teacher'}",
-        ),
-    ]
+    row = faster("bytes per reinforcement, randaug, N = 50", "the original's tar.gz", medians, "ours", 2.8)
+    name, against = "rounding of stored targets, worst record", "the teacher's own outputs"
+    note = f"{views:,} records of {_teacher_name(settings) or 'a made-up teacher'}"
+    rounding = Row(name, against, worst, KL_BOUND, {"KL": worst}, at_most=True, unit="nats", note=note)
+    return [replace(row, note=f"{len(photos)} photos"), rounding]
+
+
+def importing(settings: Settings) -> list[Row]:
+    """`import_ml_dr` of a tar with N = 400 compressed records an image, in records a second of CPU time."""
+    num_samples = settings.pick(400, 3)
+    _, records = both_formats(settings, "randaug", num_samples)
+    photos = settings.photos.select(range(min(128, len(settings.photos))))
+    archive, folder = settings.cache / f"randaug-{len(photos)}x{num_samples}.tar", settings.cache / "imported"
+    with tarfile.open(archive, "w") as tar:
+        for row in range(len(photos)):
+            tar.add(records / f"{row}.pth.tar", f"reinforced_data/{row}.pth.tar")
+    policy, speeds = load_policy("randaug", settings.image_size), []
+    for _ in range(settings.pick(4, 1)):
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.process_time()
+        import_ml_dr([archive], photos, folder, policy=policy, num_classes=CLASSES, label_column="")
+        speeds.append(len(photos) * num_samples / (time.process_time() - start))
+    speed = statistics.median(speeds[1:] or speeds)  # the first one warms up
+    return [Row("importing", "one core", speed, 20_000, {"records a second": speed}, unit="records/s")]
 
 
 def _teacher_name(settings: Settings) -> str | None:
@@ -120,11 +132,10 @@ def _reinforce_and_record(settings: Settings, photos: Dataset, folder: Path, num
     """Reinforces and returns what the teacher said before it was rounded, [image, slot, ...]."""
     name = _teacher_name(settings)
     teacher = made_up_teacher(settings.image_size) if name is None else load_teacher(name)
-    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left was not recorded
     recorder = Recorder(teacher.members[0].model)
     teacher = Teacher([replace(teacher.members[0], model=recorder)])
-    policy = load_policy("randaug", settings.image_size)
-    reinforce(photos, teacher, policy, folder, num_samples=num_samples, class_map="identity", device=settings.device)
+    options = {"num_samples": num_samples, "device": settings.device}
+    generate(photos, teacher, load_policy("randaug", settings.image_size), folder, **options)
     batches = recorder.answers[-num_samples * -(-len(photos) // 64) :]  # the first answers were about no image
     parts: dict[str, list[Tensor]] = {"label": [], "value": [], "tail": []}
     for start in range(0, len(batches), num_samples):  # a block of images, slot after slot

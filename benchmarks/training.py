@@ -9,7 +9,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.generation import random_teacher
-from benchmarks.measure import Measure, Row, Settings, interleave
+from benchmarks.measure import Measure, Row, Settings, faster, interleave
 from benchmarks.records import both_formats
 from hf_reinforce import AugmentedDataset, ImageSource, KDTrainer, KDTrainingArguments, load_reinforced
 from hf_reinforce.models.students import create_student
@@ -77,9 +77,11 @@ def step(settings: Settings, dataset: Any, method: str, steps: int, ready: bool,
     return measure
 
 
-def _reinforced(settings: Settings) -> Any:
+def _datasets(settings: Settings) -> tuple[Any, Any]:
+    """The photos with stored targets, and with labels under the same policy."""
     ours, _ = both_formats(settings, "randaug", settings.pick(400, 3))
-    return load_reinforced(str(ours), "randaug", source=settings.photos)
+    reinforced = load_reinforced(str(ours), "randaug", source=settings.photos)
+    return reinforced, AugmentedDataset(ImageSource.of(settings.photos), reinforced.policy)
 
 
 def training_step(settings: Settings) -> list[Row]:
@@ -88,8 +90,7 @@ def training_step(settings: Settings) -> list[Row]:
     Both draw from the same policy, `randaug`, with the same loader settings; the step on ready batches leaves the
     loader out.
     """
-    reinforced = _reinforced(settings)
-    plain = AugmentedDataset(ImageSource.of(settings.photos), reinforced.policy)
+    reinforced, plain = _datasets(settings)
     rows = []
     for ready, name in ((False, "training step"), (True, "training step, ready batches")):
         steps = settings.pick(8, WARM_UP + 2)
@@ -105,23 +106,14 @@ def training_step(settings: Settings) -> list[Row]:
 
 def online_step(settings: Settings) -> list[Row]:
     """A step of online distillation, the teacher in it, against one with stored targets, on ready batches, in ms."""
-    reinforced = _reinforced(settings)
-    plain = AugmentedDataset(ImageSource.of(settings.photos), reinforced.policy)
-    teachers = {
-        name: random_teacher(settings.pick(name, "test_resnet"), settings) for name in ("efficientnet_b0", "resnet50")
-    }
-    steps = settings.pick(6, WARM_UP + 2)
+    reinforced, plain = _datasets(settings)
+    steps, targets = settings.pick(6, WARM_UP + 2), {"efficientnet_b0": 3.5, "resnet50": 7.0}
     variants = {"reinforced": step(settings, reinforced, "reinforced", steps, True)}
-    for name, teacher in teachers.items():
+    for name in targets:
+        teacher = random_teacher(settings.pick(name, "test_resnet"), settings)
         variants[f"online, {name}"] = step(settings, plain, "online", steps, True, teacher)
-    medians = interleave(variants, settings.pick(3, 1))
+    medians, against = interleave(variants, settings.pick(3, 1)), "a reinforced step"
     return [
-        Row(
-            f"online distillation with {name}",
-            "a reinforced step",
-            medians[f"online, {name}"] / medians["reinforced"],
-            target,
-            medians,
-        )
-        for name, target in (("efficientnet_b0", 3.5), ("resnet50", 7.0))
+        faster(f"online distillation with {name}", against, medians, "reinforced", target, other=f"online, {name}")
+        for name, target in targets.items()
     ]

@@ -60,10 +60,7 @@ def parse(
         further_help: last lines of `--help`, about these.
         argv: arguments, default those of the process.
         first: the flag that may be left out before the first words.
-        defaults: of flags that have another default, or none.
-
-    Raises:
-        ValueError: for a flag that does not exist, or a value that it cannot have.
+        defaults: of flags that have another default.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if first and argv and not argv[0].startswith("-") and not argv[0].endswith(YAML):
@@ -104,11 +101,7 @@ def known_words(argv: list[str], parser: Any) -> list[str]:
 
 
 def with_file(argv: list[str]) -> list[str]:
-    """The arguments, with the flags of a YAML file instead of its name.
-
-    Raises:
-        ValueError: if there is no such file, or it holds something else than flags.
-    """
+    """The arguments, with the flags of a YAML file instead of its name."""
     from hf_reinforce.augmentations.documents import read_document
 
     if not argv or not argv[0].endswith(YAML):

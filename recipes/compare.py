@@ -73,10 +73,7 @@ def training(folder):
     """Method and epochs of the student that an evaluation lies beside, as far as train_kd.py left them."""
     found = {}
     for path in (folder.resolve().parent / name for name in ("run.json", "train_results.json")):
-        try:
-            found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); restore it or take it away.") from error
+        found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return ", ".join(f"{key} {found[key]}" for key in ("method", "epoch") if key in found)
 
 
@@ -87,8 +84,7 @@ def common_datasets(groups):
     common = {name: found for name, found in first.items() if all(name in datasets for datasets in others)}
     if not common:
         raise ValueError(
-            f"The runs {', '.join(map(str, runs))} have no dataset in common; evaluate them with the same --suite, or "
-            "the same --dataset_name, of recipes/evaluate.py."
+            f"The runs {', '.join(map(str, runs))} have no dataset in common; evaluate all with the same --suite."
         )
     differing, source = set(), ("dataset_name", "dataset_config_name", "revision", "split")
     for name, ours in common.items():
@@ -105,12 +101,9 @@ def common_datasets(groups):
 
 
 def scores_of(runs, names, num_resamples, seed):
-    """What a group scored on a dataset, or on the mean over several.
-
-    Returns:
-        The metrics of each run, [S, M]; those of resampled images, mean over the runs, [R, M]; checksums of the rows,
-        only one where all runs saw the same; the numbers that the students' names end in, none if these are not S.
-    """
+    """What a group scored on a dataset, or on the mean over several: the metrics of each run, [S, M]; those of
+    resampled images, mean over the runs, [R, M]; checksums of the rows, only one where all runs saw the same; the
+    numbers that the students' names end in, none if these are not S."""
     import numpy as np
 
     from hf_reinforce.metrics import checksum, measure, resample

@@ -4,21 +4,29 @@
 
 A teacher learns from 1,197 digits. The students' training set is 50 of these: once with its labels (plain), once with
 the teacher at every step (online), once reinforced. All three draw from the same augmentation policy, take the same
-number of steps and are evaluated on 600 digits that nobody has seen. Results: outputs/demo/report.md, report.json and
-pictures.
+number of steps and are evaluated on 600 digits that nobody has seen. Results: outputs/demo/report.md and report.json.
 """
 
+import contextlib
 import io
+import json
 import os
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+import reinforce
+import train_kd
 from arguments import one_line_errors, option, parse, write_json
 
 METHODS = ("plain", "online", "reinforced")
-HELD_OUT, OF_STUDENTS = 600, 50
-TEACHER, TEACHER_EPOCHS, STUDENT = "resnet18", 12, "resnet10t"
+TEACHER, STUDENT, HELD_OUT, OF_STUDENTS = "resnet18", "resnet10t", 600, 50
+POLICY = str(Path(__file__).parent / "digits_plus/policy.yaml")
+TRAINING = """--eval_split test --per_device_train_batch_size 50 --per_device_eval_batch_size 200 --timm_optimizer sgd
+--learning_rate 0.05 --weight_decay 5e-4 --lr_scheduler_type cosine --warmup_steps 0.1 --save_strategy no
+--logging_strategy no --disable_tqdm True --report_to none --log_level error"""
 REPORT = """# The same student, the same steps, three ways
 
 | training | accuracy | ECE | seconds per epoch |
@@ -32,8 +40,6 @@ the paper, it has seen more data than the students' training set holds, and that
 `digits-plus/` holds N = {args.num_samples} reinforcements of each image.
 
 ![views and targets](digits-plus/digits/preview.png)
-
-![reliability](reliability.png)
 """
 
 
@@ -42,6 +48,7 @@ class DemoArguments:
     output_dir: str = option("Where the results go.", "outputs/demo")
     num_samples: int = option("N, reinforcements per image.", 50)
     num_epochs: int = option("Epochs of a student.", 100)
+    teacher_epochs: int = option("Epochs of the teacher.", 12)
     num_seeds: int = option("Students of each method.", 3)
 
 
@@ -49,40 +56,27 @@ class DemoArguments:
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here; nothing is looked up
     (args,) = parse(__doc__, [DemoArguments])
-    import transformers
-
-    from hf_reinforce import load_policy, load_reinforced, load_teacher, reinforce, write_dataset_card, write_preview
-    from hf_reinforce.evaluation.pictures import draw_reliability
-
-    transformers.utils.logging.set_verbosity_error()
     output = Path(args.output_dir)
-    policy = load_policy(str(Path(__file__).parent / "digits_plus/policy.yaml"))
-    digits = load_digits()
-    test, of_teacher = digits.select(range(HELD_OUT)), digits.select(range(HELD_OUT, len(digits)))
-    of_students = of_teacher.select(range(OF_STUDENTS))
+    digits, teacher, plus = (str(output / name) for name in ("digits", "teacher", "digits-plus"))
+    write_digits(output)
 
-    print(f"Teacher: {TEACHER} learns from {len(of_teacher)} digits", flush=True)
-    place = output / "teacher"
-    metrics, _ = train(TEACHER, "plain", augmented(of_teacher, policy, 0), test, TEACHER_EPOCHS, 0, place)
-    teacher, accuracy = load_teacher(str(place)), metrics["accuracy"]
+    print(f"Teacher: {TEACHER} learns from 1,197 digits", flush=True)
+    data = ["--dataset_name", f"{digits}-of-teacher", "--policy", POLICY, "--method", "plain"]
+    accuracy = train(teacher, *data, model_name_or_path=TEACHER, num_train_epochs=args.teacher_epochs)["accuracy"]
     print(f"  accuracy {accuracy:.3f} on {HELD_OUT} held-out digits", flush=True)
 
     print(f"Reinforce {OF_STUDENTS} digits: {args.num_samples} augmentations of each, seen once by the teacher")
-    folder = output / "digits-plus"
-    options = {"num_samples": args.num_samples, "embed_images": True, "device": "cpu"}
-    write_preview(reinforce(of_students, teacher, policy, folder, **options))
-    write_dataset_card(folder)
+    run = {"dataset_name": digits, "teacher_name_or_path": teacher, "policy": POLICY, "output_dir": plus}
+    call(reinforce, num_samples=args.num_samples, embed_images=True, device="cpu", **run)
 
-    runs, diagrams = {method: [] for method in METHODS}, {}
+    runs = {method: [] for method in METHODS}
     for seed in range(args.num_seeds):
         for method in METHODS:
-            reinforced = method == "reinforced"
-            data = load_reinforced(str(folder), seed=seed) if reinforced else augmented(of_students, policy, seed)
-            place = output / f"students/{method}-{seed}"
-            metrics, diagram = train(STUDENT, method, data, test, args.num_epochs, seed, place, teacher)
-            runs[method].append(metrics)
-            diagrams.setdefault(method, diagram)
-            print(f"  seed {seed}, {method:10} accuracy {metrics['accuracy']:.3f}", flush=True)
+            data = ["--dataset_name", plus, "--eval_dataset_name", digits, "--method", method]
+            data += ["--teacher_name_or_path", teacher] if method == "online" else []
+            settings = {"model_name_or_path": STUDENT, "num_train_epochs": args.num_epochs, "seed": seed}
+            runs[method].append(train(f"{output}/students/{method}-{seed}", *data, **settings))
+            print(f"  seed {seed}, {method:10} accuracy {runs[method][-1]['accuracy']:.3f}", flush=True)
 
     report = {method: mean_and_spread(metrics) for method, metrics in runs.items()}
     write_json(output / "report.json", report)
@@ -90,73 +84,43 @@ def main() -> None:
     rows = "\n".join(row.format(method, **found) for method, found in report.items())
     text = REPORT.format(rows=rows, args=args, accuracy=accuracy)
     (output / "report.md").write_text(text, encoding="utf-8")
-    draw_reliability(diagrams, {method: runs[method][0]["ece"] for method in METHODS}, output / "reliability.png")
-    print(f"\n{text}\nWritten: {output / 'report.md'}, {folder}/")
+    print(f"\n{text}\nWritten: {output / 'report.md'}, {plus}/")
 
 
-def load_digits():
-    """The 1,797 digits as PNG images, in a random order."""
+def write_digits(output):
+    """The digits as PNG images in Parquet files: 600 held out, the rest for the teacher, some of it for students."""
     import numpy as np
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as PILImage
-    from sklearn import datasets
+    from sklearn.datasets import load_digits
 
-    data = datasets.load_digits()
-    rows = []
+    data, rows = load_digits(), []
     for index in np.random.default_rng(0).permutation(len(data.images)):
         buffer = io.BytesIO()
         PILImage.fromarray((data.images[index] * 255 / 16).round().astype(np.uint8)).save(buffer, format="PNG")
         rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": int(data.target[index])})
-    names = [str(digit) for digit in range(10)]
-    return Dataset.from_list(rows, features=Features({"image": Image(), "label": ClassLabel(names=names)}))
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    for folder, end in (("digits", HELD_OUT + OF_STUDENTS), ("digits-of-teacher", None)):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+        for split, part in (("train", rows[HELD_OUT:end]), ("test", rows[:HELD_OUT])):
+            Dataset.from_list(part, features=features).to_parquet(output / folder / f"{split}.parquet")
 
 
-def augmented(rows, policy, seed):
-    from hf_reinforce import AugmentedDataset, ImageSource
+def call(recipe, *words, **flags):
+    """Runs another recipe, which prints nothing."""
+    argv = [*words, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]
+    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(sys, "argv", [recipe.__name__, *argv]):
+        recipe.main()
 
-    return AugmentedDataset(ImageSource.of(rows), policy, seed=seed)
 
-
-def train(architecture, method, data, test, epochs, seed, folder, teacher=None):
-    """Trains and evaluates one network; returns its metrics and its reliability diagram."""
+def train(folder, *words, **flags):
+    """Trains and evaluates one network with `train_kd.py`; returns its figures."""
     import torch
-    from transformers import set_seed
 
-    from hf_reinforce import KDTrainer, KDTrainingArguments, create_student, evaluation_policy
-    from hf_reinforce.metrics import measure, reliability, score
-
-    set_seed(seed)
-    side = data.policy.image_size
-    test_set = augmented(test, evaluation_policy(side), 0)
-    trainer = KDTrainer(
-        create_student(architecture, 10, side, test.features["label"].names),
-        KDTrainingArguments(
-            output_dir=str(folder),
-            method=method,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=50,
-            per_device_eval_batch_size=200,
-            timm_optimizer="sgd",
-            learning_rate=0.05,
-            weight_decay=5e-4,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            save_strategy="no",
-            logging_strategy="no",
-            seed=seed,
-            use_cpu=not torch.cuda.is_available(),
-            disable_tqdm=True,
-            report_to="none",
-        ),
-        train_dataset=data,
-        eval_dataset=test_set,
-        teacher=teacher if method == "online" else None,
-    )
-    result = trainer.train()
-    trainer.save_model()
-    prediction = trainer.predict(test_set)
-    scores = score(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
-    return {**measure(scores), "seconds_per_epoch": result.metrics["train_runtime"] / epochs}, reliability(scores)
+    call(train_kd, *TRAINING.split(), *words, output_dir=folder, use_cpu=not torch.cuda.is_available(), **flags)
+    found = json.loads((Path(folder) / "all_results.json").read_text(encoding="utf-8"))
+    seconds = found["train_runtime"] / found["epoch"]
+    return {"accuracy": found["eval_accuracy"], "ece": found["eval_ece"], "seconds_per_epoch": seconds}
 
 
 def mean_and_spread(runs):

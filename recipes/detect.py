@@ -73,10 +73,7 @@ def main() -> None:
 
     train, test = dataset("train"), dataset("eval")
     if test is not None and test.class_names != train.class_names:
-        raise ValueError(
-            f"The categories to evaluate on ({len(test.class_names)}: {test.class_names[0]}, ...) are not those of "
-            f"training ({len(train.class_names)}: {train.class_names[0]}, ...); choose annotations of one dataset."
-        )
+        raise ValueError("The categories to evaluate on are not those of training; choose annotations of one dataset.")
     settings = ("architecture", "min_size", "max_size", "anchor_scale", "fpn_channels", "fixed_batch_norm")
     options = {name: getattr(data, name) for name in settings}
     options["options"] = json_object("detector_args", data.detector_args)
@@ -100,14 +97,7 @@ def backbone(model):
 
 
 def rows_of(data, part, files, read):
-    """Rows of a part of the data, None where it is not named.
-
-    Args:
-        data: flags of the recipe.
-        part: `train` or `eval`.
-        files: what the images are named with, `annotations` or `masks`.
-        read: makes rows of both.
-    """
+    """Rows of a part, `train` or `eval`, None where it is not named; `read` makes rows of images and their `files`."""
     from hf_reinforce.hub.load import load_source
 
     images, other, split = (getattr(data, f"{part}_{name}") for name in ("images", files, "split"))

@@ -5,11 +5,10 @@ python recipes/evaluate.py --model_name_or_path outputs/student --suite cifar_ro
     --output_dir outputs/student/evaluation
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import check_device, class_map, one_line_errors, option, parse, required, write_json
+from arguments import check_device, class_map, one_line_errors, option, parse, process, required, write_json
 
 
 @dataclass
@@ -45,20 +44,27 @@ def main() -> None:
     if (args.dataset_name is None) == (args.suite is None):
         raise ValueError("Name either a dataset with --dataset_name, or a --suite.")
     check_device(args.device)
-    if args.output_dir:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    import torch
+    from accelerate import PartialState
 
+    from hf_reinforce import EvaluationSettings, load_teacher
     from hf_reinforce.evaluation.evaluator import is_main_process
+    from hf_reinforce.evaluation.report import write_report
 
-    evaluation, figures = evaluate_datasets(args) if args.suite else evaluate_dataset(args)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if process()[1] > 1:  # started by accelerate launch or torchrun
+        device = str(PartialState(cpu=device == "cpu").device)
+    sizes = (args.image_size, args.crop_pct)
+    settings = EvaluationSettings(args.batch_size, args.num_workers, device, *sizes, args.seed)
+    model = load_teacher(args.model_name_or_path, checkpoint=args.model_checkpoint, revision=args.model_revision)
+    evaluate = evaluate_datasets if args.suite else evaluate_dataset
+    evaluation, figures = evaluate(args, model.to(device, args.dtype), settings)
     if is_main_process():
         for name, value in figures.items():
             print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
         if args.output_json:
             write_json(args.output_json, figures)
         if args.output_dir:
-            from hf_reinforce.evaluation.report import write_report
-
             evaluation.save(args.output_dir)
             if evaluation.datasets:
                 write_report(args.output_dir)
@@ -67,13 +73,11 @@ def main() -> None:
         raise ValueError(f"{len(evaluation.skipped)} datasets of the suite could not be evaluated: {reasons}")
 
 
-def evaluate_datasets(args):
+def evaluate_datasets(args, model, settings):
     from hf_reinforce import evaluate_suite, load_suite
     from hf_reinforce.evaluation.evaluator import is_main_process
 
-    suite, settings = load_suite(args.suite), make_settings(args)
-    model = load_model(args).to(settings.device, args.dtype)
-    names = " + ".join(args.model_name_or_path)
+    suite, names = load_suite(args.suite), " + ".join(args.model_name_or_path)
     found = evaluate_suite(model, names, suite, settings, args.output_dir, args.max_samples)
     if is_main_process():
         for name, result in found.datasets.items():
@@ -81,15 +85,14 @@ def evaluate_datasets(args):
     return found, {"model": names, "suite": suite.name, **found.summary}
 
 
-def evaluate_dataset(args):
+def evaluate_dataset(args, model, settings):
     from hf_reinforce import ImageSource, SuiteEntry
     from hf_reinforce.evaluation import evaluator
     from hf_reinforce.evaluation.tasks import open_rows, open_task
     from hf_reinforce.models.classes import tables
 
     rows, commit = open_rows(args.dataset_name, args.dataset_config_name, args.split, args.dataset_revision)
-    model, given = load_model(args), class_map(args.class_map)
-    label_column, classes, named = args.label_column_name, None, args.classes_from
+    label_column, classes, named, given = args.label_column_name, None, args.classes_from, class_map(args.class_map)
     if named in rows.column_names:
         label_column = named
     elif named is not None:
@@ -113,32 +116,12 @@ def evaluate_dataset(args):
         scoring=args.scoring,
     )
     task = open_task(rows, entry, model.class_names, model.num_classes, args.max_samples)
-    settings = make_settings(args)
     found = evaluator.new_evaluation(" + ".join(args.model_name_or_path), None, settings)
     name = Path(args.dataset_name).name
-    model.to(settings.device, args.dtype)
     evaluator.evaluate_entry(model, name, entry, {"": task}, settings, found, args.output_dir)
     result = found.datasets[name]
     figures = {"model": found.model, "dataset": args.dataset_name, "split": args.split, **result.metrics}
     return found, {**figures, "num_samples": float(result.num_samples), "classes": result.class_map}
-
-
-def load_model(args):
-    from hf_reinforce import load_teacher
-
-    return load_teacher(args.model_name_or_path, checkpoint=args.model_checkpoint, revision=args.model_revision)
-
-
-def make_settings(args):
-    import torch
-    from accelerate import PartialState
-
-    from hf_reinforce import EvaluationSettings
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # started by accelerate launch or torchrun
-        device = str(PartialState(cpu=device == "cpu").device)
-    return EvaluationSettings(args.batch_size, args.num_workers, device, args.image_size, args.crop_pct, args.seed)
 
 
 if __name__ == "__main__":

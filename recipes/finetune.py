@@ -44,11 +44,8 @@ def main() -> None:
     own, data, model, args = read_flags(sys.argv[1:])
     from hf_reinforce.hub.load import is_reinforced
 
-    if "/" not in model.model_name_or_path and not Path(model.model_name_or_path).exists():
-        raise ValueError(
-            f"{model.model_name_or_path!r} is an architecture without weights; fine-tune a Hub id or a folder, or "
-            "train from random weights with recipes/train_kd.py."
-        )
+    if "/" not in (name := model.model_name_or_path) and not Path(name).exists():
+        raise ValueError(f"{name!r} is an architecture without weights; fine-tune a Hub id or a folder.")
     rates, seeds, output_dir = own.learning_rates or [args.learning_rate], own.seeds or [args.seed], args.output_dir
     method = "reinforced" if is_reinforced(data.dataset_name) else "plain"
     results = []

@@ -68,17 +68,16 @@ def main() -> None:
 
 def read_id_map(args, dataset):
     """The row of each index of the archive, None for the same."""
+    import numpy as np
+
+    from hf_reinforce.augmentations.documents import read_document
+    from hf_reinforce.importers.ml_dr.images import image_folder_order
+
     if args.id_map is None:
         return None
     if args.id_map == "image_folder":
-        from hf_reinforce.importers.ml_dr.images import image_folder_order
-
         return image_folder_order(dataset, args.file_name_column_name, args.image_column_name, args.label_column_name)
-    from hf_reinforce.augmentations.documents import read_document
-
     if args.id_map.endswith(".npy"):
-        import numpy as np
-
         try:
             return np.load(args.id_map, allow_pickle=False)
         except (ValueError, EOFError) as error:

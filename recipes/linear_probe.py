@@ -46,11 +46,10 @@ def main() -> None:
         if args.output_json:
             write_json(args.output_json, results)
     print("| model | pixels | features | C | top-1 | top-5 | NLL | ECE |\n|---|---|---|---|---|---|---|---|")
+    line = "| {model} | {image_size} | {features} | {C:g} | {accuracy:.4f} | {accuracy_top5:.4f} | {nll:.3f} "
+    line += "| {ece:.3f} |"
     for row in results:
-        print(
-            f"| {row['model']} | {row['image_size']} | {row['features']} | {row['C']:g} | {row['accuracy']:.4f} "
-            f"| {row['accuracy_top5']:.4f} | {row['nll']:.3f} | {row['ece']:.3f} |"
-        )
+        print(line.format_map(row))
 
 
 def splits(args):
@@ -65,18 +64,17 @@ def splits(args):
             rows = rows.shuffle(args.seed).select(range(limit)) if not sources else rows.select(range(limit))
         names = sources[0].class_names if sources else None
         source = ImageSource.of(rows, args.image_column_name, args.label_column_name, names)
+        place = f"{args.dataset_name}, split {split!r}"
         if not len(source) or not source.has_labels or not source.class_names:
             raise ValueError(
-                f"{args.dataset_name}, split {split!r}, has no rows or no ClassLabel column to probe with; name "
-                "another split, or one with --label_column_name."
+                f"{place} has no rows or no ClassLabel column; choose another --label_column_name or split."
             )
-        source.check_labels(name=f"{args.dataset_name}, split {split!r}")
+        source.check_labels(name=place)
         sources.append(source)
     names = [source.class_names for source in sources]
     if names[0] != names[1]:
         raise ValueError(
-            f"The splits {args.train_split!r} and {args.eval_split!r} have different classes ({len(names[0])}: "
-            f"{names[0][0]}, ...; {len(names[1])}: {names[1][0]}, ...); choose two of one dataset."
+            f"The splits {args.train_split!r} and {args.eval_split!r} have different classes; choose others."
         )
     return sources
 
@@ -91,9 +89,7 @@ def probe(args, name, train, test):
     member = named_member(name, args.model_checkpoint, args.model_revision, head=False)
     own = member.preprocessing
     if own is None:
-        raise ValueError(
-            f"{name} does not say how it wants its images; put its preprocessor_config.json beside its weights."
-        )
+        raise ValueError(f"{name} does not say how it wants its images; add its preprocessor_config.json.")
     size = args.image_size or own.image_size
     member = replace(member, preprocessing=replace(own, image_size=size))
     policy = evaluation_policy(**own.framing(size, args.crop_pct))
@@ -103,18 +99,10 @@ def probe(args, name, train, test):
         for source in (train, test)
     )
     fitted = fit_probe(features, labels, len(train.class_names), args.strengths or STRENGTHS, args.seed)
-    return {
-        "model": name,
-        "dataset": args.dataset_name,
-        "train_split": args.train_split,
-        "eval_split": args.eval_split,
-        "image_size": size,
-        "num_train": len(labels),
-        "features": features.shape[1],
-        "C": fitted.strength,
-        "held_out_nll": fitted.held_out_nll,
-        **fitted.evaluate(test_features, test_labels),
-    }
+    about = {"model": name, "dataset": args.dataset_name, "train_split": args.train_split}
+    about |= {"eval_split": args.eval_split, "image_size": size, "num_train": len(labels)}
+    about |= {"features": features.shape[1], "C": fitted.strength, "held_out_nll": fitted.held_out_nll}
+    return {**about, **fitted.evaluate(test_features, test_labels)}
 
 
 if __name__ == "__main__":

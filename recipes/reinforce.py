@@ -51,27 +51,20 @@ def main() -> None:
     check_device(args.device)
     from accelerate import PartialState
 
-    from hf_reinforce import (
-        ReinforcementConfig,
-        load_policy,
-        load_teacher,
-        reinforce,
-        write_dataset_card,
-        write_preview,
-    )
+    import hf_reinforce
     from hf_reinforce.cards.dataset_card import train_command
     from hf_reinforce.generation.estimate import estimate
     from hf_reinforce.hub.load import load_source
     from hf_reinforce.hub.repository import dataset_commit
 
-    policy = load_policy(args.policy, args.image_size)
+    policy = hf_reinforce.load_policy(args.policy, args.image_size)
     revision = dataset_commit(args.dataset_name, args.dataset_revision)
     source = (args.dataset_name, args.dataset_config_name, args.split, revision)
     dataset, num_images = first_images(source, args) if args.estimate else (load_source(*source), None)
     if args.max_samples is not None:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
         num_images = num_images and min(args.max_samples, num_images)
-    teacher = load_teacher(
+    teacher = hf_reinforce.load_teacher(
         args.teacher_name_or_path,
         checkpoint=args.teacher_checkpoint,
         revision=args.teacher_revision,
@@ -85,7 +78,7 @@ def main() -> None:
     if args.estimate:
         print(estimate(dataset, teacher, policy, num_images=num_images, **options))
         return
-    folder = reinforce(
+    folder = hf_reinforce.reinforce(
         dataset,
         teacher,
         policy,
@@ -98,9 +91,9 @@ def main() -> None:
         **options,
     )
     if PartialState().is_main_process:
-        write_preview(folder, dataset)
-        write_dataset_card(folder.parent)
-        command = train_command(str(folder.parent), folder.name, ReinforcementConfig.load(folder))
+        hf_reinforce.write_preview(folder, dataset)
+        hf_reinforce.write_dataset_card(folder.parent)
+        command = train_command(str(folder.parent), folder.name, hf_reinforce.ReinforcementConfig.load(folder))
         print(f'Done: load_dataset("{folder.parent}", "{folder.name}"). To train a student:\n{command}')
 
 

@@ -35,21 +35,13 @@ class StudyArguments:
 
 @dataclass(frozen=True)
 class Run:
-    """One command of a study.
-
-    Attributes:
-        stage: name of its stage.
-        name: stage and labels, joined by dashes; the names of its log and of its record.
-        command: file of the recipe and its flags.
-        labels: what it is called along each axis of the grid.
-        alone: whether nothing may run beside it, because it is timed.
-    """
+    """One command of a study."""
 
     stage: str
-    name: str
-    command: tuple[str, ...]
-    labels: dict[str, str]
-    alone: bool = False
+    name: str  # stage and labels, joined by dashes; the names of its log and of its record
+    command: tuple[str, ...]  # file of the recipe and its flags
+    labels: dict[str, str]  # what it is called along each axis of the grid
+    alone: bool = False  # whether nothing may run beside it, because it is timed
 
 
 class Stopped(Exception):
@@ -91,9 +83,7 @@ def read_study(path: Path) -> dict[str, Any]:
     expected = {"output_dir": str, "sizes": dict, "stages": dict}
     found = study if isinstance(study, dict) else {}
     if wrong := [key for key, kind in expected.items() if not isinstance(found.get(key), kind)]:
-        raise ValueError(
-            f"{path} is no study: it needs output_dir, sizes by name and stages by name, and lacks {', '.join(wrong)}."
-        )
+        raise ValueError(f"{path} is no study: it needs output_dir, sizes and stages, and lacks {', '.join(wrong)}.")
     return found
 
 
@@ -103,11 +93,7 @@ def records_of(study: dict[str, Any], size: str) -> Path:
 
 
 def runs_of(study: dict[str, Any], size: str, only: list[str]) -> list[Run]:
-    """The commands of a study in their order.
-
-    Raises:
-        ValueError: for an unknown size or stage, or a placeholder that the size does not define.
-    """
+    """The commands of a study in their order."""
     for asked, known, what in ((size, study["sizes"], "size"), *((stage, study["stages"], "stage") for stage in only)):
         if asked not in known:
             raise ValueError(f"The study has no {what} {asked!r}; its {what}s are {', '.join(known)}.")
@@ -183,10 +169,7 @@ def is_done(run: Run, records: Path) -> bool:
     if not path.exists():
         return False
     if json.loads(path.read_text(encoding="utf-8"))["command"] != list(run.command[1:]):
-        raise ValueError(
-            f"{run.name} was run with other settings; remove {path} and its results to run it again, or choose "
-            "another output_dir for the study."
-        )
+        raise ValueError(f"{run.name} was run with other settings; remove {path} and its results to run it again.")
     return True
 
 
@@ -201,8 +184,7 @@ def check_folders(left: list[Run], root: str) -> None:
                 written.add(word)
             elif Path(word).parts[:1] == (root,) and word not in written and not Path(word).exists():
                 raise ValueError(
-                    f"{run.name} needs {word}, which is not there and which no run before it writes; bring it, or "
-                    "run what makes it (a run that is recorded as done is run again without its record)."
+                    f"{run.name} needs {word}, which is not there and which no run before it writes; make it first."
                 )
 
 
@@ -210,10 +192,6 @@ def execute(run: Run, folder: Path, records: Path, deadline: float | None, toget
     """Runs one command, and records command, seconds and, of a recipe that writes them, the figures.
 
     It has its share of the cores where several run `together` and `OMP_NUM_THREADS` is not set.
-
-    Raises:
-        ValueError: if the command fails; the message has its last line.
-        Stopped: if the time is up.
     """
     left = None if deadline is None else deadline - time.monotonic()
     if left is not None and left <= 0:

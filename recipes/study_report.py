@@ -1,7 +1,7 @@
-"""Writes what a study found: the raw figures as JSON, tables and a picture made from them.
+"""Writes what a study found: the raw figures as JSON, tables and pictures made from them.
 
     python recipes/study_report.py --study recipes/cifar100_plus/study.yaml --size cpu --output_dir docs/studies
-    python recipes/study_report.py --results docs/studies/cifar100_plus-study-cpu.json   # tables and picture again
+    python recipes/study_report.py --results docs/studies/cifar100_plus-study-cpu.json   # tables and pictures again
 
 A stage `students` with the axes `student` and `method` becomes the table of the headline; its pictures are accuracy
 against time, and reliability. Every other stage of trainings, but for teachers and timings, has a table of its own; of
@@ -38,9 +38,7 @@ def main() -> None:
     from hf_reinforce.augmentations.documents import read_document
 
     if bool(args.study) == bool(args.results):
-        raise ValueError(
-            "Expected either --study FILE or --results FILE; recipes/cifar100_plus/study.yaml is a study."
-        )
+        raise ValueError("Expected either --study FILE or --results FILE, such as recipes/cifar100_plus/study.yaml.")
     if args.results:
         path = Path(args.results)
         results = read_document(path)
@@ -54,7 +52,8 @@ def main() -> None:
     folder = Path(args.output_dir) if args.output_dir else path.parent
     text = markdown(results)
     (folder / path.with_suffix(".md").name).write_text(text, encoding="utf-8")
-    draw_pictures(results, baseline(results), folder / path.with_suffix(".png").name)
+    if results["rows"]:
+        draw_pictures(results, folder / path.with_suffix(".png").name)
     print(text)
 
 
@@ -64,13 +63,7 @@ def read_json(path):
 
 
 def collect(file, size):
-    """The figures of a study's students that are trained and evaluated.
-
-    Returns:
-        {"study", "size", "machine", "versions", "seconds": {teachers and reinforcement}, "rows": one for each student:
-        {"labels", "epochs", "steps", "metrics", "corrupted_accuracy", "seconds_per_step", "history", "reliability"},
-        "stages": {other stage: [{"labels", "metrics"}]}, "baseline": {"stage", "label"} or None}.
-    """
+    """The figures of a study's students that are trained and evaluated, as docs/studies/*.json keeps them."""
     import torch
     from study import read_study, records_of, runs_of
 
@@ -194,8 +187,7 @@ def minutes_each(results):
 
 
 def durations(item, share):
-    """Seconds of an epoch, minutes of the training, and minutes with its share of the reinforcement, at the speed that
-    the stage `speed` has found."""
+    """Seconds of an epoch, minutes of the training, and minutes with its share of the reinforcement, as timed."""
     if item["seconds_per_step"] is None:
         return ["-", "-", "-"]
     seconds = item["seconds_per_step"] * item["steps"]

@@ -91,8 +91,7 @@ def train(data, model_args, args) -> None:
         )
     if not num_labels:
         raise ValueError(
-            f"{data.dataset_name} has no ClassLabel column, so --method {args.method} cannot use it; name a column of "
-            "texts with --label_column_name, if there is one."
+            f"{data.dataset_name} has no ClassLabel column; name one, also of texts, with --label_column_name."
         )
     input_size = model_args.input_size or data.image_size or train_set.policy.image_size
     further = json_object("model_args", model_args.model_args)
@@ -135,24 +134,22 @@ def train(data, model_args, args) -> None:
 
 def say_ignored(data, model_args, args, is_reinforced) -> None:
     """Names in one line the flags that are not at their default and that a run of this kind does not read."""
-    teacher = ["teacher_name_or_path", "teacher_checkpoint", "teacher_dtype", "class_map"]
-    evaluation = ["eval_dataset_name", "eval_dataset_config_name", "max_eval_samples"]
-    ignored = teacher if args.method != "online" else []
-    ignored += {"plain": ["temperature", "hard_label_weight"], "reinforced": ["stored_views"]}.get(args.method, [])
-    ignored += ["policy", "train_split"] if is_reinforced else ["allow_missing", "accept_pixel_mismatch"]
-    ignored += evaluation if data.eval_split is None else []
-    if args.method != "plain" and not args.hard_label_weight:
-        ignored.append("label_smoothing_factor")
-    if args.timm_optimizer:
-        ignored += ["optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"]
-    given = [
-        f"--{field.name}"
-        for values in (data, model_args, args)
-        for field in fields(values)
-        if field.name in ignored and getattr(values, field.name) not in (field.default, None, [])
-    ]
-    if given:
-        logger.warning("These flags change nothing here: %s.", ", ".join(given))
+    plain = args.method == "plain"
+    ignored = {
+        "teacher_name_or_path teacher_checkpoint teacher_dtype class_map": args.method != "online",
+        "temperature hard_label_weight": plain,
+        "stored_views": args.method == "reinforced",
+        "label_smoothing_factor": not plain and not args.hard_label_weight,
+        "policy train_split": is_reinforced,
+        "allow_missing accept_pixel_mismatch": not is_reinforced,
+        "eval_dataset_name eval_dataset_config_name max_eval_samples": data.eval_split is None,
+        "optim optim_args adam_beta1 adam_beta2 adam_epsilon": bool(args.timm_optimizer),
+    }
+    idle = {flag for flags, is_idle in ignored.items() for flag in flags.split() if is_idle}
+    of_run = ((values, field) for values in (data, model_args, args) for field in fields(values))
+    set_here = [field.name for values, field in of_run if getattr(values, field.name) not in (field.default, None, [])]
+    if given := [name for name in set_here if name in idle]:
+        logger.warning("These flags change nothing here: %s.", ", ".join(f"--{name}" for name in given))
 
 
 def data_commit(data, output_dir):
@@ -240,9 +237,7 @@ def evaluation_data(data, config, evaluated, names, num_labels, preprocessing):
     if data.eval_split is None:
         return None
     if name is None:
-        raise ValueError(
-            f"{data.dataset_name} does not record where its images are; name --eval_dataset_name as well."
-        )
+        raise ValueError(f"{data.dataset_name} does not record where its images are; name --eval_dataset_name.")
     rows = first_rows(data.max_eval_samples, name, config_name, data.eval_split, revision, alone=data.streaming)
     columns = [data.image_column_name, data.label_column_name]
     if config:  # the columns that were reinforced

@@ -49,8 +49,7 @@ def first_checkpoint(args):
         return last
     if not (Path(asked) / "trainer_state.json").is_file():
         raise ValueError(
-            f"--resume_from_checkpoint {asked} is no folder of a checkpoint (it has no trainer_state.json); leave it "
-            "out to go on from the last one, or choose another --output_dir to begin anew."
+            f"--resume_from_checkpoint {asked} is no folder of a checkpoint; leave it out for the last one."
         )
     return asked
 
@@ -85,9 +84,6 @@ def check_same_run(args, asked) -> None:
         f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)
     ]
     if different:
-        raise ValueError(
-            f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir, or ask for "
-            "the same."
-        )
+        raise ValueError(f"{args.output_dir} holds another run ({'; '.join(different)}); choose another --output_dir.")
     if not there and args.process_index == 0:
         write_json(path, asked)

@@ -44,10 +44,7 @@ def main() -> None:
     )
     target, num_samples = dataset.config.classes, dataset.config.num_samples
     if target is None or not all(teacher["weight_hash"] for teacher in target.teachers):
-        raise ValueError(
-            f"{args.dataset_name} has no target over classes whose teachers' weights are recorded, so nobody can ask "
-            "again; verify one that has (--dataset_name)."
-        )
+        raise ValueError(f"{args.dataset_name} has no answers of teachers over classes whose weights are recorded.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     teacher = recorded_teacher(args, target).to(device, target.teachers[0]["dtype"])
     total = len(dataset) * num_samples

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import profile, report
-from benchmarks.__main__ import RESULTS
+from benchmarks import measure
+from benchmarks.__main__ import RESULTS, benchmarks, main
 from benchmarks.measure import Row, Settings, interleave
 from benchmarks.photos import generated_photos, load_photos
-from benchmarks.suite import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,13 +25,13 @@ def settings(tmp_path_factory):
     return Settings(photos, "generated", cache, tiny=True, repetitions=1, start_method="fork", image_size=64)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", benchmarks())
 def test_benchmark_runs(name, settings, tmp_path):
     if name == "memory":  # its process uses threads, which do not survive a fork
         settings = replace(settings, start_method="spawn")
-    rows = BENCHMARKS[name](settings)
+    rows = benchmarks()[name](settings)
     output = tmp_path / "latest.json"
-    report.save(rows, output, settings.data)
+    measure.save(rows, output, settings.data)
     content = json.loads(output.read_text(encoding="utf-8"))
     assert set(content) == {"machine", "versions", "rows"}
     assert {"cpu", "cores", "memory_gb", "gpu", "date"} <= set(content["machine"])
@@ -46,39 +45,36 @@ def test_benchmark_runs(name, settings, tmp_path):
         assert isinstance(row["ok"], bool)
         assert row["medians"] and all(math.isfinite(value) and value >= 0 for value in row["medians"].values())
     for row in rows:
-        assert f"| {row.name} | {row.against} |" in report.table(output)
-
-
-def test_profile_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(profile, "CACHE", tmp_path)
-    monkeypatch.setattr("sys.argv", ["profile", "--data", "generated", "--images", "3"])
-    profile.main()
-    printed = capsys.readouterr().out
-    for step in ("decode", "resize", "rand_augment", "random_erasing", "make the batch", "all"):
-        assert f"| {step} | " in printed
+        assert f"| {row.name} | {row.against} |" in measure.table(output)
 
 
 def test_rows_of_other_benchmarks_are_kept(tmp_path):
     output = tmp_path / "results" / "latest.json"
     first = [Row("a", "b", 2.0, 1.5, {"x": 1.0}), Row("c", "d", None, 1.0, {}, note="not measured: no c")]
-    report.save(first, output, "photos")
-    report.save([Row("a", "b", 1.0, 1.5, {"x": 2.0}), Row("a", "e", 3.0, 1.0, {"x": 1.0})], output, "photos")
+    measure.save(first, output, "photos")
+    measure.save([Row("a", "b", 1.0, 1.5, {"x": 2.0}), Row("a", "e", 3.0, 1.0, {"x": 1.0})], output, "photos")
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
     found = [(row["name"], row["against"], row["ratio"], row["ok"]) for row in rows]
     assert found == [("a", "b", 1.0, False), ("c", "d", None, None), ("a", "e", 3.0, True)]
-    assert "not measured: no c" in report.table(output)
-    report.save([Row("a", "b", 5.0, 1.5, {"x": 2.0})], output, "other photos")
-    assert "| a | b | 1x |" in report.table(output).split("other photos:")[0]
-    assert "| a | b | 5x |" in report.table(output).split("other photos:")[1]
+    assert "not measured: no c" in measure.table(output)
+    measure.save([Row("a", "b", 5.0, 1.5, {"x": 2.0})], output, "other photos")
+    assert "| a | b | 1x |" in measure.table(output).split("other photos:")[0]
+    assert "| a | b | 5x |" in measure.table(output).split("other photos:")[1]
 
 
 def test_document_has_the_tables_of_the_results():
-    assert report.table(RESULTS) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert measure.table(RESULTS) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
 def test_upper_bounds():
-    assert Row("a", "b", 0.9, 1.0, {}, at_most=True).ok is True
-    assert Row("a", "b", 1.1, 1.0, {}, at_most=True).ok is False
+    assert [Row("a", "b", ratio, 1.0, {}, at_most=True).ok for ratio in (0.9, 1.1)] == [True, False]
+
+
+def test_the_command_names_itself_and_its_benchmarks(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["__main__.py", "nothing"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "usage: python -m benchmarks [-h]" in (said := capsys.readouterr().err) and "there is no nothing;" in said
 
 
 def test_variants_take_turns():

@@ -85,8 +85,8 @@ def test_policy_of_the_guide_is_the_one_in_the_recipes():
 @pytest.mark.slow
 def test_the_demo_makes_what_the_readme_opens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["demo.py", "--num_samples", "2", "--num_epochs", "1", "--num_seeds", "1"])
-    monkeypatch.setattr(load_recipe("demo"), "TEACHER_EPOCHS", 1)
+    flags = "--num_samples 2 --num_epochs 1 --teacher_epochs 1 --num_seeds 1"
+    monkeypatch.setattr("sys.argv", ["demo.py", *flags.split()])
     load_recipe("demo").main()
     namespace = {}
     for block in blocks(ROOT / "README.md", "python"):

@@ -260,61 +260,38 @@ SLOW = """
 compare | --runs {runs}/a a= | a=
 compare | --runs {file} | file
 compare | --runs {runs}/a --num_resamples 0 | --num_resamples
-detect | --train_annotations {folder}/nothing.json | nothing.json
 detect | --train_annotations {folder}/broken.json | broken.json
 detect | --train_annotations {folder}/rows.json | rows.json
 detect | --train_annotations {folder}/coco.json | no.png
 detect | --train_images {empty} |
-detect | --model_name_or_path {lacking} | lacking
-detect | --model_name_or_path {native} |
-detect | --model_name_or_path resnet51 | resnet51
 detect | --model_args '{{"nonsense": 1}}' | --model_args
 detect | --detector_args '{{"nonsense": 1}}' | nonsense
 detect | --lr_milestones 0.9 0.5 | lr_milestones
-detect | --timm_optimizer magic | magic
 detect | --max_size 1 --min_size 800 | --max_size
 finetune | --model_name_or_path {broken} | broken
-finetune | --model_name_or_path {file} | file
 finetune | --learning_rates -1 | --learning_rates must be at least 0
-finetune | --policy magic | magic
-finetune | --eval_split validation | validation
-finetune | --dataset_name {nolabels} | nolabels
 import_ml_dr | --archive {file} | file
-import_ml_dr | --archive nothing.tar | nothing.tar
 import_ml_dr | --id_map {folder}/rows.json | rows.json
 import_ml_dr | --id_map {folder}/objects.npy | objects.npy
 import_ml_dr | --source_name_or_path {empty} | empty
-inspect_dataset | --dataset_name nothing | nothing
 inspect_dataset | --dataset_config_name magic | 'rrc'
-linear_probe | --model_name_or_path {empty} | empty
 linear_probe | --dataset_name {nolabels} | nolabels
-linear_probe | --dataset_name {empty} | empty
 linear_probe | --strengths 0 | --strengths
-linear_probe | --train_split validation | validation
 linear_probe | --crop_pct 0 | --crop_pct
 linear_probe | --label_column_name picture | picture
 linear_probe | --max_train_samples 1 |
-publish | --folder nothing | nothing
 publish | --config_name magic | magic
 segment | --train_masks {empty} |
-segment | --train_images {empty} |
-segment | --train_masks nothing | nothing
 segment | --head magic | magic
 segment | --num_labels 2 |
-segment | --per_device_train_batch_size 1 | --per_device_train_batch_size
-segment | --class_names a b | --class_names
 study | --study {folder}/stage.yaml | recipee
 study | --study {folder}/sizeless.yaml | lacks sizes
-study | --study {folder}/broken.yaml | broken.yaml
 study | --study {folder}/list.yaml | is no study
-study | --stages magic | magic
 study_report | --study {folder}/nothing.yaml | nothing.yaml
-train_kd | --model_name_or_path {cut} | cut
 train_kd | --model_name_or_path {native} --model_args '{{"drop_path_rate": 1}}' | --model_args
 train_kd | --method online --teacher_name_or_path {student} --class_map [0] | class_map
 train_kd | --method online --teacher_name_or_path {student} --teacher_dtype float8 | float8
 train_kd | --timm_optimizer magic | magic
-train_kd | --timm_scheduler cosine | did you mean --lr_scheduler_type?
 train_kd | --optim magic | magic
 train_kd | --lr_scheduler_type magic | magic
 train_kd | --plain_fraction 2 | plain_fraction
@@ -322,12 +299,9 @@ train_kd | --temperature 0 | temperature
 train_kd | --hard_label_weight 2 | hard_label_weight
 train_kd | --eval_strategy epoch |
 train_kd | --ema_decay 1 | ema_decay
-train_kd | --resume_from_checkpoint False | is no folder of a checkpoint
 train_kd | --repeated_augmentation 3 | repeated_augmentation
 train_kd | --source_name_or_path {other} |
-train_kd | --source_name_or_path {empty} | empty
 train_kd | --dataset_name {empty} | empty
-verify | --teacher_name_or_path {native} |
 verify | --source_name_or_path {other} |
 """
 

@@ -64,14 +64,9 @@ def run_examples(folder):
     os.environ["HF_REINFORCE_LOCAL"] = str(folder / "local")
     make_world(folder / "local")
     os.chdir(folder)
-    reinforce(
-        load_source("uoft-cs/cifar100"),
-        load_teacher("timm/tf_efficientnet_lite0.in1k"),
-        load_policy("small_randaug", 32),
-        "outputs/cifar100-plus",
-        num_samples=2,
-        source_name="uoft-cs/cifar100",
-    )
+    source, teacher = load_source("uoft-cs/cifar100"), load_teacher("timm/tf_efficientnet_lite0.in1k")
+    options = {"num_samples": 2, "source_name": "uoft-cs/cifar100"}
+    reinforce(source, teacher, load_policy("small_randaug", 32), "outputs/cifar100-plus", **options)
     page, failed = reference(), {}
     for name in ["KDTrainer", *NAMES]:
         try:

@@ -16,74 +16,17 @@ PACKAGE = ROOT / "hf_reinforce"
 SKIPPED = {".venv", ".git", "outputs", "build", "hf_reinforce.egg-info", "__pycache__"}
 
 # Low to high: a module imports from its own room and from rooms before it. The core ends with "training".
-ROOMS = [
-    "version",
-    "splits",
-    "stopping",
-    "local_copies",
-    "licenses",
-    "schema",
-    "randomness",
-    "images",
-    "augmentations",
-    "metrics",
-    "targets",
-    "models",
-    "store",
-    "sources",
-    "replay",
-    "generation",
-    "training",
-    "cards",
-    "hub",
-    "importers",
-    "evaluation",
-    "transfer",
-    "",
-]
-# `evaluate` loads these by path, so they are no part of the package's own imports.
-APART = {"evaluate_module"}
-
-PUBLIC = {
-    "AugmentationPolicy",
-    "AugmentedDataset",
-    "Detector",
-    "EpochSampler",
-    "EvaluationSettings",
-    "ImageSource",
-    "KDTrainer",
-    "KDTrainingArguments",
-    "Readers",
-    "ReinforcedDataset",
-    "ReinforcementConfig",
-    "Reinforcer",
-    "Segmenter",
-    "SuiteEntry",
-    "Teacher",
-    "__version__",
-    "create_student",
-    "evaluate_suite",
-    "evaluation_policy",
-    "inspect_dataset",
-    "load_backbone",
-    "load_policy",
-    "load_reinforced",
-    "load_source",
-    "load_suite",
-    "load_teacher",
-    "push_to_hub",
-    "reinforce",
-    "verify_shards",
-    "write_dataset_card",
-    "write_preview",
-}
-
+ROOMS = (
+    *("version", "splits", "stopping", "local_copies", "licenses", "schema", "randomness", "images", "augmentations"),
+    *("metrics", "targets", "models", "store", "sources", "replay", "generation", "training"),
+    *("cards", "hub", "importers", "evaluation", "transfer", ""),
+)
+APART = {"evaluate_module"}  # `evaluate` loads it by path, so it is no part of the package's own imports
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "timm", "numpy", "pyarrow", "PIL", "matplotlib", "jinja2"}
+PUBLIC = sorted(name for name in hf_reinforce.__all__ if not name.startswith("__"))
 MAX_LINES = 600
 LONGER: dict[str, str] = {}  # module: reason
-
-RESTRICTED = {
-    "importers.ml_dr.unpickling"
-}  # reads pickles of the original implementation, with a list of what may be in them
+RESTRICTED = {"importers.ml_dr.unpickling"}  # reads pickles of the original implementation, of listed types
 
 
 def module_name(path):
@@ -98,7 +41,7 @@ def modules():
 def imported(path):
     """Modules of the package that a file imports, anywhere in it."""
     known, found = modules(), set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -111,10 +54,6 @@ def imported(path):
             if name == "hf_reinforce" or name.startswith("hf_reinforce."):
                 found.add(name.removeprefix("hf_reinforce").removeprefix("."))
     return found
-
-
-def documented(names):
-    return [(name, getattr(hf_reinforce, name)) for name in sorted(names) if not name.startswith("__")]
 
 
 def texts():
@@ -131,16 +70,22 @@ def room(module):
     return module.split(".")[0]
 
 
-def test_every_room_has_its_place_in_the_order():
-    assert {room(name) for name in modules()} == set(ROOMS)
-    assert len(ROOMS) == len(set(ROOMS))
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", sorted(modules()), ids=lambda name: name or "hf_reinforce")
-def test_imports_go_downwards(name):
-    place = {room: index for index, room in enumerate(ROOMS)}
-    higher = [module for module in imported(modules()[name]) if place[room(module)] > place[room(name)]]
-    assert not higher, f"{name} imports {higher}, which are of rooms that come later"
+def test_imports_go_downwards_and_in_no_circle():
+    assert {room(name) for name in modules()} == set(ROOMS) and len(ROOMS) == len(set(ROOMS))
+    waiting = {name: imported(path) - {name} for name, path in modules().items()}
+    assert "schema" in waiting["replay.dataset"] and "training.trainer" in waiting[""], "imports are seen"
+    for name, needs in waiting.items():
+        higher = [module for module in needs if ROOMS.index(room(module)) > ROOMS.index(room(name))]
+        assert not higher, f"{name} imports {higher}, which are of rooms that come later"
+    while waiting:
+        ready = [name for name, needs in waiting.items() if not needs & set(waiting)]
+        assert ready, f"these import each other: {sorted(waiting)}"
+        for name in ready:
+            del waiting[name]
 
 
 def test_the_core_knows_no_presentation():
@@ -150,27 +95,11 @@ def test_the_core_knows_no_presentation():
         assert room(name) not in core or not shown, f"{name} imports {sorted(shown)}"
 
 
-def test_imports_go_in_no_circle():
-    waiting = {name: imported(path) - {name} for name, path in modules().items()}
-    while waiting:
-        ready = [name for name, needs in waiting.items() if not needs & set(waiting)]
-        assert ready, f"these import each other: {sorted(waiting)}"
-        for name in ready:
-            del waiting[name]
-
-
-def test_imports_are_seen():
-    assert {"schema", "images", "augmentations.policies"} <= imported(modules()["replay.views"]) | imported(
-        modules()["replay.dataset"]
-    )
-    assert "training.trainer" in imported(PACKAGE / "__init__.py")
-
-
 def test_one_module_spells_the_column_names():
     for name, path in modules().items():
         if name in ("schema", "images"):  # images exports a function that is called as a column is
             continue
-        strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        strings = {n.value for n in ast.walk(tree(path)) if isinstance(n, ast.Constant)}
         assert not strings & {"augmentation_params", "image_hash", "source_row"}, name
 
 
@@ -179,86 +108,49 @@ def test_one_module_spells_what_a_distribution_over_classes_stores():
     spelled = {"teacher_logits", "target_label", "target_value", "target_tail", "tail", "TAIL", "LABEL", "top_k"}
     for name, path in modules().items():
         words = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             words |= {value for _, value in ast.iter_fields(node) if isinstance(value, str)}
         if name not in ("targets.class_distribution", "store.config"):
             assert not words & spelled, f"{name} spells {words & spelled}"
 
 
-def test_public_names():
-    assert set(hf_reinforce.__all__) == PUBLIC
-    assert hf_reinforce.__all__ == sorted(hf_reinforce.__all__)
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", hf_reinforce.__version__)
-
-
 def test_importing_the_package_loads_no_library():
     script = "import sys, hf_reinforce; dir(hf_reinforce); print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert "hf_reinforce" in loaded
-    heavy = {
-        "torch",
-        "transformers",
-        "datasets",
-        "accelerate",
-        "timm",
-        "numpy",
-        "pyarrow",
-        "PIL",
-        "matplotlib",
-        "jinja2",
-    }
-    assert not heavy & set(loaded)
+    assert "hf_reinforce" in loaded and not HEAVY & set(loaded)
 
 
 def test_type_checkers_see_the_names_that_are_imported_when_used():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
+    (block,) = (
+        n for n in tree(PACKAGE / "__init__.py").body if isinstance(n, ast.If) and n.test.id == "TYPE_CHECKING"
+    )
     seen = {alias.name: node.module.removeprefix("hf_reinforce.") for node in block.body for alias in node.names}
-    assert seen == hf_reinforce._MODULES and set(seen) == PUBLIC - {"__version__"}
+    assert seen == hf_reinforce._MODULES and sorted(seen) == PUBLIC
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", hf_reinforce.__version__)
     with pytest.raises(AttributeError, match="no attribute 'nowhere'"):
         hf_reinforce.nowhere  # noqa: B018
 
 
-@pytest.mark.parametrize(("name", "value"), documented(PUBLIC), ids=[name for name, _ in documented(PUBLIC)])
-def test_public_name_is_documented(name, value):
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_documented(name):
+    value = getattr(hf_reinforce, name)
     doc = inspect.getdoc(value)
     assert doc and doc.split("\n")[0].endswith("."), f"{name}: the first line is a sentence"
-    assert value.__module__.startswith("hf_reinforce.")
     signature = inspect.signature(value if inspect.isfunction(value) else value.__init__)
     takes = [p for p in signature.parameters if p not in ("self", "args", "kwargs")]
-    if takes and not issubclass(type(value), type):
-        section = re.search(r"Args:\n((?:    .*\n?)+)", doc + "\n")
-        if name == "load_policy":  # two arguments whose names and defaults say it
-            return
-        assert section, f"{name} documents no arguments"
-        for parameter in takes:
-            assert re.search(rf"^ +{parameter}: ", section[1], re.M), f"{name} does not document {parameter}"
-    elif isinstance(value, type):
+    if isinstance(value, type):
         assert re.search(r"^(Args|Attributes):$", doc, re.M), f"{name} documents neither Args nor Attributes"
-
-
-def public_functions():
-    for name, path in modules().items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                yield pytest.param(path, node, id=f"{name or 'hf_reinforce'}.{node.name}")
-
-
-@pytest.mark.parametrize(("path", "node"), list(public_functions()))
-def test_function_and_class_have_docstrings(path, node):
-    assert ast.get_docstring(node), f"{path.name}:{node.lineno} {node.name} has no docstring"
-
-
-def test_modules_have_docstrings():
-    for name, path in modules().items():
-        if name == "version":  # one line, which says it
-            continue
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{name} says nothing about itself"
+    elif takes and name != "load_policy":  # whose arguments' names and defaults say it
+        for parameter in takes:
+            section = re.search(r"Args:\n((?:    .*\n?)+)", doc + "\n")
+            assert section and re.search(rf"^ +{parameter}: ", section[1], re.M), (
+                f"{name} does not document {parameter}"
+            )
 
 
 def test_documented_arguments_exist():
     for path in modules().values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if not isinstance(node, ast.FunctionDef):
                 continue
             section = re.search(r"^Args:\n((?:    .*(?:\n|$)|\n)+)", ast.get_docstring(node) or "", re.M)
@@ -283,7 +175,8 @@ def test_nothing_mentions_a_path_of_one_machine():
     patterns = [r"(?<![\w.~-])/" + name + r"(?:/|\b)" for name in ("wo" + "rk", "ro" + "ot", "ho" + "me/")]
     patterns.append(re.escape(".." + "/shared"))
     exempt = {"tests/test_real_data.py"}  # says where it looks for real images, and is skipped without them
-    found = []
+    found, names = [], {path.relative_to(ROOT).as_posix() for path in texts()}
+    assert {"README.md", "Makefile", "hf_reinforce/schema.py", "docs/schema.md"} <= names, "texts are found"
     for path in (path for path in texts() if path.relative_to(ROOT).as_posix() not in exempt):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if any(re.search(pattern, line) for pattern in patterns):
@@ -301,7 +194,7 @@ def test_private_names_of_libraries_are_listed():
     fields = set(re.findall(r"self\.(_[a-z]\w*)", inspect.getsource(Trainer)))  # which `dir` of the class lacks
     own, touched, others = set(), set(), set()
     for path in modules().values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 own.add(node.name)
             if isinstance(node, ast.ClassDef):
@@ -321,15 +214,9 @@ def test_private_names_of_libraries_are_listed():
     assert private == set(re.findall(r"^\| `(\w+)`", table.split("\n## ")[0], re.M))
 
 
-def test_texts_are_found():
-    names = {path.relative_to(ROOT).as_posix() for path in texts()}
-    assert {"README.md", "Makefile", "pyproject.toml", "hf_reinforce/schema.py", "docs/schema.md"} <= names
-
-
 def test_nothing_is_unpickled_and_no_remote_code_runs():
     for module, path in modules().items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        for node in ast.walk(tree(path)):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 unpickling = names & {"pickle", "dill", "joblib", "cloudpickle"}
