@@ -155,7 +155,7 @@ def test_other_formats_are_refused(photos, stored, tmp_path):
         path = tmp_path / "train" / f"{item['label']}" / f"{row:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(item["image"]["bytes"])
-    with pytest.raises(ValueError, match=r"is not stored as Parquet.*to_parquet.*--embed_images True"):
+    with pytest.raises(ValueError, match=r"is not stored as Parquet.*to_parquet.*--source_name_or_path"):
         load_reinforced(stored(), source=str(tmp_path), streaming=True)
     images = load_dataset("imagefolder", data_dir=str(tmp_path), split="train", streaming=True)
     with pytest.raises(TypeError, match="source is a stream"):
