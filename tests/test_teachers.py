@@ -304,7 +304,7 @@ def test_equal_classes_are_accepted(own, names):
         (CLASSES, ("p", "q", "r"), {"p": 0, "q": 1}, "no entry for 1 classes of the dataset: r"),
         (CLASSES, ("p", "q", "r"), {"p": "ant", "q": "unicorn", "r": 0}, "class map names 'unicorn'"),
         (CLASSES, ("p", "q", "r"), "by name", "not 'by name'"),
-        (CLASSES, None, {"p": "ant"}, "needs a dataset with ClassLabel names"),
+        (CLASSES, None, {"p": "ant"}, "where the dataset has ClassLabel names"),
     ],
 )
 def test_other_classes_are_refused(own, names, class_map, message):

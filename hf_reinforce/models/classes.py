@@ -109,14 +109,17 @@ def wordnet_ids(names: Sequence[str]) -> list[str | None]:
 
 
 class ModelClasses:
-    """The `count` classes of a network; `names` are empty where the given ones are None or `LABEL_0`, ..."""
+    """The `count` classes of a network; `names` are empty where the given ones are None or `LABEL_0`, ...
+
+    `by_name` and `by_wordnet` have the class of each plain name and WordNet id that only one class has.
+    """
 
     def __init__(self, names: Sequence[str] | None, count: int) -> None:
         self.names, self.count = () if names is None or unnamed(names) else tuple(names), count
-        self._by_name = _positions(map(plain, self.names))
+        self.by_name = _positions(map(plain, self.names))
         # Every classifier of ImageNet has its classes in the order of their ids.
         in_order = imagenet_classes() if not self.names and count == 1000 else ()
-        self._by_wordnet = _positions(wordnet_ids(self.names) or in_order)
+        self.by_wordnet = _positions(wordnet_ids(self.names) or in_order)
 
     def find(self, entry: Any) -> tuple[int, ...]:
         """The classes that an entry of a list, mapping or table names: an index, a name, a WordNet id, or a list."""
@@ -126,8 +129,8 @@ class ModelClasses:
         if isinstance(entry, int) and not isinstance(entry, bool):
             index = entry if 0 <= entry < self.count else None
         elif isinstance(entry, str):
-            index = self._by_name.get(plain(entry))
-            index = self._by_wordnet.get(wordnet_ids([entry])[0]) if index is None else index
+            index = self.by_name.get(plain(entry))
+            index = self.by_wordnet.get(wordnet_ids([entry])[0]) if index is None else index
         if index is None:
             known = f"{some(self.names) or 'no names'}, and indices 0 to {self.count - 1}"
             raise ValueError(f"The class map names {shortened(entry)}, but the model has {known}; {_MEND}.")
@@ -138,31 +141,14 @@ class ModelClasses:
         simple = [plain(name) for name in names]
         if self.names and simple == [plain(name) for name in self.names]:
             return list(range(self.count)), "the same class names"
-        for found, words in ((map(self._by_name.get, simple), "class names"), (self._ids(names), "WordNet ids")):
+        by_name = [self.by_name.get(name) for name in simple]
+        by_id = [self.by_wordnet.get(name) for name in wordnet_ids(names)]
+        for found, words in ((by_name, "class names"), (by_id, "WordNet ids")):
             indices = [index for index in found if index is not None]
             if len(indices) == len(names) == len(set(indices)):
                 same = not self.names and indices == list(range(self.count))
                 return indices, _SAME_ORDER if same else f"classes by {words}"
         return None
-
-    def match(self, names: Sequence[str]) -> tuple[list[int], str]:
-        """As `places`; a network without names has the classes of as many names in their order, else it's an error."""
-        if (found := self.places(names)) is not None:
-            return found
-        if not self.names and len(names) == self.count:
-            return list(range(self.count)), _SAME_ORDER
-        by_id = zip(names, self._ids(names), strict=True)
-        missing = [name for name, index in by_id if index is None and plain(name) not in self._by_name]
-        raise ValueError(
-            f"The classes of the dataset and of the model differ: {len(missing) or 'some'} of the dataset's "
-            f"{len(names)} classes ({some(missing or names)}) are not found, or not apart from each other, among the "
-            f"model's {self.count} ({some(self.names) or 'no names'}). Say how they correspond: --classes_from with a "
-            "column of the model's class indices or a file, or --class_map (classes in the file of a suite)."
-        )
-
-    def _ids(self, names: Sequence[str]) -> list[int | None]:
-        """For each of the names the class with its WordNet id."""
-        return [self._by_wordnet.get(name) for name in wordnet_ids(names)]
 
 
 def _positions(names: Iterable[str | None]) -> dict[str | None, int]:
@@ -295,22 +281,34 @@ def label_entries(
     Arguments and errors as `make_class_map`.
     """
     if classes is None and names is not None:
-        places, words = model.match(names)
-        return names, dict(enumerate(places)), words
+        found = model.places(names)
+        if found is None and not model.names and len(names) == model.count:
+            found = list(range(model.count)), _SAME_ORDER
+        if found is None:
+            ids = zip(names, wordnet_ids(names), strict=True)
+            missing = [name for name, own in ids if plain(name) not in model.by_name and own not in model.by_wordnet]
+            raise ValueError(
+                f"The classes of the dataset and of the model differ: {len(missing) or 'some'} of the dataset's "
+                f"{len(names)} classes ({some(missing or names)}) are not found, or not apart from each other, among "
+                f"the model's {model.count} ({some(model.names) or 'no names'}). Say how they correspond: "
+                "--classes_from with a column of the model's class indices or a file, or --class_map (classes in the "
+                "file of a suite)."
+            )
+        return names, dict(enumerate(found[0])), found[1]
     if classes is None or classes == "index":
         if wrong := [name for name in names or () if not name.strip().isdecimal()]:
             raise ValueError(
                 "--classes_from index (classes: index in a suite) needs class names that are numbers, such as '17'; "
                 f"found {some(wrong)}."
             )
-        found = dict(enumerate(map(int, names))) if names else {int(label): int(label) for label in labels}
-        if max(found.values(), default=0) >= model.count:
+        indices = dict(enumerate(map(int, names))) if names else {int(label): int(label) for label in labels}
+        if max(indices.values(), default=0) >= model.count:
             raise ValueError(
-                f"The {'names of the classes' if names else 'labels'} go up to {max(found.values())}, the model has "
+                f"The {'names of the classes' if names else 'labels'} go up to {max(indices.values())}, the model has "
                 f"classes 0 to {model.count - 1}. Say how they correspond: --classes_from FILE (classes in a suite); "
                 "or name a model with enough classes."
             )
-        return None, found, "labels that are the model's indices"
+        return None, indices, "labels that are the model's indices"
     table, words = classes, "classes from a given map"
     if isinstance(table, str):
         table, words = load_table(table), f"classes from the table {classes}"

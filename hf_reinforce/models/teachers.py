@@ -209,12 +209,8 @@ class Teacher:
         if class_map is None and names is None:
             self._check_clash()
             return self
-        if isinstance(class_map, (list, tuple, Mapping)):
+        if class_map is not None and class_map != "identity":
             return self._with_maps(self._found(names, class_map), listed=True)
-        if class_map not in (None, "identity"):
-            raise ValueError(
-                f"class_map (--class_map) must be 'identity', a list of indices or a mapping, not {class_map!r}."
-            )
         maps, strangers = self._maps, [0] if names is not None and len(names) != self.num_classes else []
         if class_map is None and names is not None:
             maps, strangers = self._places(names)
@@ -230,17 +226,20 @@ class Teacher:
 
     def _found(self, names: Sequence[str] | None, class_map: Any) -> list[list[int]]:
         """For each member its class for each entry of a class map: an index of the teacher's, or a name."""
-        if names is None and isinstance(class_map, Mapping):
-            raise ValueError("A class_map by name needs a dataset with ClassLabel names; list indices instead.")
+        if isinstance(class_map, str) or (names is None and isinstance(class_map, Mapping)):
+            raise ValueError(
+                "class_map (--class_map) must be 'identity', a list of indices, or where the dataset has ClassLabel "
+                f"names a mapping of these, not {class_map!r}."
+            )
         named = next((classes for classes in self._classes if classes.names), self._classes[0])
         maps = []
         for member, own, classes in zip(self.members, self._maps, self._classes, strict=True):
             known = classes if classes.names else named
             entries = label_entries(known, names, (), class_map)[1].values()
-            found = [known.find(entry) for entry in entries]
-            if any(len(each) > 1 for each in found) or max((each[0] for each in found), default=0) >= len(own):
+            pairs = [(entry, known.find(entry)) for entry in entries]
+            if any(len(found) > 1 or (isinstance(entry, int) and entry >= len(own)) for entry, found in pairs):
                 raise ValueError(f"class_map must name one class of {member.name} for each of the dataset's.")
-            maps.append([own[e] if isinstance(e, int) else each[0] for e, each in zip(entries, found, strict=True)])
+            maps.append([own[entry] if isinstance(entry, int) else found[0] for entry, found in pairs])
         return maps
 
     def check_processes(self) -> None:

@@ -37,8 +37,10 @@ class WeightReport:
     @classmethod
     def of(cls, info: Mapping[str, Iterable[Any]]) -> "WeightReport":
         """The report of `from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)`."""
-        shapes = [f"{name} {_shape(stored)} for {_shape(own)}" for name, stored, own in info["mismatched_keys"]]
-        return cls(_sorted(info["missing_keys"]), _sorted(shapes), _sorted(info["unexpected_keys"]))
+        size = "x".join
+        shapes = [f"{n} {size(map(str, has))} for {size(map(str, own))}" for n, has, own in info["mismatched_keys"]]
+        parts = (info["missing_keys"], shapes, info["unexpected_keys"])
+        return cls(*(tuple(sorted(name for name in names if "num_batches_tracked" not in name)) for names in parts))
 
     @classmethod
     def between(cls, network: nn.Module, state: Mapping[str, Tensor]) -> "WeightReport":
@@ -131,7 +133,8 @@ def loading(name: str, path: str) -> Iterator[None]:
         )
     reports = logging.getLogger("transformers.modeling_utils")
     # What does not fit is checked, and told in one sentence. Another level would make transformers report more.
-    reports.addFilter(_unreported)
+    only_errors = lambda record: record.levelno >= logging.ERROR
+    reports.addFilter(only_errors)
     try:
         yield
     except Exception as error:  # parsers of weights raise what they run into
@@ -155,16 +158,4 @@ def loading(name: str, path: str) -> Iterator[None]:
             "fetch them again; else name another network."
         ) from error
     finally:
-        reports.removeFilter(_unreported)
-
-
-def _unreported(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
-def _sorted(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(name for name in names if not name.split(" ")[0].endswith("num_batches_tracked")))
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+        reports.removeFilter(only_errors)
