@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,18 @@ class ParquetRows:
         """Index of the file of each row."""
         rows = rows if self._selected is None else self._selected[rows]
         return np.searchsorted(self._file_starts, rows, side="right") - 1
+
+    def surely_differ(self, column: str) -> bool:
+        """Whether the footers say that no two row groups hold the same value of a column."""
+        ranges = []
+        for file, index in self._groups:
+            group = self._footers[file].row_group(index)
+            leaves = (group.column(leaf) for leaf in range(group.num_columns))
+            statistics = next(leaf.statistics for leaf in leaves if leaf.path_in_schema == column)
+            if statistics is None or not statistics.has_min_max:
+                return False
+            ranges.append((statistics.min, statistics.max))
+        return all(before[1] < after[0] for before, after in pairwise(sorted(ranges)))
 
     def values(self, column: str) -> pa.ChunkedArray:
         """All values of a column."""
