@@ -203,27 +203,17 @@ def test_reference_views_are_checksums_of_views(expected):
         assert reference.checksum == xxhash.xxh3_64_hexdigest(view.permute(1, 2, 0).contiguous().numpy().tobytes())
 
 
-def images_of_every_kind(encoded, photo):
+def odd_images(encoded, photo):
     small, exif = photo.resize((50, 35)), PILImage.Exif()
     exif[0x0112] = 6  # rotated
-    palette = small.quantize(40)
-    deep = torch.arange(50 * 35, dtype=torch.int32).mul(37).reshape(35, 50).numpy().astype("uint16")
-    kinds = [("PNG", "RGB"), ("WEBP", "RGB"), ("PNG", "L"), ("JPEG", "L"), ("PNG", "LA"), ("PNG", "RGBA")]
-    kinds += [("WEBP", "RGBA"), ("JPEG", "CMYK"), ("PNG", "1")]
-    return [
-        encoded("JPEG", image=small, exif=exif),
-        *(encoded(form, mode, small) for form, mode in kinds),
-        encode_image(palette),
-        encode_image(palette, transparency=3),
-        encode_image(palette, "GIF"),
-        encode_image(PILImage.fromarray(deep)),
-        encoded(image=small.crop((0, 0, 1, 1))),
-    ]
+    modes = [("WEBP", "RGBA"), ("JPEG", "CMYK"), ("JPEG", "L"), ("PNG", "LA"), ("PNG", "1")]
+    others = [encode_image(small.quantize(40), "GIF"), encoded(image=small.crop((0, 0, 1, 1)))]
+    return [encoded("JPEG", image=small, exif=exif), *(encoded(*mode, small) for mode in modes), *others]
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)
 def test_stored_targets_are_the_answers_to_the_replayed_views(run, encoded, photo, policy):
-    data = with_items(dict(enumerate(images_of_every_kind(encoded, photo))), 70)
+    data = with_items(dict(enumerate(odd_images(encoded, photo))), 70)
     dataset = opened(run(policy, dataset=data), data)
     assert len(dataset) == 70
     assert largest_divergence(dataset, tiny_teacher(CLASSES)) <= KL_BOUND
