@@ -156,14 +156,11 @@ def test_methods_without_stored_targets_and_without_evaluation(trainer_of, metho
     assert "Not measured yet" in section(card, "Results") and "Nothing was measured" in section(card, "Limitations")
 
 
-def test_module_that_neither_library_knows_and_the_main_process_alone(trainer_of, monkeypatch):
+def test_module_that_neither_library_knows(trainer_of):
     trainer = trainer_of(model=TinyNet(CLASSES, 0))
     card, front = written(trainer, base_model="TinyNet")
     assert "library_name" not in front
     assert not blocks(card, "python") and "model.safetensors" in section(card, "Use")
-    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
-    monkeypatch.setattr(model_card, "write_whole", None)
-    write_model_card(trainer, base_model="test_resnet", dataset_name="me/pets-plus")
 
 
 def test_card_goes_to_the_hub(trained, monkeypatch):
