@@ -121,13 +121,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(reinforced, pets, tmp_p
     in_processes(1, train, folder, pets, tmp_path / "one", 32)
     in_processes(2, train, folder, pets, tmp_path / "two", 16)
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
-
-
-@pytest.mark.slow
-def test_other_samples_are_noticed(reinforced, pets, tmp_path):
-    in_processes(1, train, reinforced("randaug", 1), pets, tmp_path / "one", 32)
-    in_processes(1, train, reinforced("randaug", 1), pets, tmp_path / "other", 16)
-    assert difference(tmp_path / "one", tmp_path / "other") > 0.1
+    if policy == "randaug":  # other samples are noticed
+        in_processes(1, train, folder, pets, tmp_path / "other", 16)
+        assert difference(tmp_path / "one", tmp_path / "other") > 0.1
 
 
 def recipe(name, arguments):

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -30,7 +28,7 @@ from hf_reinforce import (
     load_reinforced,
     reinforce,
 )
-from hf_reinforce.images import ImageError, decode
+from hf_reinforce.images import decode
 from hf_reinforce.replay.dataset import WrongImageError
 from hf_reinforce.replay.views import Blocks
 from hf_reinforce.store.rows import ParquetRows, column_reader
@@ -318,10 +316,13 @@ def decoded(monkeypatch):
     return count
 
 
-@pytest.mark.parametrize(("policy", "form", "num_workers"), [(*FORMS[0], 2), (*FORMS[1], 0), (*FORMS[1], 2)])
-def test_training_and_resuming(policy, form, num_workers, stored, decoded, tmp_path):
+@pytest.mark.parametrize(
+    ("policy", "form", "num_workers", "streaming"),
+    [(*FORMS[0], 2, True), (*FORMS[1], 0, True), (*FORMS[1], 2, True), (*FORMS[0], 2, False)],
+)
+def test_training_and_resuming(policy, form, num_workers, streaming, stored, decoded, tmp_path):
     """A resumed run sees the samples that are left, and ends where an uninterrupted one does."""
-    stream = load_reinforced(stored(policy, form), streaming=True)
+    stream = load_reinforced(stored(policy, form), streaming=streaming)
     options = {"dataloader_num_workers": num_workers, "gradient_accumulation_steps": 2}
     seen, weight = run_of(stream, tmp_path / "whole", save_strategy="steps", save_steps=9, **options)
     assert len(seen) == 26 and sum(map(len, seen)) == 2 * ROWS
@@ -387,14 +388,6 @@ def test_shorter_source(stored, photos, caplog):
     assert "holds 150 of the 200 images that were reinforced; 50 are missing: row 150 (hash " in record.getMessage()
     assert samples(stream) == samples(load_reinforced(stored(), source=short, allow_missing=True))
     assert sorted(order_of(stream, batch_size=8, ranks=3)) == list(range(150))
-
-
-def test_images_that_are_missing_in_between(stored, photos):
-    rows = photos.cast_column("image", Image(decode=False)).to_list()
-    rows[100]["image"] = None
-    holes = Dataset.from_list(rows, features=photos.features)
-    with pytest.raises(ImageError, match="Row 100 .*there is no image"):
-        samples(load_reinforced(stored(), source=holes, streaming=True))
 
 
 def test_missing_and_damaged_shards(stored, tmp_path):
@@ -517,60 +510,3 @@ def refused(name, **options):
     except ValueError as error:
         return str(error)
     return "nothing went wrong"
-
-
-# -- processes ----------------------------------------------------------------------------------------------------
-
-TRAINING = """
-import sys, torch
-from torch import nn
-from hf_reinforce import KDTrainer, KDTrainingArguments, images, load_reinforced
-
-folder, output = sys.argv[1:]
-stream, decoded, decode = load_reinforced(folder, streaming=True), [], images.decode
-images.decode = lambda *args: decoded.append(1) or decode(*args)
-
-def run(num_workers, **resume):
-    torch.manual_seed(0)
-    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
-    args = KDTrainingArguments(output, use_cpu=True, num_train_epochs=2, per_device_train_batch_size=7, save_steps=20,
-                               disable_tqdm=True, dataloader_num_workers=num_workers)
-    trainer = KDTrainer(student, args, stream)
-    seen = []
-    compute_loss = trainer.compute_loss
-    def recording(model, inputs, *rest, **more):
-        seen.append(inputs["target_value"].clone())
-        return compute_loss(model, inputs, *rest, **more)
-    trainer.compute_loss = recording
-    decoded.clear()
-    trainer.train(**resume)
-    return {"seen": seen, "weight": student[1].weight.detach(), "decoded": len(decoded)}, args.process_index
-
-whole, rank = run(1)
-again, _ = run(0, resume_from_checkpoint=f"{output}/checkpoint-20")
-torch.save({"whole": whole, "again": again}, f"{output}/{rank}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_in_step(stored, tmp_path):
-    folder = stored("small_mixing_randaug", "stream")
-    script, output = tmp_path / "train.py", tmp_path / "out"
-    script.write_text(TRAINING)
-    output.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    result = subprocess.run([*command, script, folder, output], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr[-3000:]
-    saved = [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    runs = [item["whole"] for item in saved]
-    for run, again in ((item["whole"], item["again"]) for item in saved):
-        assert torch.equal(run["weight"], again["weight"]) and len(again["seen"]) == 10
-        assert all(torch.equal(a, b) for a, b in zip(run["seen"][20:], again["seen"], strict=True))
-        assert sum(map(len, again["seen"])) <= again["decoded"] < ROWS // 2
-    assert torch.equal(runs[0]["weight"], runs[1]["weight"])
-    dataset = load_reinforced(folder)
-    for epoch in range(2):
-        seen = [torch.cat(run["seen"][15 * epoch : 15 * (epoch + 1)]).tolist() for run in runs]
-        assert [len(part) for part in seen] == [15 * 7, 15 * 7], "of 29 batches the first come once more"
-        values = [dataset[epoch * ROWS + row]["target_value"].tolist() for row in range(ROWS)]
-        assert set(map(tuple, seen[0] + seen[1])) == set(map(tuple, values))

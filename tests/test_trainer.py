@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ import torch
 import transformers
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from tiny import MEAN, STD, TinyNet, densify, reinforced_rows, tiny_dataset
 from torch import nn
@@ -268,6 +268,12 @@ def cross_entropy_by_hand(logits, label, smoothing=0.0):
     return float(-(target * (logits - np.log(np.exp(logits).sum()))).sum())
 
 
+def mixed_label_loss_by_hand(batch, logits, smoothing=0.0):
+    rows = zip(logits, batch["labels"].tolist(), batch["partner_labels"].tolist(), shares_by_hand(batch), strict=True)
+    of = functools.partial(cross_entropy_by_hand, smoothing=smoothing)
+    return np.mean([share * of(row, own) + (1 - share) * of(row, other) for row, own, other, share in rows])
+
+
 def test_student_sees_the_mixed_views_in_its_own_normalisation(source, trainer_of):
     dataset = fresh(source, MIXED)
     model = Constant()
@@ -287,23 +293,15 @@ def test_plain_loss_with_mixing(smoothing, source, trainer_of):
     mean, std = (values.view(3, 1, 1) for values in IMAGENET)
     with torch.no_grad():
         logits = model((mixed_by_hand(batch) / 255 - mean) / std).numpy()
-    own, other, shares = batch["labels"].tolist(), batch["partner_labels"].tolist(), shares_by_hand(batch)
-    assert any(0.05 < share < 0.95 and a != b for share, a, b in zip(shares, own, other, strict=True))
-    expected = np.mean(
-        [
-            share * cross_entropy_by_hand(row, a, smoothing) + (1 - share) * cross_entropy_by_hand(row, b, smoothing)
-            for row, a, b, share in zip(logits, own, other, shares, strict=True)
-        ]
-    )
-    assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-5)
+    assert any(0.05 < share < 0.95 for share in shares_by_hand(batch))
+    assert loss_of(trainer, batch) == pytest.approx(mixed_label_loss_by_hand(batch, logits, smoothing), rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_plain_loss_without_mixing(smoothing, source, trainer_of):
     dataset = fresh(source)
     trainer = trainer_of(Constant(), dataset, method="plain", label_smoothing_factor=smoothing)
-    batch = epoch_batch(dataset)
-    logits = Constant().bias.detach().numpy()
+    batch, logits = epoch_batch(dataset), Constant().bias.detach().numpy()
     expected = np.mean([cross_entropy_by_hand(logits, label, smoothing) for label in batch["labels"].tolist()])
     assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-6)
 
@@ -330,14 +328,9 @@ def test_distillation_loss(temperature, weight, replay, trainer_of):
 
 def test_hard_label_of_a_mixed_view_is_mixed_too(replay, trainer_of):
     dataset = replay(MIXED)
-    trainer = trainer_of(Constant(), dataset, hard_label_weight=1.0)
-    batch = epoch_batch(dataset)
-    logits = Constant().bias.detach().numpy()
-    rows = zip(batch["labels"].tolist(), batch["partner_labels"].tolist(), shares_by_hand(batch), strict=True)
-    expected = np.mean(
-        [s * cross_entropy_by_hand(logits, a) + (1 - s) * cross_entropy_by_hand(logits, b) for a, b, s in rows]
-    )
-    assert loss_of(trainer, batch) == pytest.approx(expected, rel=1e-5)
+    trainer, batch = trainer_of(Constant(), dataset, hard_label_weight=1.0), epoch_batch(dataset)
+    logits = Constant().bias.detach().numpy()[None].repeat(8, 0)
+    assert loss_of(trainer, batch) == pytest.approx(mixed_label_loss_by_hand(batch, logits), rel=1e-5)
 
 
 def test_loss_in_training_is_the_loss_of_the_batches(replay, trainer_of):
@@ -362,19 +355,10 @@ def test_repeated_augmentation_shows_an_image_several_times_in_a_batch(replay, t
     assert trainer.state.global_step == 2 * STEPS
 
 
-def test_repeats_must_divide_the_batch(replay, trainer_of):
-    with pytest.raises(ValueError, match="repeated_augmentation=3 needs a batch size that it divides"):
-        trainer_of(Constant(), replay(), repeated_augmentation=3)
-    with pytest.raises(ValueError, match="repeats must lie between 1"):
-        trainer_of(Constant(), replay(), repeated_augmentation=0).train()
-
-
 # -- resuming -----------------------------------------------------------------------------------------------------
 
 WORKERS = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 RESUMED = {
-    "no workers": {},
-    "persistent workers": WORKERS,
     "timm": {"timm_optimizer": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 1e-3},
     "average, accumulation, workers": {
         "ema_decay": 0.7,
@@ -391,7 +375,6 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("step", [4, STEPS], ids=["in an epoch", "between epochs"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -399,9 +382,8 @@ RESUMED = {
         for name, value in RESUMED.items()
     ],
 )
-def test_resumed_run_ends_where_the_uninterrupted_one_does(
-    options, step, replay, source, evaluation, trainer_of, tmp_path
-):
+def test_resumed_run_ends_where_the_uninterrupted_one_does(options, replay, source, evaluation, trainer_of, tmp_path):
+    """Resumed in an epoch, and between two."""
     policy = PLAIN if "repeated_augmentation" in options else MIXED
 
     def new(seed, folder):
@@ -418,37 +400,17 @@ def test_resumed_run_ends_where_the_uninterrupted_one_does(
     whole = new(0, "out")
     whole.train()
     assert whole.state.global_step == 2 * STEPS
-    checkpoint = tmp_path / "out" / f"checkpoint-{step}"
-    before = load_file(checkpoint / "model.safetensors")
-    assert any(not torch.equal(value, whole.model.state_dict()[name]) for name, value in before.items())
-
-    resumed = new(1, "again")
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert resumed.state.global_step == whole.state.global_step
-    assert_equal_weights(weights(resumed.model), weights(whole.model))
-    if "ema_decay" in options:
-        assert_equal_weights(weights(resumed.ema.module), weights(whole.ema.module))
-    assert resumed.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr()
-
-
-def test_resumed_run_sees_the_samples_that_are_left(replay, trainer_of, tmp_path):
-    class Recording(ReinforcedDataset):
-        def __getitems__(self, indices):
-            seen.append(list(indices))
-            return super().__getitems__(indices)
-
-    dataset = replay()
-    dataset.__class__ = Recording
-    seen = []
-    trainer_of(Student(0), dataset, save_strategy="steps", save_steps=4).train()
-    whole = seen[:]
-    assert sorted(index for indices in whole for index in indices) == list(range(2 * ROWS)), (
-        "every image once in each epoch, under its own index"
-    )
-    seen = []
-    resumed = trainer_of(Student(0), dataset, output_dir=str(tmp_path / "again"))
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
-    assert seen[-4:] == whole[8:]
+    for step in (4, STEPS):
+        checkpoint = tmp_path / "out" / f"checkpoint-{step}"
+        before = load_file(checkpoint / "model.safetensors")
+        assert any(not torch.equal(value, whole.model.state_dict()[name]) for name, value in before.items())
+        resumed = new(1, f"again-{step}")
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        assert resumed.state.global_step == whole.state.global_step
+        assert_equal_weights(weights(resumed.model), weights(whole.model))
+        if "ema_decay" in options:
+            assert_equal_weights(weights(resumed.ema.module), weights(whole.ema.module))
+        assert resumed.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr()
 
 
 def test_a_rank_is_told_the_number_of_the_epoch_that_it_resumes(replay, trainer_of):
@@ -535,18 +497,6 @@ def test_average_is_evaluated_and_saved_and_checkpoints_keep_both(replay, evalua
     assert_equal_weights(weights(trainer.model), trained)
 
 
-def test_published_weights_are_the_average(replay, trainer_of, tmp_path, monkeypatch):
-    published = {}
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: published.update(kwargs))
-    monkeypatch.setattr(KDTrainer, "init_hf_repo", lambda self, **kwargs: setattr(self, "hub_model_id", "me/student"))
-    monkeypatch.setattr(KDTrainer, "create_model_card", lambda self, **kwargs: None)
-    trainer = trainer_of(Student(0), replay(), ema_decay=0.9)
-    trainer.train()
-    trainer.push_to_hub()
-    assert published["repo_id"] == "me/student"
-    assert_equal_weights(load_file(tmp_path / "out" / "model.safetensors"), weights(trainer.ema.module))
-
-
 def test_best_model_has_the_average_that_was_best(replay, evaluation, trainer_of, tmp_path):
     trainer = trainer_of(
         Student(0),
@@ -569,7 +519,7 @@ def test_best_model_has_the_average_that_was_best(replay, evaluation, trainer_of
     assert_equal_weights(load_file(tmp_path / "saved" / "model.safetensors"), average)
 
 
-# -- optimizers and schedules -------------------------------------------------------------------------------------
+# -- optimizers -------------------------------------------------------------------------------------------------
 
 
 def test_accumulated_half_batches_are_the_whole_batch(replay, trainer_of):
@@ -594,24 +544,6 @@ def test_paper_optimizer_is_sgd_with_nesterov_momentum(replay, trainer_of):
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 5e-4}, "none on biases and norms"
     assert all(group["lr"] == 0.2 for group in optimizer.param_groups)
-
-
-def test_cosine_with_warm_up(replay, trainer_of):
-    rates = []
-
-    class Rates(transformers.TrainerCallback):
-        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-            rates.append(optimizer.param_groups[0]["lr"])
-
-    options = {"lr_scheduler_type": "cosine", "warmup_steps": 4, "learning_rate": 0.1}
-    trainer = trainer_of(Student(), replay(), timm_optimizer="sgd", **options)
-    trainer.add_callback(Rates())
-    trainer.train()
-    total = 2 * STEPS
-    warm = [0.1 * step / 4 for step in range(4)]
-    cosine = [0.05 * (1 + np.cos(np.pi * step / (total - 4))) for step in range(total - 4)]
-    assert rates == pytest.approx(warm + cosine, abs=1e-9)
-    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-6)
 
 
 # -- students -----------------------------------------------------------------------------------------------------
@@ -678,13 +610,6 @@ def test_evaluation_is_that_of_all_logits_and_repeats_itself(drop_last, replay, 
     assert first["eval_loss"] == pytest.approx(expected["nll"], rel=1e-5)
 
 
-def test_prediction_collates_what_it_predicts(replay, evaluation, trainer_of):
-    trainer = trainer_of(Student(), replay(MIXED), evaluation=evaluation)
-    prediction = trainer.predict(evaluation)
-    assert len(prediction.predictions) == len(prediction.label_ids) == len(evaluation)
-    assert prediction.label_ids.tolist() == [evaluation[row]["labels"] for row in range(len(evaluation))]
-
-
 def test_evaluation_does_not_disturb_training(replay, evaluation, trainer_of):
     quiet = trainer_of(Student(0), replay(MIXED))
     quiet.train()
@@ -700,19 +625,13 @@ def test_evaluation_alone(evaluation, trainer_of):
     assert trainer.evaluate()["eval_accuracy"] == pytest.approx(expected["accuracy"])
     predicted = trainer.predict(evaluation)
     assert predicted.metrics["test_nll"] == pytest.approx(expected["nll"], rel=1e-5)
+    assert predicted.label_ids.tolist() == [sample["labels"] for sample in evaluation]
 
 
 def test_mixed_precision_needs_no_accelerator(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert KDTrainingArguments(output_dir=str(tmp_path), bf16=True).use_cpu
     assert not KDTrainingArguments(output_dir=str(tmp_path)).use_cpu
-
-
-def test_defaults_that_differ_from_transformers(arguments):
-    args = arguments()
-    assert args.remove_unused_columns is False and args.batch_eval_metrics is True
-    assert args.logging_nan_inf_filter is False
-    assert (args.method, args.temperature, args.hard_label_weight, args.ema_decay) == ("reinforced", 1.0, 0.0, 0.0)
 
 
 # -- mistakes -----------------------------------------------------------------------------------------------------
@@ -732,26 +651,26 @@ def test_impossible_arguments(options, message, arguments):
         arguments(**options)
 
 
-def test_online_without_a_teacher(replay, trainer_of):
-    with pytest.raises(ValueError, match=r"needs a teacher; pass teacher= \(--teacher_name_or_path\)"):
-        trainer_of(Student(), replay(), method="online")
+NO_LABELS = "needs labels with these settings, but there are none"
 
 
-def test_reinforced_without_targets(source, trainer_of):
-    with pytest.raises(ValueError, match="needs a reinforced dataset; this one has no stored targets"):
-        trainer_of(Student(), fresh(source), method="reinforced").train()
-
-
-def test_plain_without_labels(trainer_of):
-    with pytest.raises(ValueError, match="method='plain' needs labels with these settings"):
-        trainer_of(Student(), fresh(tiny_dataset(8, labels=0)), method="plain").train()
-
-
-def test_hard_label_weight_without_labels(trainer_of):
-    views = fresh(tiny_dataset(8, labels=0))
-    with pytest.raises(ValueError, match="needs labels with these settings, but there are none"):
-        trainer_of(Student(), views, method="online", teacher=teacher_of(), hard_label_weight=0.5).train()
-    trainer_of(Student(), views, method="online", teacher=teacher_of()).train()
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("stored", {"method": "online"}, r"needs a teacher; pass teacher= \(--teacher_name_or_path\)"),
+        ("stored", {"repeated_augmentation": 3}, "repeated_augmentation=3 needs a batch size that it divides"),
+        ("stored", {"repeated_augmentation": 0}, "repeats must lie between 1"),
+        ("fresh", {"method": "reinforced"}, "needs a reinforced dataset; this one has no stored targets"),
+        ("unlabelled", {"method": "plain"}, f"method='plain' {NO_LABELS}"),
+        ("unlabelled", {"method": "online", "hard_label_weight": 0.5, "teacher": 1}, NO_LABELS),
+        ("unlabelled", {"method": "online", "teacher": 1}, ""),
+    ],
+)
+def test_what_does_not_go_together(data, options, message, replay, source, trainer_of):
+    views = fresh(source if data == "fresh" else tiny_dataset(8, labels=0))
+    options = {**options, **({"teacher": teacher_of()} if "teacher" in options else {})}
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        trainer_of(Student(), replay() if data == "stored" else views, **options).train()
 
 
 def test_seconds_of_training_go_on_where_a_run_is_resumed(replay, trainer_of, tmp_path, monkeypatch):

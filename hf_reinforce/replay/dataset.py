@@ -37,8 +37,7 @@ class ReinforcedDataset(AugmentedDataset):
 
     Args:
         reinforced: the rows, as `load_dataset(folder, config)` returns them; may be filtered or selected. Rows of
-            Parquet files that stay where they are, in the order of the shards, make a stream: the same samples, in an
-            order that reads them forward.
+            Parquet files that stay where they are, in the order of the shards, make a stream.
         config: contents of `reinforcement.json`.
         source: the dataset, or the rows of Parquet files, with the images; None when they are embedded.
         image_size: side of the views in pixels, default the policy's.
@@ -172,12 +171,14 @@ class ReinforcedDataset(AugmentedDataset):
             self._source_rows[found >= 0] = found[found >= 0]
         if self._source_rows[position] != where:  # it was found, here or by another worker
             return self.encoded(position)
-        remedy = "load it without streaming=True (--streaming True), which finds images by their hashes"
+        remedy = ""
         if self._joined is not None:
-            remedy = "train on the images that are there with allow_missing=True (--allow_missing True)"
+            remedy = ", or train on the images that are there with allow_missing=True (--allow_missing True)"
+        elif not self.config.embed_images:
+            remedy = ", or load it without streaming=True (--streaming True), which finds images by their hashes"
         raise WrongImageError(
             f"Row {self.row(position)} of the source, which has {len(self.source)} rows, is another image than the "
-            f"one that was reinforced (hash {expected}). Use {recorded_place(self.config)}, or {remedy}."
+            f"one that was reinforced (hash {expected}). Use {recorded_place(self.config)}{remedy}."
         )
 
     def params(self, position: int, slot: int) -> dict[str, Any]:

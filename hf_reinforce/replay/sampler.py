@@ -41,13 +41,11 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     """Shuffles every epoch, keyed by (seed, epoch); an image and its mixing partner come next to each other.
 
     A dataset with `blocks`, whose rows are remote, is shuffled less: every dataloader worker of every rank has a run
-    of files of its own, reads up to 8 of them in turn, block by block, and shuffles the rows of 8 blocks. Every row
-    comes once an epoch all the same; the order then depends on `readers`.
+    of files of its own, reads up to 8 of them in turn, block by block, and shuffles the rows of 8 blocks.
 
     With repeated augmentation (Hoffer et al., 2020) an epoch visits one of `repeats` parts of the images, each image
-    `repeats` times in a row, under as many different augmentations. Over `repeats` epochs the samples are those that
-    plain epochs have, in another order: an image is decoded once where it was decoded `repeats` times, and a batch
-    holds fewer different images. What does not divide into equal parts is left out of the epochs, by turns.
+    `repeats` times in a row, under as many augmentations, and decodes it once. Over `repeats` epochs the samples are
+    those of plain epochs in another order. What does not divide into equal parts is left out, by turns.
 
     Args:
         dataset: what is sampled.

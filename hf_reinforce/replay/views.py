@@ -266,12 +266,7 @@ def _fresh_partners(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 class BatchViews:
-    """Views of one batch, each made once, although a sample and its partner may both ask for it.
-
-    Args:
-        dataset: where the images come from.
-        positions: of the batch's images; those that come more than once are decoded as a whole, and once.
-    """
+    """Views of one batch, each made once; images whose positions come more than once are decoded as a whole, once."""
 
     def __init__(self, dataset: AugmentedDataset, positions: Sequence[int] = ()) -> None:
         self._dataset = dataset

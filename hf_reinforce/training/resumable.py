@@ -22,12 +22,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer whose order of samples, that of `EpochSampler`, depends on (seed, epoch) alone.
 
     Datasets are collated by their method `collate`, where they have one, else by `data_collator`. Every image of an
-    evaluation set counts, also where training leaves out the last batch.
-
-    Args:
-        model: as `transformers.Trainer`.
-        args: see `ResumableTrainingArguments`.
-        kwargs: as `transformers.Trainer`.
+    evaluation set counts, also where training leaves out the last batch. Arguments are those of
+    `transformers.Trainer`, with `ResumableTrainingArguments`.
     """
 
     args: Any
@@ -40,13 +36,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         seed = args.seed if args.data_seed is None else args.data_seed
         readers = Readers(batch_size, max(1, args.dataloader_num_workers), args.world_size)
         sampler = EpochSampler(self.train_dataset, seed, getattr(args, "repeated_augmentation", 1), readers)
-        loader = self._loader(
-            self.train_dataset,
-            batch_size,
-            sampler=sampler,
-            drop_last=args.dataloader_drop_last,
-            persistent_workers=args.dataloader_persistent_workers,
-        )
+        options = {"drop_last": args.dataloader_drop_last, "persistent_workers": args.dataloader_persistent_workers}
+        loader = self._loader(self.train_dataset, batch_size, sampler=sampler, **options)
         # Where accelerate looks for what to tell the number of an epoch that is resumed in its middle.
         loader.batch_sampler.sampler = sampler
         return loader
@@ -54,9 +45,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every image of an evaluation set."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(
-            self.eval_dataset[dataset] if isinstance(dataset, str) else dataset, self.args.eval_batch_size
-        )
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        return self._loader(dataset, self.args.eval_batch_size)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Every image of a test set."""

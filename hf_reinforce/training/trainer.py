@@ -199,14 +199,9 @@ class KDTrainer(ResumableTrainer):
 
 
 class WeightAverage(TrainerCallback):  # type: ignore[misc]
-    """timm's `ModelEmaV3`, updated after every step: an exponential moving average of a student's weights.
+    """timm's `ModelEmaV3`, an exponential moving average of a student's weights: `module` is a student that has them.
 
-    Args:
-        model: the student; the average starts from its weights after the first step.
-        decay: weight of the average so far, in (0, 1).
-
-    Attributes:
-        module: a copy of the student with the averaged weights.
+    It is updated after every step, and starts from the weights after the first.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
