@@ -54,7 +54,7 @@ class Client:
         return self._pool.submit(function, *args, **kwargs)
 
     def __call__(self, function, *args, **kwargs):
-        return self.start(function, *args, **kwargs).result(timeout=120)
+        return self.start(function, *args, **kwargs).result(timeout=600)
 
     def close(self):
         if self._pool is not None:
