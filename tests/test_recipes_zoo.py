@@ -262,7 +262,7 @@ compare | --runs {file} | file
 compare | --runs {runs}/a --num_resamples 0 | --num_resamples
 detect | --train_annotations {folder}/broken.json | broken.json
 detect | --train_annotations {folder}/rows.json | rows.json
-detect | --train_annotations {folder}/coco.json | no.png
+detect | --train_annotations {folder}/coco.json | is no COCO JSON of images, annotations and categories
 detect | --train_images {empty} |
 detect | --model_args '{{"nonsense": 1}}' | --model_args
 detect | --detector_args '{{"nonsense": 1}}' | nonsense
