@@ -163,14 +163,15 @@ class Import:
             raise
         except ValueError as error:
             raise ValueError(f"{member.name} cannot be imported: {error}.") from error
-        target, (count, top_k) = self.target.storing(targets.label.shape[1]), targets.label.shape
+        count, stored_classes = targets.label.shape
+        target = self.target.storing(stored_classes)
         columns = {
             _PART: pa.array([part]),
             schema.SOURCE_ROW: pa.array([row]),
             schema.AUGMENTATION_PARAMS: _one_list(pa.array(params, self._params_type)),
             target.column: _one_list(target.records(encode(targets))),
         }
-        return pa.table(columns).slice(0, int(self._uses(row))), (count, top_k)
+        return pa.table(columns).slice(0, int(self._uses(row))), (count, stored_classes)
 
     def _uses(self, row: int) -> bool:
         return row >= 0 and self.facts.sizes[row] is not None

@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise UnsafePickleError(
-                f"it asks for {module}.{name}, which was not called; do not open the archive with torch.load or pickle."
+                f"it asks for {module}.{name}, which was not called; do not open it with torch.load or pickle."
             )
         return _ALLOWED[module, name]
 
