@@ -42,7 +42,7 @@ class Client:
             self._pool.submit(os.getpid).result()
 
     def __call__(self, function, *args, **kwargs):
-        return self._pool.submit(function, *args, **kwargs).result(timeout=120)
+        return self._pool.submit(function, *args, **kwargs).result(timeout=600)
 
     def close(self):
         self._pool.shutdown()

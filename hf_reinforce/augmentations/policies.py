@@ -215,7 +215,8 @@ def read_operation(item: Any) -> ViewAugmentation | MixAugmentation:
     options = {} if options is None else options
     known = sorted(option.name for option in fields(AUGMENTATIONS[name]))
     if not isinstance(options, Mapping) or not set(options) <= set(known):
-        raise ValueError(f"Operation {name!r} takes the options {known}; found {shortened(options)}.")
+        found = sorted(map(str, set(options) - set(known))) if isinstance(options, Mapping) else options
+        raise ValueError(f"Operation {name!r} takes the options {known}; found {shortened(found)}.")
     return AUGMENTATIONS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 

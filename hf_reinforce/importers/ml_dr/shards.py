@@ -164,7 +164,8 @@ class Import:
             raise
         except ValueError as error:
             raise ValueError(f"{member.name} cannot be imported: {error}.") from error
-        target, (count, stored_classes) = self.target.storing(targets.label.shape[1]), targets.label.shape
+        count, stored_classes = targets.label.shape
+        target = self.target.storing(stored_classes)
         columns = {
             _PART: pa.array([part]),
             schema.SOURCE_ROW: pa.array([row]),
