@@ -272,6 +272,8 @@ class RequestHandler(BaseHTTPRequestHandler):
         return Answer({"transfer": "basic", "objects": answers})
 
     def store_object(self, oid: str) -> Answer:
+        if hashlib.sha256(self.body).hexdigest() != oid:  # as of a client that was killed meanwhile
+            return Answer({}, 400)
         self.hub.objects[oid] = self.body
         return Answer({})
 

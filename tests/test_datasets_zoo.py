@@ -170,7 +170,7 @@ def masks(folder):
     unread(rows, folder)
 
 
-NO_CLASS, SCRIPT, MISSING = "not class indices", b"raise SystemExit(3)", "without a value"
+NO_CLASS, SCRIPT, MISSING = "not class indices", b"raise SystemExit(3)", "Row 1 has the label None"
 NO_NAMES = (None, "no ClassLabel column", "no labels")
 NO_FIT = "YAML at the top of README.md"
 FEATURES = "dataset_info:\n  features:\n  - name: foo\n    dtype: string"
@@ -183,7 +183,7 @@ ZOO = {
     "nothing": (lambda folder: None, "holds no images or Parquet files"),
     "script beside the rows": (file("script/script.py", SCRIPT), None),
     "script": (file("pets.py", SCRIPT, False), "scripts are no longer supported, but found pets.py"),
-    "labels -1": (of_labels([1, -1, *LABELS[2:]]), (*["Row 1 has the label -1"] * 2, "without a label")),
+    "labels -1": (of_labels([1, -1, *LABELS[2:]]), ["Row 1 has the label -1"] * 3),
     "labels null": (of_labels([1, None, *LABELS[2:]]), (None, "Row 1 has the label None", MISSING)),
     "labels all null": (of_labels([None] * ROWS), (None, "Row 0 has the label None", MISSING)),
     "labels of no type": (of_labels([None] * ROWS, Value("null")), NO_NAMES),
@@ -338,7 +338,7 @@ def test_a_label_beyond_the_names_is_not_evaluated(recipe, tmp_path):
     place = table.column_names.index("label")
     pq.write_table(table.set_column(place, table.field(place), pa.array([5, *[0] * (ROWS - 1)], pa.int64())), path)
     said = recipe("evaluate")
-    assert re.search("split 'test', has the label 5, but the 5 classes .* are 0 to 4; mend", said or "")
+    assert re.search("Row 0 has the label 5, but .*pets's classes are 0 to 4; mend", said or "")
 
 
 def test_unsigned_labels_are_counted_in_the_card(recipe, tmp_path):

@@ -225,7 +225,7 @@ def copy_shard(folder):
         (None, {"max_rows": 0}, r"max_rows \(--max_train_samples\) must be at least 1, not 0; leave"),
         (None, {"max_rows": -1, "streaming": True}, "must be at least 1, not -1"),
         (None, {"source": "stream"}, "source is a stream .* pass its Hub id or folder, or load_"),
-        (None, {"source": "splits"}, r"source has the splits \['train'\]; pass one of them: "),
+        (None, {"source": "splits"}, r"source has the splits \['train'\]; pass one of them"),
         (None, {"source": "renamed"}, r"but has \['img', 'label'\].*rename_column\(..., 'image'\)"),
     ],
 )

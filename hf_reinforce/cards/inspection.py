@@ -186,7 +186,7 @@ def verify_shards(folder: str | Path) -> tuple[int, list[str]]:
         The number of shards that there should be, and a sentence for each that is damaged, missing or too many.
 
     Raises:
-        ValueError: if the configuration is unfinished, or was made before checksums were recorded.
+        ValueError: if the configuration is unfinished, or has no checksums, as one of an earlier version.
 
     Example:
         from hf_reinforce import verify_shards
