@@ -35,7 +35,7 @@ class EvaluateArguments:
     dtype: str = option("float32, bfloat16 or float16.", "float32")
     seed: int = option("Seed of the corruptions.", 0)
     output_json: str | None = option("File to write the metrics to.")
-    output_dir: str | None = option("Folder to write all figures, predictions, a report and pictures to.")
+    output_dir: str | None = option("Folder to write all figures, predictions and a report with a picture to.")
 
 
 @one_line_errors

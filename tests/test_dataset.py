@@ -413,6 +413,7 @@ def test_part_of_a_reinforced_set_keeps_every_row_as_it_was(kind, stored, replay
 
 def test_partner_that_is_missing_from_a_selection(stored, source):
     rows, config = stored(MIXED)
+    assert len(ReinforcedDataset(rows.select([]), config, source)) == 0
     dataset = ReinforcedDataset(rows.select(range(1)), config, source, accept_pixel_mismatch=True)
     partners = [params["partner_row"] for params in rows[0]["augmentation_params"]]
     assert any(partners)

@@ -526,7 +526,7 @@ def test_checksums_are_sha256_and_made_where_an_earlier_version_did_not(run, tmp
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shard_files(folder, "train")}
     assert config.checksums == hashes
     ReinforcementConfig(**{**vars(config), "checksums": {}}).save(folder)
-    with pytest.raises(ValueError, match="is not finished; run the command"):
+    with pytest.raises(ValueError, match="is not finished, or older than checksums; run the command"):
         verify_shards(folder)
     before = identities(tmp_path / "one")
     run()

@@ -280,6 +280,14 @@ def test_a_sound_network_is_loaded_without_a_word(make, tmp_path, caplog, capfd)
         torch.testing.assert_close(load_teacher(str(tmp_path))(views), whole(views))
 
 
+def test_weights_of_an_earlier_form_are_converted_as_timm_does(tmp_path):
+    shape = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
+    of_timm("swin_tiny_patch4_window7_224", **shape)(tmp_path)
+    config(model_args=shape)(tmp_path)
+    weights(lambda state: state | {"layers.0.blocks.0.attn_mask": torch.zeros(64, 49, 49)})(tmp_path)
+    assert load_teacher(str(tmp_path)).num_classes == 5
+
+
 def test_a_body_without_a_head_is_enough_where_the_head_is_not_used(tmp_path):
     body = named_member(bad("a backbone", tmp_path / "body")[0], head=False)
     assert type(body.model).__name__ == "ViTForImageClassification"

@@ -610,6 +610,11 @@ def test_evaluation_is_that_of_all_logits_and_repeats_itself(drop_last, replay, 
     assert first["eval_loss"] == pytest.approx(expected["nll"], rel=1e-5)
 
 
+def test_views_that_mix_can_be_evaluated(replay, trainer_of):
+    dataset = replay(MIXED)
+    assert trainer_of(Student(), dataset, evaluation=dataset).evaluate()["eval_num_samples"] == len(dataset)
+
+
 def test_evaluation_does_not_disturb_training(replay, evaluation, trainer_of):
     quiet = trainer_of(Student(0), replay(MIXED))
     quiet.train()

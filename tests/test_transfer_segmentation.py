@@ -81,6 +81,16 @@ def test_bad_masks_are_refused_in_one_sentence(mask, options, message):
         dataset_of(mask, **options)[0]
 
 
+def test_masks_are_of_the_formats_that_images_may_have(tmp_path):
+    """Pillow reads others too, some by starting a program."""
+    PILImage.new("RGB", (20, 16)).save(tmp_path / "image.png")
+    PILImage.new("L", (20, 16)).save(tmp_path / "mask.eps")
+    files = {"image": [str(tmp_path / "image.png")], "annotation": [str(tmp_path / "mask.eps")]}
+    rows = Dataset.from_dict(files, features=Features({name: Image() for name in files}))
+    with pytest.raises(ValueError, match="Row 0: the image cannot be decoded: its bytes are none of JPEG"):
+        SegmentationDataset(rows, 4)[0]
+
+
 def test_crops_move_image_and_mask_together():
     image = torch.full((3, 90, 120), 50, dtype=torch.uint8)
     image[:, 20:70, 10:50] = 200

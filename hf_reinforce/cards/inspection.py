@@ -196,7 +196,10 @@ def verify_shards(folder: str | Path) -> tuple[int, list[str]]:
     folder = Path(folder)
     config = ReinforcementConfig.load(folder)
     if not config.checksums:
-        raise ValueError(f"{folder} is not finished; run the command that reinforces it again to complete it.")
+        raise ValueError(
+            f"{folder} is not finished, or older than checksums; run the command that reinforces it again to complete "
+            "it."
+        )
     remedy = "Run the command that reinforces it again"
     if any(teacher.get("kind") == "ml-dr" for teacher in config.teachers):
         remedy = "Import the archives again, into another folder"

@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
         return (
             f"{self.num_images:,} images, policy {self.policy}, N = {self.num_samples}: {views:,} views\n"
             f"disk   about {self.num_bytes / 1e6:,.1f} MB: {self.num_files:,} Parquet files, "
-            f"{self.num_bytes / views:.0f} bytes a reinforcement; the card and its pictures take about 1 MB more\n"
+            f"{self.num_bytes / views:.0f} bytes a reinforcement; the card and its picture take less than 1 MB more\n"
             f"speed  {views / self.seconds:,.0f} views/s\n"
             f"time   {', '.join(times)} devices like this one, in hours, minutes and seconds\n"
             "These are measured on a few images; other work on the machine changes the time."

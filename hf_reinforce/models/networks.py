@@ -1,6 +1,7 @@
 """One image classifier with its own preprocessing, loaded by name: a transformers or timm network, or a module."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -267,7 +268,10 @@ def _load_transformers(path: str, revision: str | None, given: Preprocessing | N
 def _load_timm(path: str, revision: str | None, given: Preprocessing | None) -> Loaded:
     location = f"local-dir:{path}" if Path(path).is_dir() else f"hf-hub:{path}" + (f"@{revision}" if revision else "")
     state = read_state(path, repository_file(path, revision, "model.safetensors", "pytorch_model.bin"))
-    return _with_weights(timm.create_model(location), state, given)
+    network = timm.create_model(location)
+    # What timm itself does with weights of an earlier form of the architecture.
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda state, network: state)
+    return _with_weights(network, convert(state, network), given)
 
 
 def _load_micronet(path: str, revision: str | None, given: Preprocessing | None) -> Loaded:

@@ -151,6 +151,8 @@ class ReinforcedDataset(AugmentedDataset):
 
     def _positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The position of each row of the source, -1 where it is missing."""
+        if not len(self):
+            return np.full(len(rows), -1)
         places = np.minimum(np.searchsorted(self._rows, rows, sorter=self._by_row), len(self) - 1)
         found = self._by_row[places]
         return np.where(self._rows[found] == rows, found, -1)

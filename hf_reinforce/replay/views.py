@@ -243,10 +243,10 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return batch
 
 
-def mixed_views(policy: AugmentationPolicy, batch: Mapping[str, Tensor]) -> Tensor:
+def mixed_views(policy: AugmentationPolicy | None, batch: Mapping[str, Tensor]) -> Tensor:
     """The B views of a batch, mixed with their partners where its policy mixes: float, values 0 to 255."""
     views = batch["pixel_values"].float()
-    if "partner" not in batch:
+    if policy is None or "partner" not in batch:
         return views
     return policy.mix(views[: len(batch["partner"])], views[batch["partner"]], batch)
 

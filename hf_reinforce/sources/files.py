@@ -64,14 +64,14 @@ def check_no_local_paths(shard: Path) -> None:
     parquet = pq.ParquetFile(shard)
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     texts = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING" and leaf.path != schema.IMAGE_HASH]
-    table = parquet.read(texts)
-    for name in table.column_names:
-        path = next(_local_paths(table.column(name)), None)
+    files = {leaf.path.removesuffix("bytes") + "path" for leaf in leaves if leaf.path.endswith(".bytes")}
+    for leaf in texts:
+        path = next(_local_paths(parquet.read([leaf]).column(0), leaf in files), None)
         if path is not None:
             raise ValueError(
-                f"{shard}: the column {name!r} holds {path!r}, a path of this machine, which others cannot read and "
-                "need not know. Reinforce again into another folder: files are stored now, and columns of such texts "
-                "are left out."
+                f"{shard}: the column {leaf.split('.')[0]!r} holds {path!r}, a path of this machine, which others "
+                "cannot read and need not know. Reinforce again into another folder: files are stored now, and "
+                "columns of such texts are left out."
             )
 
 
@@ -93,13 +93,13 @@ def _parts(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
 def _is_file(array: pa.Array) -> bool:
     """Whether it is an image or another file of `datasets`, of which the bytes may have been left out."""
     kind = array.type
-    return pa.types.is_struct(kind) and {field.name for field in kind} in ({"bytes", "path"}, {"path"})
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
 
 
-def _local_paths(values: pa.Array | pa.ChunkedArray) -> Iterator[str]:
-    """Paths of this machine, at any depth."""
+def _local_paths(values: pa.Array | pa.ChunkedArray, of_files: bool = False) -> Iterator[str]:
+    """Paths of this machine, at any depth; `of_files` are all of the texts."""
     for part in _parts(values):
         texts = pc.struct_field(part, "path") if _is_file(part) else part
         for text in texts.filter(pc.match_substring_regex(texts, _ABSOLUTE)).unique().to_pylist():
-            if _is_file(part) or re.match(_OF_SOMEBODY, text) or os.path.exists(text):
+            if of_files or _is_file(part) or re.match(_OF_SOMEBODY, text) or os.path.exists(text):
                 yield text

@@ -156,9 +156,9 @@ class KDTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Loss (cross-entropy), logits and labels of an evaluation batch."""
-        labels = inputs.get("labels")
+        labels, policy = inputs.get("labels"), getattr(self.train_dataset, "policy", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits, _ = self._logits(model, inputs["pixel_values"].float())
+            logits, _ = self._logits(model, mixed_views(policy, inputs))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels).detach()
         return (loss, None, None) if prediction_loss_only else (loss, logits.detach(), labels)
 

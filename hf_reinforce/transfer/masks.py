@@ -1,13 +1,11 @@
 """Images with label maps, for semantic segmentation."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 import torch
 from datasets import Dataset, Features, Image
 from torchvision import tv_tensors
@@ -92,13 +90,13 @@ class SegmentationDataset(TransferDataset):
         """The image of a row, and its mask."""
         encoded, encoded_mask = (images.read_encoded(values[column]) for column in self._columns)
         image = images.decode(encoded)
-        with PIL.Image.open(io.BytesIO(encoded_mask)) as opened:
-            if opened.getbands() not in (("L",), ("P",), ("1",), ("I",), ("I;16",)):
-                raise ValueError(
-                    f"the mask has the channels {''.join(opened.getbands())}; expected one channel with the classes, "
-                    "not colours. Convert it to a palette or grayscale PNG."
-                )
-            mask = np.asarray(opened).astype(np.int64)
+        with images.opened(encoded_mask) as opened:
+            bands, mask = opened.getbands(), np.asarray(opened).astype(np.int64)
+        if bands not in (("L",), ("P",), ("1",), ("I",), ("I;16",)):
+            raise ValueError(
+                f"the mask has the channels {''.join(bands)}; expected one channel with the classes, not colours. "
+                "Convert it to a palette or grayscale PNG."
+            )
         if image.shape[1:] != mask.shape:
             sizes = ["x".join(map(str, reversed(shape))) for shape in (image.shape[1:], mask.shape)]
             raise ValueError(f"the image has {sizes[0]} pixels and its mask {sizes[1]}; give one mask value a pixel.")
