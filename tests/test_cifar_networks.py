@@ -1,9 +1,14 @@
-"""Students and teacher of the CIFAR-100 tables: their size, and that timm knows them."""
+"""Students and teacher of the CIFAR-100 tables: their size, and that timm and the recipes know them."""
+
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
+from recipe_modules import load_recipe
 from safetensors.torch import save_file
+from tiny import tiny_dataset
 
 from hf_reinforce import create_student, load_teacher
 from hf_reinforce.models.students import student_preprocessing
@@ -44,6 +49,34 @@ def test_a_student_is_saved_and_loaded_by_path(tmp_path):
     with torch.no_grad():
         found = pretrained.eval()(student_preprocessing(student)(views)).logits.log_softmax(-1)
     torch.testing.assert_close(found, expected.flip(-1), rtol=1e-4, atol=1e-5)
+
+
+FRESH = """
+import sys, torch
+from transformers import AutoModelForImageClassification
+from hf_reinforce import load_teacher
+
+folder = sys.argv[1]
+answer = load_teacher(f"{folder}/student")(torch.load(f"{folder}/views.pt"))
+weights = AutoModelForImageClassification.from_pretrained(f"{folder}/student").timm_model.state_dict()
+torch.save((answer, weights), f"{folder}/answer.pt")
+"""
+
+
+def test_a_trained_student_is_loaded_by_its_folder_in_a_fresh_process(tmp_path, monkeypatch):
+    tiny_dataset(12).to_parquet(tmp_path / "images" / "train.parquet")
+    flags = "--method plain --policy small_crop --image_size 32 --model_name_or_path cifar_resnet20 --use_cpu True"
+    flags += f" --max_steps 2 --per_device_train_batch_size 4 --dataset_name {tmp_path}/images"
+    monkeypatch.setattr(sys, "argv", ["train_kd.py", *flags.split(), "--output_dir", str(tmp_path / "student")])
+    load_recipe("train_kd").main()
+    views = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    torch.save(views, tmp_path / "views.pt")
+    subprocess.run([sys.executable, "-c", FRESH, str(tmp_path)], check=True, timeout=300)
+    answer, weights = torch.load(tmp_path / "answer.pt")
+    torch.testing.assert_close(answer, load_teacher(str(tmp_path / "student"))(views))
+    torch.testing.assert_close(
+        weights, timm.create_model(f"local-dir:{tmp_path}/student", pretrained=True).state_dict()
+    )
 
 
 def test_a_micronet_folder_must_be_whole(tmp_path):

@@ -102,7 +102,9 @@ def there(tmp_path_factory):
         "sizeless.yaml": "output_dir: outputs/x\nstages: {}\n",
         "broken.json": '{"images": [',
         "rows.json": '{"0": 1}',
-        "coco.json": '{"images": [{"id": 1, "file_name": "no.png", "width": 8, "height": 8}], "annotations": []}',
+        "coco.json": '{"images": [{"id": 1, "file_name": "no.png"}], "annotations": []}',
+        "no_image.json": '{"images": [{"id": 1, "file_name": "no.png"}], "categories": [{"id": 7, "name": "dot"}], '
+        '"annotations": [{"image_id": 1, "category_id": 7, "bbox": [0, 0, 8, 8]}]}',
     }
     for name, text in documents.items():
         (folder / name).write_text(text)
@@ -262,7 +264,8 @@ compare | --runs {file} | file
 compare | --runs {runs}/a --num_resamples 0 | --num_resamples
 detect | --train_annotations {folder}/broken.json | broken.json
 detect | --train_annotations {folder}/rows.json | rows.json
-detect | --train_annotations {folder}/coco.json | is no COCO JSON of images, annotations and categories
+detect | --train_annotations {folder}/coco.json | annotations of boxes and categories (KeyError: 'categories')
+detect | --train_annotations {folder}/no_image.json | no.png
 detect | --train_images {empty} |
 detect | --model_args '{{"nonsense": 1}}' | --model_args
 detect | --detector_args '{{"nonsense": 1}}' | nonsense

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from hub_server import Fault, RequestHandler
 from PIL import Image as PIL
+from test_scale_out import in_processes
 from tiny import encode_image, tiny_dataset, tiny_teacher
 from torch.utils.data import DataLoader
 
@@ -336,6 +337,29 @@ def test_training_and_resuming(policy, form, num_workers, streaming, stored, dec
     assert torch.equal(again, weight)
     left = sum(map(len, rest))
     assert decoded.value == left if policy == "rrc" else left <= decoded.value < ROWS, "no more than what is left"
+
+
+def in_a_rank(folder, output):
+    stream, options = load_reinforced(folder, streaming=True), {"per_device_train_batch_size": 7}
+    whole = run_of(stream, output, save_strategy="steps", save_steps=20, **options)
+    again = run_of(stream, output, str(output / "checkpoint-20"), **options)
+    torch.save((whole, again), output / f"{os.environ['RANK']}.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # of Python 3.12
+def test_two_ranks_train_in_step_and_resume_with_the_same_samples(stored, tmp_path):
+    folder = stored("small_mixing_randaug", "stream")
+    in_processes(2, in_a_rank, folder, tmp_path)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for (seen, weight), (rest, again) in ranks:
+        assert len(rest) == 10 and all(torch.equal(a, b) for a, b in zip(rest, seen[20:], strict=True))
+        assert torch.equal(weight, again) and torch.equal(weight, ranks[0][0][1])
+    dataset = load_reinforced(folder)
+    for epoch in range(2):  # 29 batches each, of which the first comes once more
+        seen = [torch.cat(seen[15 * epoch : 15 * epoch + 15]).tolist() for (seen, _), _ in ranks]
+        assert [len(part) for part in seen] == [15 * 7, 15 * 7]
+        values = [dataset[epoch * ROWS + row]["target_value"].tolist() for row in range(ROWS)]
+        assert set(map(tuple, seen[0] + seen[1])) == set(map(tuple, values))
 
 
 def test_a_spawned_worker_gets_the_same_samples(stored):
