@@ -1,7 +1,7 @@
 """Evaluates a student, a teacher or an ensemble: accuracy, calibration error, log-likelihood, Brier score, robustness.
 
 python recipes/evaluate.py --model_name_or_path outputs/student --dataset_name uoft-cs/cifar100 --split test
-python recipes/evaluate.py --model_name_or_path outputs/student --suite cifar_robustness \
+python recipes/evaluate.py --model_name_or_path outputs/student --suite cifar_robustness \\
     --output_dir outputs/student/evaluation
 """
 
@@ -121,7 +121,7 @@ def evaluate_dataset(args, model, settings):
     evaluator.evaluate_entry(model, name, entry, {"": task}, settings, found, args.output_dir)
     result = found.datasets[name]
     figures = {"model": found.model, "dataset": args.dataset_name, "split": args.split, **result.metrics}
-    return found, {**figures, "num_samples": float(result.num_samples), "classes": result.class_map}
+    return found, {**figures, "num_samples": result.num_samples, "classes": result.class_map}
 
 
 if __name__ == "__main__":

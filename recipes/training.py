@@ -78,7 +78,14 @@ def train(trainer, checkpoint):
 
 def check_same_run(args, asked) -> None:
     """Keeps the settings of a run in its `run.json`, and refuses to go on with what was begun with other ones."""
+    from hf_reinforce.store.config import CONFIG_FILE
+
     path = Path(args.output_dir) / "run.json"
+    if any(path.parent.glob(f"*/{CONFIG_FILE}")):
+        raise ValueError(
+            f"{args.output_dir} holds a reinforced dataset, whose card (README.md) would be lost; choose another "
+            "--output_dir."
+        )
     there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     different = [
         f"{key}: {value!r}, not {there[key]!r}" for key, value in asked.items() if value != there.get(key, value)

@@ -84,7 +84,10 @@ def recorded_teacher(args, target):
         own = preprocessing_from(teacher["preprocessing"])
         member = named_member(name, args.teacher_checkpoint, teacher["revision"], own)
         if member.weight_hash != teacher["weight_hash"]:
-            raise ValueError(f"{name} has other weights than those that answered: {member.weight_hash}.")
+            raise ValueError(
+                f"{name} has other weights ({member.weight_hash}) than the teacher that answered, {teacher['name']} "
+                f"({teacher['weight_hash']}); name that one with --teacher_name_or_path."
+            )
         recorded = {"weight": teacher["weight"], "class_map": teacher.get("class_map")}
         members.append(replace(member, preprocessing=own, **recorded))
     return Teacher(members, target.temperature, target.class_map)

@@ -163,6 +163,7 @@ def test_names_that_are_none(name, expected, folder, monkeypatch):
     assert "is not a reinforced dataset; recipes/reinforce.py makes" in refused(
         load_reinforced, str(folder / "photos")
     )
+    assert f"name the folder above, {folder / 'photos-plus'}" in refused(load_reinforced, "rrc")
 
 
 # Reinforced folders

@@ -96,6 +96,7 @@ def test_metrics_are_evaluation_results(trained):
     assert result["dataset"] == {**expected, "revision": "0" * 40}
     found = {name: trained.found[f"eval_{name}"] for name in ("accuracy", "accuracy_top5", "nll", "ece", "brier")}
     values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert not any("%" in metric["name"] for metric in result["metrics"]), "the values are shares"
     assert values.pop("ece_adaptive") >= 0 and values == pytest.approx(found, abs=1e-6)
     assert all(isinstance(item, EvalResult) for item in card.data.eval_results)
     assert card.data.to_dict() == front and front["datasets"] == ["me/pets-plus", "somebody/pets"]

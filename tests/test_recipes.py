@@ -390,6 +390,13 @@ def test_a_folder_with_another_run_is_not_resumed(train, workshop):
     assert (folder / "train_results.json").read_text(encoding="utf-8") == figures
 
 
+def test_a_reinforced_dataset_keeps_its_card(train, plus):
+    card = (plus / "README.md").read_bytes()
+    with pytest.raises(SystemExit, match="holds a reinforced dataset"):
+        train(max_steps=1, method="reinforced", output_dir=plus)
+    assert (plus / "README.md").read_bytes() == card
+
+
 def test_a_part_of_a_dataset_is_balanced(recipe, workshop, tmp_path, capsys):
     def part(name, *flags):
         recipe("subset", *flags, dataset_name=workshop / "pets", output_dir=tmp_path / name)

@@ -111,6 +111,12 @@ def test_unknown_students(name, message, tmp_path):
         create_student(str(tmp_path) if name == "FOLDER" else name, 3, 32)
 
 
+@pytest.mark.parametrize(("num_labels", "names"), [(0, None), (3, ["cat"])])
+def test_a_student_has_a_name_for_each_class(num_labels, names):
+    with pytest.raises(ValueError, match="num_labels must be at least 1 and the number of class_names"):
+        create_student("resnet10t", num_labels, 32, names)
+
+
 # Saved by KDTrainer.
 
 

@@ -69,7 +69,8 @@ def write_model_card(
         where = {**evaluation, "dataset_type": on, "dataset_name": on}
         task = {"task_type": "image-classification", "task_name": "Image Classification"}
         for key, value in metrics.items():
-            metric = {"metric_type": key, "metric_name": METRICS[key].heading, "metric_value": round(value, 6)}
+            title = METRICS[key].heading.removesuffix(" (%)")  # the values are shares
+            metric = {"metric_type": key, "metric_name": title, "metric_value": round(value, 6)}
             results.append(EvalResult(**task, **where, **metric))
     settings: dict[str, Any] = extract_hyperparameters_from_trainer(trainer)
     if args.timm_optimizer:

@@ -10,6 +10,7 @@ from datasets import Dataset, Image, IterableDataset
 from torch import Tensor
 
 from hf_reinforce.augmentations import Crop
+from hf_reinforce.models.classes import class_words
 from hf_reinforce.randomness import PARTNER_BLOCK
 from hf_reinforce.replay.dataset import ReinforcedDataset
 from hf_reinforce.store.atomic import whole_file
@@ -65,7 +66,7 @@ def draw(dataset: ReinforcedDataset, positions: Sequence[int], path: Path) -> No
     from matplotlib.figure import Figure  # the object interface: no display and no global state
     from matplotlib.patches import Rectangle
 
-    views, names = min(_VIEWS, dataset.config.num_samples), dataset.config.class_names
+    views, names = min(_VIEWS, dataset.config.num_samples), class_words(dataset.config.class_names or ())
     figure = Figure(figsize=(1.8 * (views + 1), 3.1 * len(positions)), layout="constrained")
     axes = figure.subplots(2 * len(positions), views + 1, squeeze=False, height_ratios=[2, 1.1] * len(positions))
     resized: list[Any] = [operation for operation in dataset.policy.view_operations if operation.stage == "resize"]

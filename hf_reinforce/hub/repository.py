@@ -29,10 +29,16 @@ class Repository:
         is the commit that the branch or tag named when the cache was filled.
 
         Raises:
-            ValueError: if there is no such repository or revision, it may not be read, or is in no cache while the Hub
-                cannot be reached.
+            ValueError: if there is no such repository or revision, it may not be read, is in no cache while the Hub
+                cannot be reached, or is the folder of a configuration.
         """
         path = resolve(name)
+        if Path(path, CONFIG_FILE).is_file():
+            above = Path(path).absolute()
+            raise ValueError(
+                f"{name} is the configuration {above.name!r} of a reinforced dataset; name the folder above, "
+                f"{above.parent}, and the configuration beside it."
+            )
         if Path(path).exists():
             return cls(name, Path(path), None)
         with explained(name, revision):

@@ -235,9 +235,10 @@ def _kind(name: str, path: str, revision: str | None) -> str:
     try:
         file = repository_file(path, revision, "config.json")
     except OSError as error:
+        bare = "A bare timm architecture needs checkpoint=FILE (--teacher_checkpoint or --model_checkpoint). "
         raise ValueError(
             f"There is no image classifier {name!r}: neither a folder with a config.json nor a Hub repository "
-            f"that can be reached. A bare timm architecture needs its weights: checkpoint=FILE. ({error})"
+            f"that can be reached. {'' if '/' in name else bare}({error})"
         ) from error
     config = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(config, dict) or not {"model_type", "architecture"} & set(config):

@@ -55,7 +55,7 @@ def create_student(
         A transformers `PreTrainedModel`. `KDTrainer.save_model` saves it so that transformers and timm load it.
 
     Raises:
-        ValueError: if there is no such architecture, folder or repository.
+        ValueError: if there is no such architecture, folder or repository, or not a name for each class.
 
     Example:
         from hf_reinforce import create_student
@@ -66,6 +66,10 @@ def create_student(
     from transformers import AutoModelForImageClassification
 
     names = list(class_names) if class_names else [f"LABEL_{index}" for index in range(num_labels)]
+    if not 0 < num_labels == len(names):
+        raise ValueError(
+            f"num_labels must be at least 1 and the number of class_names, not {num_labels} ({len(names)})."
+        )
     source = None if is_architecture(name_or_path) else named_member(name_or_path, revision=revision, head=False)
     config = _configuration(name_or_path, source, model_args or {})
     config.id2label = dict(enumerate(names))

@@ -134,7 +134,7 @@ class Teacher:
     def to(self, device: torch.device | str, dtype: str | None = None) -> "Teacher":
         """Moves the networks; with `bfloat16` or `float16` also casts them, see docs/guide.md for what that costs."""
         if dtype not in (None, *DTYPES):
-            raise ValueError(f"The teacher's dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+            raise ValueError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
         for member in self.members:
             member.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             if dtype is not None:

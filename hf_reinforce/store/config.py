@@ -209,7 +209,7 @@ class ReinforcementConfig:
         """
         path = Path(folder) / CONFIG_FILE
         if not path.exists():
-            raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}, so it holds no reinforced dataset.")
+            raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; name the folder of a configuration.")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls.from_dict(data if isinstance(data, dict) else {})

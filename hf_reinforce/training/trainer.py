@@ -79,6 +79,8 @@ class KDTrainer(ResumableTrainer):
         preprocessing: Preprocessing | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(args, KDTrainingArguments):
+            raise TypeError(f"args must be KDTrainingArguments, not a {type(args).__name__}.")
         if args.method == "online" and teacher is None:
             raise ValueError('method="online" needs a teacher; pass teacher= (--teacher_name_or_path).')
         _check_dataset("train_dataset", train_dataset, args.method == "plain" or args.hard_label_weight > 0)
