@@ -24,4 +24,5 @@ def read_document(path: Path) -> Any:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except Exception as error:  # PyYAML raises whatever its constructors run into
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path} is neither JSON nor YAML ({reason}).") from error
+        fault = "cannot be read" if isinstance(error, OSError) else "is neither JSON nor YAML"
+        raise ValueError(f"{path} {fault} ({reason}).") from error
