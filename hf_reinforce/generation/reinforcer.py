@@ -95,6 +95,8 @@ class Reinforcer:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
         self.teachers = [*teacher] if isinstance(teacher, Sequence) else [teacher]
+        if isinstance(teacher, str) or not isinstance(policy, AugmentationPolicy):
+            raise TypeError("Pass what load_teacher(NAME) and load_policy(NAME, SIZE) return, not the names.")
         self.targets = [each.target(**target_options) for each in self.teachers]
         columns = [target.column for target in self.targets]
         if len(set(columns)) < len(columns):

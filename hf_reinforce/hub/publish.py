@@ -185,7 +185,8 @@ def _finished_configs(folder: Path, names: Collection[str] | None) -> dict[str, 
     chosen = there if names is None else sorted(set(names))
     if not chosen or not set(chosen) <= set(there):
         raise ValueError(
-            f"{folder} has no configuration {names or 'of a reinforced dataset'}; those it has are {there}."
+            f"{folder} has no configuration {names or 'of a reinforced dataset'}; those it has are {there}. Name the "
+            "folder that reinforce.py wrote (--output_dir), and its configurations."
         )
     configs = {name: ReinforcementConfig.load(folder / name) for name in chosen}
     for name, config in configs.items():

@@ -52,8 +52,12 @@ class Teacher:
     def __init__(
         self, members: Sequence[Member], temperature: float = 1.0, class_map: Sequence[int] | None = None
     ) -> None:
-        if not members or not all(0 < value < math.inf for value in (temperature, *(m.weight for m in members))):
-            raise ValueError("A teacher needs at least one member, positive weights and a positive temperature.")
+        weights = [member.weight for member in members]
+        if not members or not all(0 < value < math.inf for value in (temperature, *weights)):
+            raise ValueError(
+                "A teacher needs at least one member, positive weights and a positive temperature; its weights are "
+                f"{weights}, its temperature is {temperature}."
+            )
         self.members = tuple(members)
         self.temperature = temperature
         counts = [member.count_classes() for member in members]
