@@ -1,8 +1,7 @@
 """Evaluates a student, a teacher or an ensemble: accuracy, calibration error, log-likelihood, Brier score, robustness.
 
 python recipes/evaluate.py --model_name_or_path outputs/student --dataset_name uoft-cs/cifar100 --split test
-python recipes/evaluate.py --model_name_or_path outputs/student --suite cifar_robustness \\
-    --output_dir outputs/student/evaluation
+python recipes/evaluate.py --suite cifar_robustness --model_name_or_path outputs/student --output_dir outputs/figures
 """
 
 from dataclasses import dataclass
