@@ -239,6 +239,13 @@ def test_pickles(noise, place, way, protocol):
     refusal(safe_load, bytes(data[: len(data) - (way > 3)]), "a.pth.tar")
 
 
+def test_what_a_file_says_is_written_out_in_messages(tmp_path):
+    path = tmp_path / "reinforcement.json"
+    path.write_text(json.dumps({**example().to_dict(), "checksums": {"\x1f[31m": None}}), encoding="utf-8")
+    found = refusal(ReinforcementConfig.load, tmp_path), refusal(safe_load, b"F\x1b[2J\n.", "a.pth.tar")
+    assert [r"checksums.\x1f[31m must be" in str(found[0]), r"\x1b[2J" in str(found[1])] == [True, True]
+
+
 @contextmanager
 def little_memory(most):
     tracemalloc.start()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hf_reinforce.augmentations.policies import AugmentationPolicy
+from hf_reinforce.models.classes import printable
 from hf_reinforce.schema import REINFORCEMENT_COLUMNS, SCHEMA_VERSION, Count, Index
 from hf_reinforce.splits import stored_split
 from hf_reinforce.store.atomic import write_whole
@@ -214,7 +215,7 @@ class ReinforcementConfig:
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls.from_dict(data if isinstance(data, dict) else {})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} cannot be used: {error}") from error
+            raise ValueError(f"{path} cannot be used: {printable(error)}") from error
 
     def differences(self, other: "ReinforcementConfig") -> list[str]:
         """Fields in which two configurations make different data, as `field: mine, not theirs`.

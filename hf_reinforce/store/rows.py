@@ -21,6 +21,8 @@ from datasets.table import table_cast
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from hf_reinforce.models.classes import printable
+
 BLOCK = 64  # most rows of a block, which lie in one row group
 _KEPT = 32 * BLOCK  # rows: what two windows of `sampler.local_order` touch
 _READ_AT_ONCE = 16  # places where reading goes on
@@ -283,7 +285,7 @@ def _named(file: str) -> Iterator[None]:
     except (pa.ArrowInvalid, OSError) as error:
         if type(error) not in (pa.ArrowInvalid, OSError) or getattr(error, "errno", None):  # not of Arrow
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = printable(" ".join(str(error).split())).rstrip(".")
         raise ValueError(
             f"{file} cannot be read, probably because it was cut short: {reason}. {repair(file)}"
         ) from error

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hf_reinforce.models.classes import printable
+
 MAX_RECORD_BYTES = 2**24
 """Most that one file may hold, compressed or not, of which Python makes at most 1 GB. The largest published ones,
 N = 8000, hold about 2 MB."""
@@ -166,11 +168,11 @@ def safe_load(data: bytes, name: str) -> Any:
             value = _load(stream)
         return value
     except UnsafePickleError as error:
-        raise UnsafePickleError(f"{name} is refused: {error}") from error
+        raise UnsafePickleError(f"{name} is refused: {printable(error)}") from error
     except Exception as error:  # a damaged pickle raises whatever its opcodes run into
         raise ValueError(
             f"{name} cannot be read: it is damaged, or was not written by torch.save or joblib.dump "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {printable(error)})."
         ) from error
 
 
