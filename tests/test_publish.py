@@ -304,7 +304,7 @@ def test_what_the_hub_refuses(hub, client, folder):
     repository = hub.add_repository("dataset", "me/tagged", {"notes.txt": b"old"})
     repository.tags["v1"] = commit = repository.find("main")
     hub.forget()
-    for name, dry_run in (("v1", True), (commit, False)):
+    for name, dry_run in (("v1", True), (commit, False), (commit[:9], False)):
         with pytest.raises(
             ValueError, match=f"'{name}' is a tag or a commit of me/tagged.*name a branch with revision"
         ):

@@ -618,6 +618,8 @@ REFUSED = [
     ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', not 'ignore'"),
     ({"num_worker": 1}, "keyword argument 'num_worker'"),
     ({"temperature": 2.0}, "keyword argument 'temperature'"),
+    ({"first_sample": 1}, "keyword argument 'first_sample'"),
+    ({"teacher": "me/teacher"}, "Pass what load_teacher.NAME. and load_policy"),
 ]
 
 
@@ -645,6 +647,8 @@ def test_a_reinforcer_refuses_other_batches():
         reinforcer(batch.slice(0, 50), range(50, 100))
     with pytest.raises(ValueError, match='with_format."arrow"'):
         reinforcer({"image": []}, [])
+    with pytest.raises(TypeError, match="not the names"):
+        Reinforcer(tiny_teacher(CLASSES), "mixing", 1)
 
 
 @pytest.mark.parametrize(

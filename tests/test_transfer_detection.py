@@ -233,15 +233,15 @@ def average_precision(detector, dataset):
 def test_detector_learns_the_scenes_it_has_seen(scenes, tmp_path):
     dataset = DetectionDataset(read_coco(scenes / "images/train", scenes / "train.json"))
     detector = new_detector().train()
-    optimizer, losses = torch.optim.AdamW(detector.parameters(), 2e-3), []
-    for step in range(24):
+    optimizer, losses = torch.optim.AdamW(detector.parameters(), 1e-3), []
+    for step in range(40):
         batch = collate([dataset[(4 * step + i) % 8] for i in range(4)])
         loss = sum(detector(batch["images"], batch["targets"]).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
     assert average_precision(detector, dataset) > 10 * average_precision(new_detector(), dataset) + 0.05
     detector.save_pretrained(tmp_path)
     again, image = Detector.from_pretrained(tmp_path), [dataset[0]["images"]]

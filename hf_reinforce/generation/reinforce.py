@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from hf_reinforce import images
 from hf_reinforce.augmentations.policies import AugmentationPolicy
-from hf_reinforce.generation.reinforcer import Reinforcer
+from hf_reinforce.generation.reinforcer import Reinforcer, as_list
 from hf_reinforce.models.teachers import ClassMap
 from hf_reinforce.randomness import PARTNER_BLOCK, shuffled_rows
 from hf_reinforce.sources.files import embed_files
@@ -140,14 +140,14 @@ def reinforce(
     dataset, source = recorded_source(dataset, image_column, label_column, *where, embed_images)
     label = dataset.features[source.label_column] if source.label_column else None
     names = label.names if isinstance(label, ClassLabel) else None
-    teachers = [*teacher] if isinstance(teacher, Sequence) else [teacher]
-    teachers = [each.with_classes(names, class_map) for each in teachers]
+    teachers = [each.with_classes(names, class_map) for each in as_list(teacher, policy)]
     reinforcer = Reinforcer(
         teachers,
         policy,
         num_samples,
         image_column=source.image_column,
         label_column=source.label_column,
+        first_sample=0,  # a run finds out by itself how many there are
         embed_images=embed_images,
         device=state.device if device is None else device,
         **options,

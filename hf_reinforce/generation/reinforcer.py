@@ -94,9 +94,7 @@ class Reinforcer:
             raise ValueError(f"num_samples must be at least {first_sample + 1}, not {num_samples}.")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}.")
-        self.teachers = [*teacher] if isinstance(teacher, Sequence) else [teacher]
-        if isinstance(teacher, str) or not isinstance(policy, AugmentationPolicy):
-            raise TypeError("Pass what load_teacher(NAME) and load_policy(NAME, SIZE) return, not the names.")
+        self.teachers = as_list(teacher, policy)
         self.targets = [each.target(**target_options) for each in self.teachers]
         columns = [target.column for target in self.targets]
         if len(set(columns)) < len(columns):
@@ -185,6 +183,14 @@ class Reinforcer:
                 block.answers[target.column].append(target.encode(teacher(seen)))
         if per == "view":
             self.report(len(seen))
+
+
+def as_list(teacher: AnyTeacher | Sequence[AnyTeacher], policy: AugmentationPolicy) -> list[AnyTeacher]:
+    """The teachers, one or several; a TypeError where they or the policy are only named."""
+    teachers = [*teacher] if isinstance(teacher, Sequence) else [teacher]
+    if any(isinstance(each, str) for each in (*teachers, policy)):
+        raise TypeError("Pass what load_teacher(NAME) and load_policy(NAME, SIZE) return, not the names.")
+    return teachers
 
 
 def _ahead(stage: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:

@@ -169,12 +169,12 @@ def _state(api: HfApi, repo_id: str, branch: str) -> _State:
     except RepositoryNotFoundError:
         return _State()
     tags = {ref.name: ref.target_commit for ref in refs.tags}
-    if branch in tags or re.fullmatch(r"[0-9a-f]{40}", branch):
+    exists = branch.startswith("refs/pr/") or branch in {ref.name for ref in refs.branches}
+    if not exists and (branch in tags or re.fullmatch(r"[0-9a-f]{7,40}", branch)):
         raise ValueError(
             f"{branch!r} is a tag or a commit of {repo_id}, and what it holds cannot change; name a branch with "
             "revision=, and the result with tag=."
         )
-    exists = branch.startswith("refs/pr/") or branch in {ref.name for ref in refs.branches}
     info = api.dataset_info(repo_id, revision=branch if exists else "main", files_metadata=True)
     return _State(info.sha, info.private, {file.rfilename: file for file in info.siblings or ()}, tags)
 

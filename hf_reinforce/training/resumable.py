@@ -61,6 +61,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             generator=torch.Generator(),  # not that of dropout: a resumed run starts its workers at other times
             worker_init_fn=_start_worker,
