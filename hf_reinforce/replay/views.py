@@ -136,6 +136,8 @@ class AugmentedDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(
                 "Images that are streamed are not kept; leave out cache_images (--cache_images False), or streaming."
             )
+        if self._cache is not None:
+            return
         pieces: list[Tensor] = []
         where: list[tuple[int, int, int]] = []
         progress = tqdm(total=len(self), desc="Decoding the images", unit="image")
